@@ -1,0 +1,76 @@
+# `make` lists the targets. Each sets up what it needs in a virtual environment of its own, .venv-<Python version>.
+
+PYTHON ?= python3
+SWEEP ?= experiments/quick.py
+RESULTS ?= results/quick
+PYTEST_ARGS ?=
+
+VERSION := $(shell '$(PYTHON)' -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+VENV := .venv-$(VERSION)
+BIN := $(VENV)/bin
+# Written last, so that an interrupted installation starts again.
+INSTALLED := $(VENV)/.installed
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+PACKAGES := analysis envs experiments rlsuite
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup sweep report test learning lint bench clean
+
+help:
+	@echo 'make setup      create the virtual environment (every target below does so by itself)'
+	@echo 'make sweep      train and compare; SWEEP=$(SWEEP) by default'
+	@echo 'make report     statistics and figure of RESULTS=$(RESULTS)'
+	@echo 'make test       the tests; PYTEST_ARGS="-k ppo" to choose'
+	@echo 'make learning   the slow tests: train to known scores'
+	@echo 'make lint       ruff (lint and format) and mypy'
+	@echo 'make bench      measure speed'
+	@echo 'make clean      remove environments, caches and build outputs; results/ stays'
+	@echo
+	@echo 'Another Python (3.11 or newer): make test PYTHON=/path/to/python3.12'
+
+setup: $(INSTALLED)
+	@echo '$(VENV) is ready; to use it in this shell: . $(BIN)/activate'
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "rlsuite needs Python 3.11 or newer, but '$(PYTHON)' is $(or $(VERSION),not a Python that runs);" \
+	        "name one: make $(firstword $(MAKECMDGOALS)) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo 'setting up $(VENV) (about a minute, once) ...'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || '$(PYTHON)' -m venv --clear $(VENV)
+	@# The pinned setuptools goes first and builds without isolation, which would fetch an unpinned one.
+	@# Quiet; what fails is tried once more, with all that pip has to say.
+	@$(INSTALL) -qq setuptools wheel || $(INSTALL) setuptools wheel
+	@$(INSTALL) -qq --no-build-isolation -e '.[dev]' || $(INSTALL) --no-build-isolation -e '.[dev]'
+	@touch $@
+
+sweep: $(INSTALLED)
+	@echo 'sweeping $(SWEEP) ...'
+	@$(BIN)/rlsuite sweep '$(SWEEP)'
+
+report: $(INSTALLED)
+	@echo 'reporting on $(RESULTS) ...'
+	@$(BIN)/rlsuite report '$(RESULTS)'
+
+test: $(INSTALLED)
+	@echo 'testing on Python $(VERSION) ...'
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not slow' $(PYTEST_ARGS)
+
+learning: $(INSTALLED)
+	@echo 'training to known scores on Python $(VERSION) ...'
+	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+lint: $(INSTALLED)
+	@echo 'checking style and types ...'
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: $(INSTALLED)
+	@echo 'measuring speed ...'
+	@$(BIN)/rlsuite bench
+
+clean:
+	@echo 'removing environments, caches and build outputs; results/ stays'
+	@rm -rf .venv-* build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	@find $(PACKAGES) tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,8 @@
+"""What results mean: scores, bootstrap intervals, tables and plots from the files that rlsuite wrote.
+
+It reads results only, and imports neither `rlsuite` nor `envs`: results stay readable wherever they were made.
+"""
+
+from analysis.scores import Manifest, ResultsError, Scores, TaskScores, load, manifests, score
+
+__all__ = ["Manifest", "ResultsError", "Scores", "TaskScores", "load", "manifests", "score"]

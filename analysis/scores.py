@@ -1,0 +1,395 @@
+"""From the files of an experiment to scores: reading the store, and what each run scored on each task.
+
+A *label* names a curve (an algorithm with its configuration), a *task* is an environment, a *run* is one seed. A run's
+curve is its `return_mean` (mean undiscounted return over the complete episodes of one evaluation) at every evaluation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[np.float64]
+Manifest: TypeAlias = dict[str, Any]
+
+FORMAT = 1
+PARTIAL = ".partial"
+EPISODE_COLUMNS = ("episode_returns", "episode_lengths")
+REQUIRED_COLUMNS = (
+    *("experiment", "algorithm", "environment", "config_hash", "run", "seed", "step"),
+    *("wall_seconds", "return_mean", "diverged"),
+)
+REQUIRED_KEYS = ("format", "shard", "experiment", "algorithm", "environment", "label", "steps")
+
+
+class ResultsError(ValueError):
+    """The results cannot be read. The message is one line that names the file and the remedy."""
+
+
+# --- Reading the store ------------------------------------------------------------------------------------------------
+
+
+def load(path: str | Path, *, episodes: bool = False) -> pd.DataFrame:
+    """All results below a folder, one row per (run, evaluation).
+
+    Args:
+        path: an experiment's folder (`results/quick`), or a folder of experiments (`results`).
+        episodes: also read the returns and lengths of single episodes, which are most of the bytes.
+
+    Returns:
+        The store's columns; `hyper/` and `metric/` columns that a shard lacks are NaN there. Added are `label` (from
+        the manifest; `<experiment>/<label>` where the folder holds several experiments), `shard`, and `partial` (bool:
+        the shard is still running or was interrupted). A run is identified by (experiment, shard, run).
+
+    Raises:
+        ResultsError: no such folder, no results in it, or a file that is truncated or not one of ours.
+    """
+    tables = []
+    for file, manifest in _shards(Path(path)):
+        table = _read_table(file, manifest, episodes)
+        added = {"label": manifest["label"], "shard": manifest["shard"], "partial": file.stem.endswith(PARTIAL)}
+        table = table.drop_columns([name for name in added if name in table.column_names])
+        for name, value in added.items():
+            table = table.append_column(name, pa.array([value] * table.num_rows))
+        tables.append(table)
+    frame: pd.DataFrame = pa.concat_tables(tables, promote_options="permissive").to_pandas()
+    if frame.empty:
+        raise ResultsError(f"no evaluation in the results of '{path}' yet; wait for the first one, or run it again")
+    if frame["experiment"].nunique() > 1:
+        frame["label"] = frame["experiment"] + "/" + frame["label"]
+    return frame
+
+
+def manifests(path: str | Path) -> list[Manifest]:
+    """The manifests of the shards that `load` reads, in the same order; errors as there."""
+    return [manifest for _, manifest in _shards(Path(path))]
+
+
+def _shards(folder: Path) -> Iterator[tuple[Path, Manifest]]:
+    if not folder.exists():
+        raise ResultsError(f"no such results folder '{folder}'; give one that `rlsuite sweep` or `rlsuite run` wrote")
+    if not folder.is_dir():
+        raise ResultsError(f"'{folder}' is a file, expected a results folder; give the folder that it lies in")
+    files = sorted(folder.glob("*.parquet")) or sorted(folder.glob("*/*.parquet"))
+    finished = {file for file in files if not file.stem.endswith(PARTIAL)}
+    shards = [file for file in files if file in finished or _beside(file, ".parquet") not in finished]
+    if not shards:
+        raise ResultsError(
+            f"no results in '{folder}', expected <shard>.parquet or <experiment>/<shard>.parquet; "
+            "run `rlsuite sweep` or `rlsuite run` first"
+        )
+    for file in shards:
+        yield file, _read_manifest(_beside(file, ".json"))
+
+
+def _beside(file: Path, suffix: str) -> Path:
+    """The file of the same shard with another ending."""
+    return file.with_name(file.stem.removesuffix(PARTIAL) + suffix)
+
+
+def _read_manifest(file: Path) -> Manifest:
+    remedy = "restore it, or delete the shard's files and run it again"
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ResultsError(f"manifest '{file}' is missing; {remedy}") from None
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"cannot read manifest '{file}' ({_one_line(error)}); {remedy}") from error
+    missing = [key for key in REQUIRED_KEYS if not isinstance(manifest, dict) or key not in manifest]
+    if missing:
+        raise ResultsError(f"'{file}' is not a manifest of rlsuite, it has no {_listed(missing)}; {remedy}")
+    if manifest["format"] != FORMAT:
+        raise ResultsError(
+            f"manifest '{file}' has format {manifest['format']!r}, expected {FORMAT}; "
+            "read it with the version of rlsuite that wrote it, or run it again"
+        )
+    reference = manifest.get("reference")
+    if reference is not None and not _is_reference(reference):
+        raise ResultsError(f"manifest '{file}' has reference {reference!r}, expected numbers low and high; {remedy}")
+    return manifest
+
+
+def _is_reference(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(bound), int | float) for bound in ("low", "high"))
+
+
+def _read_table(file: Path, manifest: Manifest, episodes: bool) -> pa.Table:
+    remedy = "delete it and run its shard again"
+    try:
+        with pq.ParquetFile(file) as parquet:
+            names = parquet.schema_arrow.names
+            table = parquet.read(columns=[n for n in names if episodes or n not in EPISODE_COLUMNS])
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ResultsError(f"cannot read results '{file}' ({_one_line(error)}); {remedy}") from error
+    missing = [column for column in REQUIRED_COLUMNS if column not in names]
+    if missing:
+        raise ResultsError(f"'{file}' is not a result shard of rlsuite, it has no column {_listed(missing)}; {remedy}")
+    for column in ("experiment", "algorithm", "environment"):
+        found = table[column].unique().to_pylist()
+        if table.num_rows and found != [manifest[column]]:
+            raise ResultsError(
+                f"'{file}' has {column} {_listed(map(str, found))}, but its manifest says '{manifest[column]}'; "
+                "the two do not belong together: delete both and run the shard again"
+            )
+    if table.select(["run", "step"]).to_pandas().duplicated().any():
+        raise ResultsError(f"'{file}' has a run with two evaluations at one step; {remedy}")
+    return table
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(f"'{name}'" for name in names)
+
+
+# --- Scores -----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """The returns that normalised scores 0 and 1 stand for, with `low < high`."""
+
+    low: float
+    high: float
+
+    def normalise(self, scores: Array) -> Array:
+        """(scores - low) / (high - low), of any shape."""
+        return (scores - self.low) / (self.high - self.low)
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskScores:
+    """All runs of one label on one task.
+
+    A run that diverged is never dropped. Where an evaluation of it is not finite, it has its last finite score, else
+    the environment's floor: the reference's `low`, or without a reference the lowest finite score seen on the task.
+    """
+
+    label: str
+    environment: str
+    steps: NDArray[np.int64]
+    """`[evaluations]` environment steps, increasing: every step at which any run was evaluated."""
+    curves: Array
+    """`[runs, evaluations]` mean episode return, with the policy for diverged runs applied; NaN where not evaluated.
+    (Also NaN where a run has no finite score and neither reference nor any other run of the task gives a floor.)"""
+    evaluated: NDArray[np.bool_]
+    """`[runs, evaluations]`: the run was evaluated at that step. Runs of a shard that is still going have fewer."""
+    diverged: NDArray[np.bool_]
+    """`[runs]`: flagged as diverged, or with an evaluation that is not finite."""
+    steps_per_second: float
+    """Environment steps of all runs together per second of wall time without compiling; NaN if no time is recorded."""
+
+    @property
+    def runs(self) -> int:
+        """Number of runs."""
+        return len(self.diverged)
+
+    @property
+    def last_steps(self) -> NDArray[np.int64]:
+        """`[runs]` environment steps at each run's last evaluation."""
+        return self.steps[self._last_evaluation]
+
+    @property
+    def final(self) -> Array:
+        """`[runs]` score of the last evaluation."""
+        return np.take_along_axis(self.curves, self._last_evaluation[:, None], axis=1)[:, 0]
+
+    @property
+    def auc(self) -> Array:
+        """`[runs]` mean score over the evaluations after step 0 (a run that has none yet: its untrained score)."""
+        trained = self.evaluated & (self.steps > 0)
+        means = np.where(trained, self.curves, 0.0).sum(axis=1) / np.maximum(trained.sum(axis=1), 1)
+        return np.where(trained.any(axis=1), means, self.final)
+
+    @property
+    def untrained(self) -> Array:
+        """`[runs]` score at step 0; empty if no run was evaluated there."""
+        at_zero = self.steps == 0
+        return self.curves[:, at_zero][self.evaluated[:, at_zero]]
+
+    @property
+    def _last_evaluation(self) -> NDArray[np.intp]:
+        return self.evaluated.shape[1] - 1 - np.argmax(self.evaluated[:, ::-1], axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What every label scored on every task it was run on."""
+
+    tasks: dict[tuple[str, str], TaskScores]
+    """By (label, environment), sorted."""
+    references: dict[str, Reference]
+    """By environment, where the manifests give a usable one."""
+    budgets: dict[str, int]
+    """By environment: the environment steps that a run was to take (the largest, where labels differ)."""
+    notes: tuple[str, ...]
+    """What a reader must know before comparing: pooled settings, runs that have not finished, and so on."""
+
+    @property
+    def labels(self) -> list[str]:
+        """Sorted."""
+        return sorted({label for label, _ in self.tasks})
+
+    @property
+    def environments(self) -> list[str]:
+        """Sorted."""
+        return sorted({environment for _, environment in self.tasks})
+
+    def comparable(self) -> tuple[list[str], dict[str, str]]:
+        """The tasks that aggregates may use, and for each other task the reason why not.
+
+        A task needs a reference (else its scores have no common scale), finite scores, and runs of every label (else
+        labels would be compared on different tasks).
+        """
+        reasons = {}
+        for environment in self.environments:
+            lacking = [label for label in self.labels if (label, environment) not in self.tasks]
+            there = [self.tasks[label, environment] for label in self.labels if label not in lacking]
+            if lacking:
+                reasons[environment] = f"no run of {_listed(lacking)}"
+            elif environment not in self.references:
+                reasons[environment] = "no reference returns in its manifests"
+            elif not all(np.isfinite(task.final).all() for task in there):
+                reasons[environment] = "no finite score"
+        return [environment for environment in self.environments if environment not in reasons], reasons
+
+    def normalised(self, environments: Sequence[str], kind: str = "final") -> dict[str, list[Array]]:
+        """Normalised scores by label: one array `[runs]` for each of the environments, which need references.
+
+        Args:
+            environments: as `comparable` gives them.
+            kind: `final` (the last evaluation) or `auc` (mean over the evaluations after step 0).
+
+        Raises:
+            ValueError: another `kind`.
+        """
+        if kind not in ("final", "auc"):
+            raise ValueError(f"unknown kind of score '{kind}', expected 'final' or 'auc'")
+        return {
+            label: [
+                self.references[environment].normalise(
+                    self.tasks[label, environment].final if kind == "final" else self.tasks[label, environment].auc
+                )
+                for environment in environments
+            ]
+            for label in self.labels
+        }
+
+
+def score(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> Scores:
+    """Scores from what `load` and `manifests` gave for the same folder."""
+    notes: list[str] = []
+    references = _references(shard_manifests, notes)
+    budgets: dict[str, int] = {}
+    for manifest in shard_manifests:
+        budgets[manifest["environment"]] = max(int(manifest["steps"]), budgets.get(manifest["environment"], 0))
+    tasks = {}
+    floors = _floors(frame, references)
+    for (label, environment), rows in frame.groupby(["label", "environment"], sort=True):
+        tasks[label, environment] = _task_scores(label, environment, rows, floors[environment])
+        notes += _pooling_notes(rows, f"'{label}' on {environment}")
+        unfinished = int(np.sum(tasks[label, environment].last_steps < budgets[environment]))
+        if unfinished:
+            notes.append(
+                f"'{label}' on {environment}: {unfinished} of {tasks[label, environment].runs} runs end before the "
+                f"budget of {budgets[environment]:,} steps; their final score is that of their last evaluation"
+            )
+    return Scores(tasks, references, budgets, tuple(notes))
+
+
+def matrix(tasks: Sequence[Array]) -> Array:
+    """`[run, task]`, as rliable wants scores, from one array `[runs]` a task.
+
+    Raises:
+        ValueError: the tasks have different numbers of runs.
+    """
+    counts = [task.size for task in tasks]
+    if len(set(counts)) != 1:
+        raise ValueError(f"the tasks have {counts} runs, a matrix needs equal numbers; use the list of arrays instead")
+    return np.stack(tasks, axis=1)
+
+
+def _references(shard_manifests: Sequence[Manifest], notes: list[str]) -> dict[str, Reference]:
+    found: dict[str, Reference] = {}
+    # Oldest first, so that the newest wins where they disagree.
+    for manifest in sorted(shard_manifests, key=lambda manifest: str(manifest.get("created", ""))):
+        environment = manifest["environment"]
+        if manifest.get("reference") is None:
+            continue
+        reference = Reference(float(manifest["reference"]["low"]), float(manifest["reference"]["high"]))
+        if not (np.isfinite([reference.low, reference.high]).all() and reference.low < reference.high):
+            note = f"{environment}: reference low {reference.low:g}, high {reference.high:g} is unusable and ignored"
+        elif found.setdefault(environment, reference) != reference:
+            found[environment] = reference
+            note = f"{environment}: shards disagree on the reference returns; all are normalised with the newest"
+        else:
+            continue
+        if note not in notes:
+            notes.append(note)
+    return found
+
+
+def _floors(frame: pd.DataFrame, references: dict[str, Reference]) -> dict[str, float]:
+    returns = frame["return_mean"].where(np.isfinite(frame["return_mean"]))
+    lowest = returns.groupby(frame["environment"]).min()
+    return {env: references[env].low if env in references else float(value) for env, value in lowest.items()}
+
+
+def _task_scores(label: str, environment: str, rows: pd.DataFrame, floor: float) -> TaskScores:
+    shard_keys = ["experiment", "shard"]
+    run_index = rows.groupby([*shard_keys, "run"]).ngroup().to_numpy()
+    steps, step_index = np.unique(rows["step"].to_numpy(np.int64), return_inverse=True)
+    returns = rows["return_mean"].to_numpy(np.float64)
+    runs = int(run_index.max()) + 1
+    curves = np.full((runs, steps.size), np.nan)
+    curves[run_index, step_index] = returns
+    evaluated = np.zeros((runs, steps.size), dtype=bool)
+    evaluated[run_index, step_index] = True
+    diverged = np.zeros(runs, dtype=bool)
+    np.logical_or.at(diverged, run_index, rows["diverged"].to_numpy(bool) | ~np.isfinite(returns))
+    run_steps = rows.groupby([*shard_keys, "run"])["step"].max().sum()
+    seconds = rows.groupby(shard_keys)["wall_seconds"].max().sum()
+    return TaskScores(
+        label=label,
+        environment=environment,
+        steps=steps,
+        curves=np.where(evaluated, _carry_forward(curves, floor), np.nan),
+        evaluated=evaluated,
+        diverged=diverged,
+        steps_per_second=float(run_steps / seconds) if seconds > 0 else float("nan"),
+    )
+
+
+def _carry_forward(curves: Array, floor: float) -> Array:
+    """`[runs, evaluations]` with every entry that is not finite replaced by the last finite one before it, or floor."""
+    finite_at = np.where(np.isfinite(curves), np.arange(curves.shape[1]), -1)
+    last = np.maximum.accumulate(finite_at, axis=1)
+    return np.where(last >= 0, np.take_along_axis(curves, np.maximum(last, 0), axis=1), floor)
+
+
+def _pooling_notes(rows: pd.DataFrame, where: str) -> Iterator[str]:
+    """Warnings about runs that one label pools although they may not belong together."""
+    configs = rows["config_hash"].nunique()
+    if configs > 1:
+        yield f"{where}: pools runs of {configs} configurations; give each its own label to compare them"
+    hypers = [column for column in rows.columns if column.startswith("hyper/")]
+    # `nunique` leaves NaN out: a hyperparameter that only other shards have does not vary here.
+    varied = [column.removeprefix("hyper/") for column in hypers if rows[column].nunique() > 1]
+    if varied:
+        yield f"{where}: pools runs that differ in {_listed(varied)}"
+    identity = ["config_hash", "seed", *hypers]
+    runs = rows.drop_duplicates(["experiment", "shard", "run"])
+    repeated = int(runs.duplicated(identity).sum())
+    if repeated:
+        yield f"{where}: {repeated} runs repeat the seed and settings of another one; they are not independent"

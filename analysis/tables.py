@@ -1,0 +1,229 @@
+"""The report in figures: one tidy frame, which is the CSV file, and the same frame as tables in a terminal."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from analysis import bootstrap
+from analysis.bootstrap import Interval, Statistic
+from analysis.scores import Array, Scores
+
+CONFIDENCE = 0.95
+AGGREGATES: dict[str, Statistic] = {
+    "iqm": bootstrap.iqm,
+    "mean": bootstrap.mean,
+    "median": bootstrap.median,
+    "optimality_gap": bootstrap.optimality_gap,
+}
+COLUMNS = (
+    *("section", "environment", "label", "against", "statistic", "estimate", "low", "high", "confidence"),
+    *("runs", "diverged", "first_final_step", "last_final_step", "steps_per_second"),
+)
+WIDTH = 100
+"""Columns of the printed tables where the output is not a terminal, which would tell its own width."""
+MISSING = "-"
+
+
+def summarise(scores: Scores, *, repetitions: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """Every figure of the report, one row per estimate.
+
+    Args:
+        scores: from `analysis.score`.
+        repetitions: resamples for each interval.
+        seed: of the bootstrap.
+
+    Returns:
+        The columns `COLUMNS`. `section` is one of
+        `task` (statistics `untrained_iqm`, `final_iqm`, `auc_iqm` in episode return, for each label on each task; runs
+        of one label stop between `first_final_step` and `last_final_step`, which differ if some are unfinished),
+        `aggregate` (`iqm`, `mean`, `median`, `optimality_gap` of normalised final scores, over the tasks that
+        `Scores.comparable` gives), and `improvement` (probability that a run of `label` beats one of `against` on
+        those tasks). An interval is NaN where a task has a single run.
+    """
+    rows: list[dict[str, object]] = []
+
+    def add(section: str, label: str, statistic: str, found: Interval, **more: object) -> None:
+        bounds = {"estimate": found.estimate, "low": found.low, "high": found.high, "confidence": CONFIDENCE}
+        rows.append({"section": section, "label": label, "statistic": statistic, **bounds, **more})
+
+    for (label, environment), task in sorted(scores.tasks.items(), key=lambda item: item[0][::-1]):
+        facts = {
+            "environment": environment,
+            "runs": task.runs,
+            "diverged": int(task.diverged.sum()),
+            "first_final_step": int(task.last_steps.min()),
+            "last_final_step": int(task.last_steps.max()),
+            "steps_per_second": task.steps_per_second,
+        }
+        for statistic, values in (("untrained", task.untrained), ("final", task.final), ("auc", task.auc)):
+            found = _task_interval(values, label, environment, repetitions, seed)
+            add("task", label, f"{statistic}_iqm", found, **facts)
+
+    environments, _ = scores.comparable()
+    if environments:
+        normalised = scores.normalised(environments)
+        for statistic, function in AGGREGATES.items():
+            intervals = bootstrap.interval(
+                normalised, function, repetitions=repetitions, seed=seed, confidence=CONFIDENCE
+            )
+            for label, found in intervals.items():
+                add("aggregate", label, statistic, found)
+        for label, against in itertools.combinations(scores.labels, 2):
+            found = bootstrap.improvement(
+                normalised[label], normalised[against], repetitions=repetitions, seed=seed, confidence=CONFIDENCE
+            )
+            add("improvement", label, "probability_of_improvement", found, against=against)
+
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    counts = ["runs", "diverged", "first_final_step", "last_final_step"]
+    frame[counts] = frame[counts].astype("Int64")  # whole numbers in the CSV, although some rows have none
+    return frame
+
+
+def render(scores: Scores, summary: pd.DataFrame, console: Console) -> None:
+    """Print the report: a table of the tasks, the aggregates with the tasks they cover, and the notes.
+
+    Args:
+        scores, summary: from `analysis.score` and `summarise`.
+        console: where to; see `make_console` (markup must be off, for names may hold brackets).
+    """
+    tasks = summary[summary["section"] == "task"]
+    console.print(_task_table(tasks))
+    console.print(
+        "\nEpisode return, untrained and final: IQM over runs, which is the mean of their middle half.\n"
+        f"In brackets: {CONFIDENCE:.0%} interval, stratified bootstrap over runs.\n"
+        "A diverged run counts with its last finite score, else with the environment's floor."
+    )
+    environments, left_out = scores.comparable()
+    if environments:
+        console.print(_aggregate_table(summary[summary["section"] == "aggregate"]))
+        improvements = summary[summary["section"] == "improvement"]
+        if len(improvements):
+            console.print(_improvement_table(improvements))
+        returns = [
+            f"{environment} ({scores.references[environment].low:g} to {scores.references[environment].high:g})"
+            for environment in environments
+        ]
+        console.print(f"\nOptimality gap: lower is better. Scores 0 and 1 stand for the returns {', '.join(returns)}.")
+    else:
+        console.print("\nNo aggregate over tasks: none can be compared.")
+    for environment, reason in left_out.items():
+        console.print(f"Left out of the aggregate: {environment}, {reason}.")
+    for note in scores.notes:
+        console.print(f"Note: {note}.")
+
+
+def make_console() -> Console:
+    """A console for standard output: plain and `WIDTH` wide when piped."""
+    # Names of labels and tasks are text: brackets and colons in them are not rich's markup.
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, emoji=False, no_color=True, width=WIDTH)
+    return console
+
+
+def _task_interval(values: Array, label: str, environment: str, repetitions: int, seed: int) -> Interval:
+    # Nothing to estimate where no run was evaluated untrained, or where every run of a task without reference diverged.
+    if values.size == 0 or not np.isfinite(values).all():
+        return Interval(math.nan, math.nan, math.nan)
+    return bootstrap.interval(
+        [values],
+        bootstrap.iqm,
+        repetitions=repetitions,
+        seed=seed,
+        confidence=CONFIDENCE,
+        name=f"{label} {environment}",
+    )
+
+
+def _task_table(tasks: pd.DataFrame) -> Table:
+    table = _table("Final evaluation")
+    table.add_column("environment", overflow="fold")
+    table.add_column("label", overflow="fold", min_width=5)
+    interval = f"final IQM [{CONFIDENCE:.0%}]"
+    for header in ("runs", "diverged", "untrained", interval, "at step", "steps/s"):
+        table.add_column(header, justify="right", no_wrap=True)
+    previous = None
+    for (environment, label), rows in tasks.groupby(["environment", "label"], sort=False):
+        by_statistic = rows.set_index("statistic")
+        final = by_statistic.loc["final_iqm"]
+        first, last = int(final["first_final_step"]), int(final["last_final_step"])
+        decimals = _decimals(final["estimate"], final["high"] - final["low"])
+        if previous not in (None, environment):
+            table.add_section()
+        table.add_row(
+            environment if environment != previous else "",
+            label,
+            str(final["runs"]),
+            str(final["diverged"]),
+            _number(by_statistic.loc["untrained_iqm", "estimate"], decimals),
+            _interval(final, decimals),
+            _short(last) if first == last else f"{_short(first)} to {_short(last)}",
+            _short(final["steps_per_second"]),
+        )
+        previous = environment
+    return table
+
+
+def _aggregate_table(aggregates: pd.DataFrame) -> Table:
+    table = _table("Normalised final scores over all compared tasks")
+    table.add_column("label", overflow="fold", min_width=5)
+    for header in ("IQM", "mean", "median", "optimality gap"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for label, rows in aggregates.groupby("label", sort=False):
+        by_statistic = rows.set_index("statistic")
+        table.add_row(label, *(_interval(by_statistic.loc[statistic], 3) for statistic in AGGREGATES))
+    return table
+
+
+def _improvement_table(improvements: pd.DataFrame) -> Table:
+    table = _table("Probability of improvement")
+    table.add_column("P(X > Y)", overflow="fold")
+    table.add_column(f"[{CONFIDENCE:.0%} interval]", justify="right", no_wrap=True)
+    for _, row in improvements.iterrows():
+        table.add_row(f"{row['label']} > {row['against']}", _interval(row, 3))
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=f"\n{title}",
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        collapse_padding=True,
+    )
+
+
+def _interval(row: pd.Series, decimals: int) -> str:
+    estimate, low, high = (_number(row[column], decimals) for column in ("estimate", "low", "high"))
+    return estimate if low == MISSING else f"{estimate} [{low}, {high}]"
+
+
+def _number(value: float, decimals: int) -> str:
+    return MISSING if math.isnan(value) else f"{value:.{decimals}f}"
+
+
+def _decimals(estimate: float, width: float) -> int:
+    """Decimals that show two figures of the interval's width, but no more than four of the estimate."""
+    # Python's max keeps its first argument when the other is NaN: no interval, or no estimate.
+    shown = max(abs(estimate) * 1e-2, width)
+    return min(4, max(0, 1 - math.floor(math.log10(shown)))) if shown > 0 else 1
+
+
+def _short(value: float) -> str:
+    """1234567 -> 1.23M"""
+    if math.isnan(value):
+        return MISSING
+    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{suffix}" if value < 999.5 * size else f"{value / size:.0f}{suffix}"
+    return f"{value:.3g}"

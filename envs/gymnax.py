@@ -1,0 +1,77 @@
+"""Classic control from gymnax 1.x (Lange, "gymnax: A JAX-based Reinforcement Learning Environment Library", 2022).
+
+We call gymnax' raw `reset_env` and `step_env`: its `step` resets by itself. The time limit is ours; gymnax' own
+`max_steps_in_episode` has no effect. `tests/test_envs.py` steps these tasks beside Gymnasium's from equal states:
+observations, rewards and terminations agree in float32, with one deviation that we keep, since the name says gymnax:
+
+- MountainCarContinuous-v0: at the left wall Gymnasium sets a negative velocity to 0 and gymnax keeps it, so that the
+  car needs longer to leave the wall.
+
+Two properties that a reader may wonder about agree with Gymnasium: Acrobot's torque has no noise, and both
+mountain cars start at rest between -0.6 and -0.4.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from envs.core import Array, Box, Discrete, EpisodeState, Space, TaskInfo, TimeStep, strong
+
+PACKAGE = "gymnax"
+INSTALL = "pip install rlsuite"
+
+TASKS: dict[str, TaskInfo] = {
+    "gymnax/CartPole-v1": TaskInfo("keep a pole upright on a cart; 2 discrete actions", 500),
+    "gymnax/Acrobot-v1": TaskInfo("swing a two-link arm above a line; 3 discrete actions", 500),
+    "gymnax/MountainCar-v0": TaskInfo("rock a weak car up a hill; 3 discrete actions", 200),
+    "gymnax/MountainCarContinuous-v0": TaskInfo("rock a weak car up a hill; 1 continuous action", 999),
+    "gymnax/Pendulum-v1": TaskInfo("swing a pendulum up and hold it; 1 continuous action", 200),
+}
+
+
+@struct.dataclass
+class Gymnax:
+    """A gymnax task; `params` (masses, lengths, gravity, thresholds, ...) are the leaves."""
+
+    params: Any
+    template: Any = struct.field(pytree_node=False)
+    id: str = struct.field(pytree_node=False)
+    obs_dim: int = struct.field(pytree_node=False)
+    action_space: Space = struct.field(pytree_node=False)
+    max_episode_steps: int = struct.field(pytree_node=False)
+
+    def reset(self, key: Array) -> tuple[EpisodeState, Array]:
+        obs, state = self.template.reset_env(key, self.params)
+        return strong(EpisodeState(state, jnp.int32(0))), jnp.float32(obs)
+
+    def step(self, key: Array, state: EpisodeState, action: Array) -> tuple[EpisodeState, TimeStep]:
+        # gymnax' continuous tasks have one action dimension and compute with a scalar.
+        scalar_action = action[0] if isinstance(self.action_space, Box) else action
+        obs, physics, reward, terminated, _ = self.template.step_env(key, state.physics, scalar_action, self.params)
+        steps = state.steps + 1
+        shown = TimeStep(jnp.float32(obs), jnp.float32(reward), jnp.bool_(terminated), steps >= self.max_episode_steps)
+        return strong(EpisodeState(physics, steps)), shown
+
+
+def build(env_id: str, max_episode_steps: int) -> Gymnax:
+    """The task `env_id`, a key of `TASKS`, with gymnax' default parameters."""
+    import gymnax  # Late, so that listing environments imports no simulator.
+
+    template, params = gymnax.make(env_id.removeprefix("gymnax/"))
+    space = template.action_space(params)
+    return Gymnax(
+        params=strong(params),
+        template=template,
+        id=env_id,
+        obs_dim=jax.eval_shape(template.reset_env, jax.random.key(0), params)[0].shape[0],
+        action_space=(
+            Discrete(space.n)
+            if isinstance(space, gymnax.environments.spaces.Discrete)
+            else Box((float(space.low),), (float(space.high),))
+        ),
+        max_episode_steps=max_episode_steps,
+    )

@@ -1,0 +1,306 @@
+"""SAC: soft actor-critic with twin critics and a learned temperature (Haarnoja et al. 2018, arXiv 1812.05905).
+
+Networks, losses and the initialisation (PyTorch's default) follow CleanRL and Stable-Baselines3: ReLU networks, log
+standard deviation clipped to [-20, 2], tanh-squashed Gaussian, the minimum of two target critics, target entropy -|A|,
+temperature starting at 1, its loss linear in log alpha as in Stable-Baselines3.
+
+Deviations:
+- Truncated transitions bootstrap with the value of the observation that they led to, as SB3 does with its time-limit
+  handling; CleanRL's stores the same.
+- The log-determinant of tanh is exact instead of log(1 - tanh^2 + 1e-6).
+- Every update takes one step of `num_envs` environments, then `gradient_steps` gradient steps. The ratio is free: 1 and
+  1 are the published protocol.
+- Warm-up: `warmup_steps` steps with uniform actions and no learning (CleanRL 5000, SB3 100, softlearning 10000).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from envs.core import Box, Env
+from rlsuite import distributions, replay, rollout
+from rlsuite.core import Algorithm, Clock, Metrics, Task, Transition, UserError, check_positive
+from rlsuite.networks import MLP
+
+Array = jax.Array
+Params = Any
+
+LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What shapes the program."""
+
+    num_envs: int = 1
+    """environments stepped side by side in each run; one update steps each of them once"""
+    gradient_steps: int = 1
+    """gradient steps in one update"""
+    batch_size: int = 256
+    """transitions in one gradient step"""
+    buffer_size: int = 1_000_000
+    """transitions kept; a budget that is smaller takes less memory"""
+    warmup_steps: int = 5_000
+    """environment steps with uniform actions before learning starts"""
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    """hidden layers of the actor and of each critic"""
+    policy_delay: int = 1
+    """actor and temperature learn at every so-many-th gradient step, then as often as they missed (CleanRL: 2)"""
+    learn_alpha: bool = True
+    """learn the temperature; else it stays at its initial value"""
+
+
+class Hypers(NamedTuple):
+    """What may differ between the runs of one program."""
+
+    actor_learning_rate: float = 3e-4
+    critic_learning_rate: float = 3e-4
+    alpha_learning_rate: float = 3e-4
+    discount: float = 0.99
+    tau: float = 0.005
+    """share of the online critic that moves into its target at each gradient step"""
+    initial_alpha: float = 1.0
+    target_entropy_scale: float = 1.0
+    """target entropy = -scale * action_dim, in nats"""
+
+
+class Learner(NamedTuple):
+    """What gradient steps change."""
+
+    actor: Params
+    critics: Params
+    """both critics, stacked on a leading axis of 2"""
+    target_critics: Params
+    log_alpha: Array
+    actor_opt: optax.OptState
+    critic_opt: optax.OptState
+    alpha_opt: optax.OptState
+
+
+class State(NamedTuple):
+    """All that one run carries from update to update."""
+
+    learner: Learner
+    buffer: Array
+    """`[capacity, width]`, see rlsuite/replay.py"""
+    envs: rollout.EnvCarry
+
+
+class Networks(NamedTuple):
+    """The two architectures, and the action box they serve."""
+
+    actor: nn.Module
+    critic: nn.Module
+    low: Array
+    """`[action_dim]`"""
+    high: Array
+    """`[action_dim]`"""
+
+
+def networks_of(config: Config, env: Env) -> Networks:
+    """The architectures for this environment. SAC is for `Box` actions; the registry says so to the caller."""
+    space = env.action_space
+    assert isinstance(space, Box)
+    actor = MLP((*config.hidden_sizes, 2 * space.dim))
+    critic = MLP((*config.hidden_sizes, 1))
+    return Networks(actor, critic, jnp.asarray(space.low), jnp.asarray(space.high))
+
+
+def distribution(networks: Networks, actor: Params, obs: Array) -> tuple[Array, Array]:
+    """Mean and log standard deviation before squashing: `[..., obs_dim]` -> two `[..., action_dim]`."""
+    mean, log_std = jnp.split(networks.actor.apply(actor, obs), 2, axis=-1)
+    return mean, jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)
+
+
+def draw(networks: Networks, actor: Params, obs: Array, noise: Array) -> tuple[Array, Array]:
+    """A reparameterised action `[..., action_dim]` from standard normal noise, and its log-probability `[...]`."""
+    mean, log_std = distribution(networks, actor, obs)
+    u = mean + jnp.exp(log_std) * noise
+    action, log_det = distributions.tanh_squash(u, networks.low, networks.high)
+    return action, distributions.gaussian_log_prob(u, mean, log_std) - log_det
+
+
+def q_values(networks: Networks, critics: Params, obs: Array, action: Array) -> Array:
+    """Both critics: `[2, ...]`."""
+    inputs = jnp.concatenate([obs, action], axis=-1)
+    return jax.vmap(lambda params: networks.critic.apply(params, inputs)[..., 0])(critics)
+
+
+def critic_loss(
+    critics: Params,
+    networks: Networks,
+    learner: Learner,
+    batch: Transition,
+    noise: Array,
+    discount: Array | float,
+) -> tuple[Array, Metrics]:
+    """Sum over the two critics of the mean squared error to the soft Bellman target (eq. 5): (loss `[]`, metrics).
+
+    `noise` `[batch, action_dim]` draws the next action from the online policy.
+    """
+    next_action, next_log_prob = draw(networks, learner.actor, batch.next_obs, noise)
+    next_q = jnp.min(q_values(networks, learner.target_critics, batch.next_obs, next_action), axis=0)
+    next_value = next_q - jnp.exp(learner.log_alpha) * next_log_prob
+    target = jax.lax.stop_gradient(batch.reward + discount * jnp.where(batch.terminated, 0.0, next_value))
+    q = q_values(networks, critics, batch.obs, batch.action)
+    loss = jnp.sum(jnp.mean((q - target) ** 2, axis=1))
+    return loss, {"critic_loss": loss, "q": jnp.mean(q)}
+
+
+def actor_loss(
+    actor: Params, networks: Networks, critics: Params, log_alpha: Array, obs: Array, noise: Array
+) -> tuple[Array, Array]:
+    """mean(alpha log pi - min Q) (eq. 7): (loss `[]`, log-probabilities `[batch]`)."""
+    action, log_prob = draw(networks, actor, obs, noise)
+    q = jnp.min(q_values(networks, critics, obs, action), axis=0)
+    return jnp.mean(jnp.exp(log_alpha) * log_prob - q), log_prob
+
+
+def alpha_loss(log_alpha: Array, log_prob: Array, target_entropy: Array | float) -> Array:
+    """-mean(log alpha (log pi + target entropy)), the form of Stable-Baselines3: `[]`, `[batch]` -> `[]`."""
+    return -jnp.mean(log_alpha * jax.lax.stop_gradient(log_prob + target_entropy))
+
+
+def make(config: Config) -> Algorithm:
+    """SAC with this config.
+
+    Raises:
+        UserError: the buffer does not hold whole steps of all environments, or a size is not positive.
+    """
+    check_positive(
+        num_envs=config.num_envs,
+        gradient_steps=config.gradient_steps,
+        batch_size=config.batch_size,
+        buffer_size=config.buffer_size,
+        warmup_steps=config.warmup_steps,
+        policy_delay=config.policy_delay,
+    )
+    if config.buffer_size % config.num_envs:
+        raise UserError(
+            f"buffer_size={config.buffer_size} is not a multiple of num_envs={config.num_envs}; round it to one"
+        )
+    warmup_updates = -(-config.warmup_steps // config.num_envs)
+
+    def init(key: Array, task: Task, hypers: Hypers) -> State:
+        actor_key, critic_key, envs_key = jax.random.split(key, 3)
+        networks = networks_of(config, task.env)
+        obs, action = jnp.zeros(task.env.obs_dim), jnp.zeros_like(networks.low)
+        actor = networks.actor.init(actor_key, obs)
+        critic_inputs = jnp.concatenate([obs, action])
+        critics = jax.vmap(lambda key: networks.critic.init(key, critic_inputs))(jax.random.split(critic_key))
+        log_alpha = jnp.log(jnp.asarray(hypers.initial_alpha, jnp.float32))
+        learner = Learner(
+            actor=actor,
+            critics=critics,
+            target_critics=critics,
+            log_alpha=log_alpha,
+            actor_opt=optax.adam(hypers.actor_learning_rate).init(actor),
+            critic_opt=optax.adam(hypers.critic_learning_rate).init(critics),
+            alpha_opt=optax.adam(hypers.alpha_learning_rate).init(log_alpha),
+        )
+        buffer = replay.init(replay.Layout.of(task.env), config.buffer_size)
+        return State(learner, buffer, rollout.start(envs_key, task.env, config.num_envs))
+
+    def learn_critics(
+        networks: Networks, learner: Learner, batch: Transition, noise: Array, hypers: Hypers
+    ) -> tuple[Learner, Metrics]:
+        grads, metrics = jax.grad(critic_loss, has_aux=True)(
+            learner.critics, networks, learner, batch, noise, hypers.discount
+        )
+        step, critic_opt = optax.adam(hypers.critic_learning_rate).update(grads, learner.critic_opt)
+        return learner._replace(critics=optax.apply_updates(learner.critics, step), critic_opt=critic_opt), metrics
+
+    def learn_actor(networks: Networks, learner: Learner, obs: Array, noise: Array, hypers: Hypers) -> Learner:
+        grads, log_prob = jax.grad(actor_loss, has_aux=True)(
+            learner.actor, networks, learner.critics, learner.log_alpha, obs, noise
+        )
+        step, actor_opt = optax.adam(hypers.actor_learning_rate).update(grads, learner.actor_opt)
+        learner = learner._replace(actor=optax.apply_updates(learner.actor, step), actor_opt=actor_opt)
+        if not config.learn_alpha:
+            return learner
+        target_entropy = -hypers.target_entropy_scale * noise.shape[-1]
+        grad = jax.grad(alpha_loss)(learner.log_alpha, log_prob, target_entropy)
+        step, alpha_opt = optax.adam(hypers.alpha_learning_rate).update(grad, learner.alpha_opt)
+        return learner._replace(log_alpha=optax.apply_updates(learner.log_alpha, step), alpha_opt=alpha_opt)
+
+    def update(key: Array, task: Task, state: State, hypers: Hypers, clock: Clock) -> tuple[State, Metrics]:
+        env = task.env
+        layout = replay.Layout.of(env)
+        networks = networks_of(config, env)
+        action_dim = networks.low.shape[0]
+        collect_key, batch_key, noise_key = jax.random.split(key, 3)
+        warming_up = clock.index < warmup_updates
+
+        # Collect one step of every environment.
+        def policy(key: Array, obs: Array) -> tuple[Array, None]:
+            def uniform() -> Array:
+                return jax.random.uniform(
+                    key, (config.num_envs, action_dim), minval=networks.low, maxval=networks.high
+                )
+
+            def current() -> Array:
+                return draw(networks, state.learner.actor, obs, jax.random.normal(key, (config.num_envs, action_dim)))[0]
+
+            return jax.lax.cond(warming_up, uniform, current), None
+
+        envs, transitions, _ = rollout.collect(collect_key, env, state.envs, policy, 1)
+        transitions = jax.tree.map(lambda x: x[0], transitions)
+        buffer = replay.add(state.buffer, layout, transitions, clock.index * config.num_envs)
+        stored = (clock.index + 1) * config.num_envs
+
+        # Draw the batches of all gradient steps in one gather, outside the conditional: it never carries the buffer.
+        batches = replay.sample(batch_key, buffer, layout, stored, (config.gradient_steps, config.batch_size))
+
+        def learn(learner: Learner) -> tuple[Learner, Metrics]:
+            def gradient_step(learner: Learner, inputs: tuple[Array, Array, Transition]) -> tuple[Learner, Metrics]:
+                i, key, batch = inputs
+                critic_key, actor_key = jax.random.split(key)
+                noise = jax.random.normal(critic_key, (config.batch_size, action_dim))
+                learner, metrics = learn_critics(networks, learner, batch, noise, hypers)
+
+                def catch_up(learner: Learner) -> Learner:
+                    noises = jax.random.normal(actor_key, (config.policy_delay, config.batch_size, action_dim))
+                    for noise in noises:
+                        learner = learn_actor(networks, learner, batch.obs, noise, hypers)
+                    return learner
+
+                due = (clock.index * config.gradient_steps + i) % config.policy_delay == 0
+                learner = jax.lax.cond(due, catch_up, lambda learner: learner, learner)
+                targets = optax.incremental_update(learner.critics, learner.target_critics, hypers.tau)
+                return learner._replace(target_critics=targets), metrics
+
+            keys = jax.random.split(noise_key, config.gradient_steps)
+            learner, metrics = jax.lax.scan(gradient_step, learner, (jnp.arange(config.gradient_steps), keys, batches))
+            return learner, jax.tree.map(jnp.mean, metrics)
+
+        def wait(learner: Learner) -> tuple[Learner, Metrics]:
+            return learner, {"critic_loss": jnp.zeros(()), "q": jnp.zeros(())}
+
+        learner, metrics = jax.lax.cond(warming_up, wait, learn, state.learner)
+        metrics["alpha"] = jnp.exp(learner.log_alpha)
+        return State(learner, buffer, envs), metrics
+
+    def act(key: Array, task: Task, state: State, obs: Array) -> Array:
+        networks = networks_of(config, task.env)
+        mean, _ = distribution(networks, state.learner.actor, obs)
+        return distributions.tanh_squash(mean, networks.low, networks.high)[0]
+
+    def value(key: Array, task: Task, state: State, obs: Array) -> Array:
+        networks = networks_of(config, task.env)
+        action, log_prob = draw(networks, state.learner.actor, obs, jax.random.normal(key, networks.low.shape))
+        q = jnp.min(q_values(networks, state.learner.critics, obs, action), axis=0)
+        return q - jnp.exp(state.learner.log_alpha) * log_prob
+
+    return Algorithm(init, update, act, config.num_envs, value)
+
+
+def fit(config: Config, total_steps: int) -> Config:
+    """The same training with no more buffer than the budget fills: results are identical, memory is not."""
+    whole = -(-total_steps // config.num_envs) * config.num_envs
+    return dataclasses.replace(config, buffer_size=min(config.buffer_size, whole))

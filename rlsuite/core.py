@@ -1,0 +1,96 @@
+"""The learning contract: what an algorithm must give so that everything else (training loop, batching over runs,
+evaluation, results, command line, contract tests) works with it unseen."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+
+from envs.core import Box, Discrete, Env, Space
+
+Array: TypeAlias = jax.Array
+State: TypeAlias = Any
+Metrics: TypeAlias = dict[str, Array]
+"""Name -> `[]` float32. The names are the same at every update."""
+
+
+class Transition(NamedTuple):
+    """One environment step. Leading axes, if any, are the same for all six: `[time, num_envs]` or `[batch]`."""
+
+    obs: Array
+    """`[..., obs_dim]`"""
+    action: Array
+    """`[..., action_dim]` float32, or `[...]` int32 for discrete actions: what the environment was given."""
+    reward: Array
+    """`[...]` float32"""
+    next_obs: Array
+    """`[..., obs_dim]`: where the action led, NEVER the observation after a reset."""
+    terminated: Array
+    """`[...]` bool: bootstrap with 0."""
+    truncated: Array
+    """`[...]` bool: bootstrap with V(next_obs), but do not continue a return or trace across it."""
+
+
+class Task(NamedTuple):
+    """What is trained on. Passed as an argument, never closed over, and never batched over runs."""
+
+    env: Env
+    dataset: Any = None
+    """None online; offline ONE copy of the dataset, shared by every run of a batch."""
+
+
+class Clock(NamedTuple):
+    """The training loop's own time. Never batched, so a `lax.cond` on it stays a conditional inside a batch of runs,
+    where one on anything that a run computes becomes a select that pays for both branches."""
+
+    index: Array
+    """`[]` int32: updates done before this one."""
+    progress: Array
+    """`[]` float32 in [0, 1): index / (updates in the whole budget), for schedules."""
+
+
+class Algorithm(NamedTuple):
+    """A method with its `Config` fixed. Pure functions of one run; nothing in here knows that runs are batched."""
+
+    init: Callable[[Array, Task, Any], State]
+    """(key, task, hypers) -> state: networks, optimisers, first environment states, buffers."""
+    update: Callable[[Array, Task, State, Any, Clock], tuple[State, Metrics]]
+    """(key, task, state, hypers, clock) -> (state, metrics): collect and learn online, learn only offline."""
+    act: Callable[[Array, Task, State, Array], Array]
+    """(key, task, state, obs [obs_dim]) -> action inside `task.env.action_space`: the policy that evaluation uses."""
+    steps_per_update: int
+    """Environment steps that one update takes (gradient steps, offline)."""
+    value: Callable[[Array, Task, State, Array], Array] | None = None
+    """(key, task, state, obs [obs_dim]) -> [] the learner's own estimate of the undiscounted-reward-scale value of obs
+    under its policy; None where a method has none. The probe tests compare it with closed-form values."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AlgorithmSpec:
+    """One line of the registry: what an algorithm module offers."""
+
+    config: type
+    """Frozen dataclass: all that changes shapes or program structure. Another value compiles another program."""
+    hypers: type
+    """NamedTuple of floats: all that may differ between the runs of one compiled program."""
+    make: Callable[[Any], Algorithm]
+    """config -> Algorithm. Raises ValueError for a config that cannot work, naming the value and the remedy."""
+    action_spaces: tuple[type[Space], ...] = (Discrete, Box)
+    """The kinds of action it can take."""
+    fit: Callable[[Any, int], Any] = lambda config, total_steps: config
+    """(config, environment steps in the budget) -> a config that gives identical results with no more memory than the
+    budget can fill, for example a smaller replay buffer."""
+
+
+class UserError(ValueError):
+    """Something a user typed cannot work. The message is one line: the value, what was expected, what to do."""
+
+
+def check_positive(**values: int) -> None:
+    """Raise UserError naming the first of the keyword arguments that is below 1."""
+    for name, value in values.items():
+        if value < 1:
+            raise UserError(f"{name}={value} must be at least 1")

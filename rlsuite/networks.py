@@ -1,0 +1,44 @@
+"""Small multilayer perceptrons and the two initialisations that the literature's results rest on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+Array = jax.Array
+Activation = Callable[[Array], Array]
+
+
+def _torch_linear(features: int, fan_in: int) -> nn.Dense:
+    """PyTorch's default `Linear`: weights and biases from U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+    bound = fan_in**-0.5
+
+    def uniform(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return nn.Dense(features, kernel_init=uniform, bias_init=uniform)
+
+
+class MLP(nn.Module):
+    """`[..., in]` -> `[..., sizes[-1]]`; the activation follows every layer but the last."""
+
+    sizes: tuple[int, ...]
+    """Hidden sizes, then the output size."""
+    activation: Activation = nn.relu
+    gains: tuple[float, ...] | None = None
+    """Orthogonal weights with one gain a layer and zero biases; None means PyTorch's default initialisation."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for i, size in enumerate(self.sizes):
+            if self.gains is None:
+                layer = _torch_linear(size, x.shape[-1])
+            else:
+                layer = nn.Dense(size, kernel_init=nn.initializers.orthogonal(self.gains[i]))
+            x = layer(x)
+            if i < len(self.sizes) - 1:
+                x = self.activation(x)
+        return x

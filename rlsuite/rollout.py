@@ -1,0 +1,65 @@
+"""Batched stepping of one run's environments, and the only automatic reset in the suite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from envs.core import Env, EnvState
+from rlsuite.core import Transition
+
+Array = jax.Array
+Policy = Callable[[Array, Array], tuple[Array, Any]]
+"""(key, obs `[num_envs, obs_dim]`) -> (action `[num_envs, ...]`, anything the learner wants to keep of this step)"""
+
+
+class EnvCarry(NamedTuple):
+    """Where a run's environments stand between two calls."""
+
+    state: EnvState
+    """leading axis `[num_envs]`"""
+    obs: Array
+    """`[num_envs, obs_dim]`: what the policy sees next, after any reset"""
+
+
+def start(key: Array, env: Env, num_envs: int) -> EnvCarry:
+    """Fresh episodes in `num_envs` environments."""
+    state, obs = jax.vmap(env.reset)(jax.random.split(key, num_envs))
+    return EnvCarry(state, obs)
+
+
+def step(key: Array, env: Env, carry: EnvCarry, action: Array) -> tuple[EnvCarry, Transition]:
+    """One step of every environment; those whose episode ended start a fresh one.
+
+    The transition `[num_envs, ...]` shows what the step led to, never what the reset gave. Initial states are drawn anew
+    at every reset, not replayed from a cache.
+    """
+    num_envs = carry.obs.shape[0]
+    step_keys, reset_keys = jax.random.split(key, (2, num_envs))
+    state, shown = jax.vmap(env.step)(step_keys, carry.state, action)
+    fresh_state, fresh_obs = jax.vmap(env.reset)(reset_keys)
+    done = shown.terminated | shown.truncated
+
+    def where_done(fresh: Array, stepped: Array) -> Array:
+        return jnp.where(done.reshape(done.shape + (1,) * (stepped.ndim - 1)), fresh, stepped)
+
+    next_carry = EnvCarry(jax.tree.map(where_done, fresh_state, state), where_done(fresh_obs, shown.obs))
+    return next_carry, Transition(carry.obs, action, shown.reward, shown.obs, shown.terminated, shown.truncated)
+
+
+def collect(
+    key: Array, env: Env, carry: EnvCarry, policy: Policy, num_steps: int
+) -> tuple[EnvCarry, Transition, Any]:
+    """`num_steps` steps of every environment: the new carry, transitions and the policy's extras, both `[time, num_envs, ...]`."""
+
+    def body(carry: EnvCarry, key: Array) -> tuple[EnvCarry, tuple[Transition, Any]]:
+        policy_key, step_key = jax.random.split(key)
+        action, extras = policy(policy_key, carry.obs)
+        carry, transition = step(step_key, env, carry, action)
+        return carry, (transition, extras)
+
+    carry, (transitions, extras) = jax.lax.scan(body, carry, jax.random.split(key, num_steps))
+    return carry, transitions, extras

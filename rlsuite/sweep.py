@@ -1,0 +1,195 @@
+"""What a sweep is, as data: an experiment is cells, a cell becomes a shard, a shard is one file of results."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import runpy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import envs
+from rlsuite import algorithms
+from rlsuite.core import UserError, check_positive
+
+
+class Reference(NamedTuple):
+    """The two returns that a normalised score is measured between: (return - low) / (high - low)."""
+
+    low: float
+    high: float
+    low_source: str
+    high_source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One algorithm on one environment."""
+
+    algorithm: str
+    """a name from `rlsuite list`"""
+    environment: str
+    """an id from `rlsuite list`"""
+    steps: int
+    """environment steps of each run; rounded up to whole updates"""
+    seeds: int = 32
+    """runs of each setting of the hyperparameters, with seeds first_seed, first_seed + 1, ..."""
+    first_seed: int = 0
+    config: Any = None
+    """the algorithm's `Config`; None is its default"""
+    hypers: Any = None
+    """the algorithm's `Hypers`, or a tuple of them to compare; None is its default"""
+    evaluations: int = 10
+    """evaluations after the one of the untrained policy"""
+    eval_episodes: int = 16
+    """complete episodes of each run in each evaluation"""
+    max_episode_steps: int | None = None
+    """the time limit, if not the environment's own"""
+    label: str | None = None
+    """the name of the curve in a report; None is the algorithm's name"""
+    reference: Reference | None = None
+    """for normalised scores; without one the task stays out of aggregates"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A named list of cells."""
+
+    name: str
+    """the folder under `results/`"""
+    description: str
+    cells: tuple[Cell, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A cell with everything spelled out and checked, ready to run."""
+
+    experiment: str
+    cell: Cell
+    environment: str
+    """canonical id"""
+    config: Any
+    runs: tuple[tuple[int, Any], ...]
+    """(seed, Hypers) of each run"""
+
+    @property
+    def label(self) -> str:
+        """The curve's name in a report."""
+        return self.cell.label or self.cell.algorithm
+
+    @property
+    def config_hash(self) -> str:
+        """Eight hex digits of the algorithm and its Config."""
+        return _digest([self.cell.algorithm, dataclasses.asdict(self.config)])
+
+    @property
+    def name(self) -> str:
+        """The file name without extension. It holds a digest of all that the results depend on."""
+        cell = self.cell
+        identity = [
+            self.config_hash,
+            self.environment,
+            cell.max_episode_steps,
+            cell.steps,
+            cell.evaluations,
+            cell.eval_episodes,
+            [(seed, hypers._asdict()) for seed, hypers in self.runs],
+        ]
+        return "__".join([self.label, self.environment.replace("/", "-"), _digest(identity)])
+
+    def describe(self) -> dict[str, Any]:
+        """All of it as plain JSON values, for the manifest."""
+        cell = self.cell
+        return {
+            "shard": self.name,
+            "experiment": self.experiment,
+            "label": self.label,
+            "algorithm": cell.algorithm,
+            "environment": self.environment,
+            "config": dataclasses.asdict(self.config),
+            "config_hash": self.config_hash,
+            "hypers": [hypers._asdict() for hypers in dict.fromkeys(hypers for _, hypers in self.runs)],
+            "seeds": [seed for seed, _ in self.runs],
+            "steps": cell.steps,
+            "evaluations": cell.evaluations,
+            "eval_episodes": cell.eval_episodes,
+            "max_episode_steps": cell.max_episode_steps,
+            "reference": cell.reference._asdict() if cell.reference else None,
+        }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def shard(experiment: str, cell: Cell) -> Shard:
+    """Check a cell and spell it out. Nothing is compiled or written.
+
+    Raises:
+        UserError: an unknown name, a number out of range, an algorithm that cannot take the environment's actions.
+    """
+    spec = algorithms.get(cell.algorithm)
+    check_positive(
+        steps=cell.steps, seeds=cell.seeds, evaluations=cell.evaluations, eval_episodes=cell.eval_episodes
+    )
+    if cell.first_seed < 0 or cell.first_seed + cell.seeds > 2**32:
+        raise UserError(f"first_seed={cell.first_seed} with {cell.seeds} seeds leaves 0 .. 4294967295; choose a smaller one")
+    try:
+        env = envs.make(cell.environment, max_episode_steps=cell.max_episode_steps)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    algorithms.check_actions(cell.algorithm, env)
+    config = spec.config() if cell.config is None else cell.config
+    if not isinstance(config, spec.config):
+        raise UserError(f"config of '{cell.algorithm}' must be its Config, got {type(config).__qualname__}")
+    settings = cell.hypers if isinstance(cell.hypers, tuple) and not hasattr(cell.hypers, "_fields") else (cell.hypers,)
+    settings = tuple(spec.hypers() if hypers is None else hypers for hypers in settings)
+    for hypers in settings:
+        if not isinstance(hypers, spec.hypers):
+            raise UserError(f"hypers of '{cell.algorithm}' must be its Hypers, got {type(hypers).__qualname__}")
+    spec.make(spec.fit(config, cell.steps))  # raises UserError for a config that cannot work
+    seeds = range(cell.first_seed, cell.first_seed + cell.seeds)
+    return Shard(experiment, cell, env.id, config, tuple((seed, hypers) for hypers in settings for seed in seeds))
+
+
+def shards(experiment: Experiment) -> list[Shard]:
+    """Check every cell before any of them runs.
+
+    Raises:
+        UserError: as `shard`, with the cell's place; or two cells that would write the same file.
+    """
+    if not experiment.cells:
+        raise UserError(f"experiment '{experiment.name}' has no cells; add at least one Cell")
+    result: list[Shard] = []
+    for i, cell in enumerate(experiment.cells):
+        try:
+            result.append(shard(experiment.name, cell))
+        except UserError as error:
+            raise UserError(f"cell {i} of experiment '{experiment.name}': {error}") from error
+    names = [s.name for s in result]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"experiment '{experiment.name}' has two identical cells ({name}); remove one or label it")
+    return result
+
+
+def load(path: str | Path) -> Experiment:
+    """The `EXPERIMENT` that a Python file defines.
+
+    Raises:
+        UserError: no such file, it does not run, or it defines no EXPERIMENT.
+    """
+    path = Path(path)
+    if not path.is_file():
+        found: Sequence[str] = sorted(str(p) for p in Path("experiments").glob("[a-z]*.py"))
+        raise UserError(f"no experiment file '{path}'; " + (f"there are: {', '.join(found)}" if found else "give its path"))
+    try:
+        defined = runpy.run_path(str(path)).get("EXPERIMENT")
+    except Exception as error:
+        raise UserError(f"experiment file '{path}' does not run: {type(error).__name__}: {error}") from error
+    if not isinstance(defined, Experiment):
+        raise UserError(f"experiment file '{path}' must define EXPERIMENT = rlsuite.sweep.Experiment(...)")
+    return defined

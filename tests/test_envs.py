@@ -1,0 +1,409 @@
+"""The environment contract, on everything that is registered: a new environment is covered by its line in the registry.
+
+Each environment compiles two small programs, one for reset and one for step, which all assertions share. They are
+batched over copies of the ENVIRONMENT, so that every physics parameter is a batched argument of the program.
+"""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+from typing import Any, NamedTuple
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import envs
+from envs import probes
+from envs.core import Box, Discrete, Env, EpisodeState, TimeStep
+
+Array = jax.Array
+ALL = [pytest.param(env_id, marks=pytest.mark.xdist_group(env_id)) for env_id in envs.registered()]
+GYMNAX = [p for p in ALL if str(p.values[0]).startswith("gymnax/")]
+every_env = pytest.mark.parametrize("env_id", ALL)
+
+LIMIT = 3
+# Four copies of each environment. Two are alike, one starts from another key, one has other physics.
+FIRST, AGAIN, OTHER_KEY, OTHER_PHYSICS = range(4)
+
+
+class Rollout(NamedTuple):
+    """`LIMIT` steps of four copies of one environment; every array has a leading axis of 4."""
+
+    env: Env
+    """batched"""
+    reset: Any
+    """jit(vmap(env.reset)): (env, key)"""
+    step: Any
+    """jit(vmap(env.step)): (env, key, state, action)"""
+    keys: Array
+    action: Array
+    states: list[EpisodeState]
+    """after the reset and after each step"""
+    obs: Array
+    """`[4, obs_dim]` after the reset"""
+    shown: list[TimeStep]
+
+
+@functools.cache
+def rollout(env_id: str) -> Rollout:
+    env = envs.make(env_id, max_episode_steps=LIMIT)
+    scale = jnp.where(jnp.arange(4) == OTHER_PHYSICS, 0.9, 1.0)
+
+    def copies(leaf: Array) -> Array:
+        scaled = scale.reshape((4,) + (1,) * leaf.ndim)
+        four = jnp.stack([leaf] * 4)
+        return four * scaled if jnp.issubdtype(leaf.dtype, jnp.floating) else four
+
+    batched = jax.tree.map(copies, env)
+    reset = jax.jit(jax.vmap(lambda env, key: env.reset(key), axis_size=4))
+    step = jax.jit(jax.vmap(lambda env, key, state, action: env.step(key, state, action), axis_size=4))
+    keys = jax.random.split(jax.random.key(0), 2)[jnp.array([0, 0, 1, 0])]
+    space = env.action_space
+    if isinstance(space, Discrete):
+        action = jnp.full(4, space.n - 1, jnp.int32)
+    else:
+        low, high = jnp.array(space.low), jnp.array(space.high)
+        action = jnp.tile(low + 0.75 * (high - low), (4, 1))
+    state, obs = reset(batched, keys)
+    states, shown = [state], []
+    for _ in range(LIMIT):
+        state, time_step = step(batched, keys, state, action)
+        states.append(state)
+        shown.append(time_step)
+    return Rollout(batched, reset, step, keys, action, states, obs, shown)
+
+
+def avals(tree: Any) -> tuple[Any, list[tuple[Any, ...]]]:
+    """All that jit looks at to decide whether it has compiled a program already."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [(leaf.shape, leaf.dtype, leaf.weak_type) for leaf in leaves]
+
+
+def alive(roll: Rollout) -> list[Array]:
+    """`[4]` bool per step: whether the episode had not terminated before it. After its end a step means nothing."""
+    before = [jnp.ones(4, bool)]
+    for shown in roll.shown:
+        before.append(before[-1] & ~shown.terminated)
+    return before
+
+
+@every_env
+def test_types_are_those_of_the_contract(env_id: str) -> None:
+    roll = rollout(env_id)
+    expected_obs = ((4, roll.env.obs_dim), jnp.float32, False)
+    assert avals(roll.obs)[1] == [expected_obs]
+    for shown in roll.shown:
+        assert avals(shown)[1] == [
+            expected_obs, ((4,), jnp.float32, False), ((4,), jnp.bool_, False), ((4,), jnp.bool_, False)
+        ]  # fmt: skip
+
+
+@every_env
+def test_state_keeps_its_type_so_that_nothing_compiles_twice(env_id: str) -> None:
+    roll = rollout(env_id)
+    for state in roll.states[1:]:
+        assert avals(state) == avals(roll.states[0])
+    assert not any(weak for _, _, weak in avals(roll.states[0])[1] + avals(envs.make(env_id))[1])
+    assert roll.step._cache_size() == 1
+
+
+@every_env
+def test_reset_depends_on_the_key_and_on_nothing_else(env_id: str) -> None:
+    roll = rollout(env_id)
+    np.testing.assert_array_equal(roll.obs[FIRST], roll.obs[AGAIN])
+    for leaf in jax.tree.leaves(roll.states[0]):
+        np.testing.assert_array_equal(leaf[FIRST], leaf[AGAIN])
+    # Many keys, because two may give one state by chance where there are only two states.
+    keys = jax.random.split(jax.random.key(1), (4, 4))
+    starts = {tuple(roll.reset(roll.env, row)[1][copy].tolist()) for row in keys for copy in (FIRST, AGAIN, OTHER_KEY)}
+    assert (len(starts) > 1) == envs.info(env_id).random_start
+
+
+@every_env
+def test_observations_and_rewards_are_finite(env_id: str) -> None:
+    roll = rollout(env_id)
+    for shown, counts in zip(roll.shown, alive(roll), strict=False):
+        assert jnp.isfinite(shown.obs[counts]).all()
+        assert jnp.isfinite(shown.reward[counts]).all()
+
+
+@every_env
+def test_truncated_exactly_at_the_limit_and_not_terminated_by_it(env_id: str) -> None:
+    """The same step from the same state, once as the last that the limit allows and once with the clock set back."""
+    roll = rollout(env_id)
+    assert [shown.truncated.tolist() for shown in roll.shown] == [[False] * 4] * (LIMIT - 1) + [[True] * 4]
+
+    clock_set_back = roll.states[-2]._replace(steps=jnp.zeros(4, jnp.int32))
+    state, shown = roll.step(roll.env, roll.keys, clock_set_back, roll.action)
+    assert not shown.truncated.any()
+    np.testing.assert_array_equal(shown.terminated, roll.shown[-1].terminated)
+    # What is shown at the limit is what the action led to, not what a reset gives.
+    np.testing.assert_array_equal(shown.obs, roll.shown[-1].obs)
+    np.testing.assert_array_equal(shown.reward, roll.shown[-1].reward)
+    for leaf, at_limit in zip(jax.tree.leaves(state.physics), jax.tree.leaves(roll.states[-1].physics), strict=True):
+        np.testing.assert_array_equal(leaf, at_limit)
+    assert state.steps.tolist() == [1] * 4
+
+
+@every_env
+def test_physics_are_batched_leaves_that_matter(env_id: str) -> None:
+    roll = rollout(env_id)
+    first_step = roll.shown[0]
+    np.testing.assert_array_equal(first_step.obs[FIRST], first_step.obs[AGAIN])
+    has_physics = bool(jax.tree.leaves(roll.env))
+    assert has_physics == (not env_id.startswith("probe/"))
+    assert bool(jnp.any(first_step.obs[FIRST] != first_step.obs[OTHER_PHYSICS])) == has_physics
+
+
+@every_env
+def test_env_is_a_pytree_with_a_hashable_static_part(env_id: str) -> None:
+    env = envs.make(env_id)
+    leaves, structure = jax.tree.flatten(env)
+    rebuilt = jax.tree.unflatten(structure, leaves)
+    assert hash(structure) == hash(jax.tree.structure(rebuilt))
+    assert jax.tree.structure(rebuilt) == structure
+    assert rebuilt.id == env.id == env_id
+    assert (rebuilt.obs_dim, rebuilt.action_space, rebuilt.max_episode_steps) == (
+        env.obs_dim, env.action_space, envs.info(env_id).max_episode_steps
+    )  # fmt: skip
+    if isinstance(env.action_space, Box):
+        assert np.isfinite([env.action_space.low, env.action_space.high]).all()
+
+
+# Probes: the closed forms against the sums of discounted rewards that the environments pay.
+
+
+@pytest.mark.parametrize("env_id", [env_id for env_id in envs.registered() if env_id.startswith("probe/")])
+def test_probe_values_are_what_the_probe_pays(env_id: str) -> None:
+    discount, horizon = 0.7, 60  # 0.7^60 / 0.3 is below float32 resolution
+    env = envs.make(env_id, max_episode_steps=horizon)
+    for obs, value in probes.values(env_id, discount):
+        action: Any = 0 if isinstance(env.action_space, Discrete) else (0.3,)
+        if env_id.startswith("probe/action/"):
+            action = probes.optimal_action(env_id, obs)
+        # A probe's observation is its whole physics, so every observation can be started from.
+        state = EpisodeState(jnp.array(obs), jnp.int32(0))
+        paid = 0.0
+        for t in range(horizon):
+            state, shown = env.step(jax.random.key(t), state, jnp.asarray(action))
+            paid += discount**t * float(shown.reward)
+            if shown.terminated:
+                break
+        assert paid == pytest.approx(value, abs=1e-6)
+
+
+@pytest.mark.parametrize("env_id", [env_id for env_id in envs.registered() if env_id.startswith("probe/")])
+def test_probe_values_name_the_observations_that_occur(env_id: str) -> None:
+    env = envs.make(env_id)
+    seen = set()
+    for seed in range(16):
+        state, obs = env.reset(jax.random.key(seed))
+        terminated = False
+        while not terminated and state.steps < env.max_episode_steps:
+            seen.add((float(obs[0]),))
+            state, shown = env.step(jax.random.key(0), state, env_action(env))
+            obs, terminated = shown.obs, bool(shown.terminated)
+    assert seen == {obs for obs, _ in probes.values(env_id, 0.9)}
+
+
+def env_action(env: Env) -> Array:
+    return jnp.int32(0) if isinstance(env.action_space, Discrete) else jnp.array(env.action_space.low)
+
+
+def test_action_probe_pays_less_for_other_actions() -> None:
+    discrete, continuous = envs.make("probe/action/discrete"), envs.make("probe/action/continuous")
+    for x in (-1.0, 1.0):
+        state = EpisodeState(jnp.array([x]), jnp.int32(0))
+        wrong = jnp.int32(1 - probes.optimal_action("probe/action/discrete", [x]))  # type: ignore[operator]
+        assert discrete.step(jax.random.key(0), state, wrong)[1].reward == 0.0
+        off = jnp.array([0.5 * x + 0.5])
+        assert continuous.step(jax.random.key(0), state, off)[1].reward == 0.75
+
+
+def test_truncation_probe_runs_five_steps_and_never_terminates() -> None:
+    env = envs.make("probe/truncation/discrete")
+    state, _ = env.reset(jax.random.key(0))
+    flags = []
+    for _ in range(5):
+        state, shown = env.step(jax.random.key(0), state, jnp.int32(0))
+        flags.append((bool(shown.terminated), bool(shown.truncated)))
+    assert flags == [(False, False)] * 4 + [(False, True)]
+
+
+@pytest.mark.parametrize("discount", [-0.1, 1.0, float("nan")])
+def test_probe_values_reject_a_discount_without_finite_values(discount: float) -> None:
+    with pytest.raises(ValueError, match=r"discount must be in \[0, 1\)"):
+        probes.values("probe/truncation/discrete", discount)
+
+
+def test_probe_functions_reject_other_environments() -> None:
+    with pytest.raises(ValueError, match="'gymnax/CartPole-v1' is not a probe; expected one of probe/constant/"):
+        probes.values("gymnax/CartPole-v1", 0.9)
+    with pytest.raises(ValueError, match="every action is optimal in 'probe/constant/discrete'"):
+        probes.optimal_action("probe/constant/discrete", [0.0])
+
+
+# gymnax: beside gymnax' own step, and beside Gymnasium's environments.
+
+
+def random_states(env_id: str, num: int) -> np.ndarray:
+    """`[num, 4 or 2]` physical states, wide enough to reach terminations, walls and speed limits."""
+    rng = np.random.default_rng(0)
+    low, high = {
+        "gymnax/CartPole-v1": ([-2.5, -3.0, -0.25, -3.0], [2.5, 3.0, 0.25, 3.0]),
+        "gymnax/Acrobot-v1": ([-3.1, -3.1, -12.0, -28.0], [3.1, 3.1, 12.0, 28.0]),
+        "gymnax/MountainCar-v0": ([-1.2, -0.07], [0.6, 0.07]),
+        "gymnax/MountainCarContinuous-v0": ([-1.1, -0.07], [0.45, 0.07]),
+        "gymnax/Pendulum-v1": ([-7.0, -8.0], [7.0, 8.0]),
+    }[env_id]
+    return rng.uniform(low, high, (num, len(low))).astype(np.float32)
+
+
+STATE_FIELDS = {
+    "gymnax/CartPole-v1": ("x", "x_dot", "theta", "theta_dot"),
+    "gymnax/Acrobot-v1": ("joint_angle1", "joint_angle2", "velocity_1", "velocity_2"),
+    "gymnax/MountainCar-v0": ("position", "velocity"),
+    "gymnax/MountainCarContinuous-v0": ("position", "velocity"),
+    "gymnax/Pendulum-v1": ("theta", "theta_dot"),
+}
+
+
+def gymnax_steps(env_id: str, start: np.ndarray, action: np.ndarray) -> tuple[EpisodeState, Array, TimeStep]:
+    """(the states `start` as our adapter holds them, the keys, what one step from them shows), each `[num, ...]`."""
+    env = envs.make(env_id)
+    keys = jax.random.split(jax.random.key(0), len(start))
+    state, _ = jax.vmap(env.reset)(keys)
+    fields = {name: jnp.array(start[:, i]) for i, name in enumerate(STATE_FIELDS[env_id])}
+    state = state._replace(physics=state.physics.replace(**fields))
+    return state, keys, jax.jit(jax.vmap(env.step))(keys, state, action)[1]
+
+
+def random_actions(env_id: str, num: int) -> np.ndarray:
+    space = envs.make(env_id).action_space
+    rng = np.random.default_rng(1)
+    if isinstance(space, Discrete):
+        return rng.integers(0, space.n, num).astype(np.int32)
+    return rng.uniform(space.low, space.high, (num, space.dim)).astype(np.float32)
+
+
+@pytest.mark.parametrize("env_id", GYMNAX)
+def test_gymnax_step_is_gymnax_own_without_its_reset(env_id: str) -> None:
+    env: Any = envs.make(env_id)
+    action = random_actions(env_id, 256)
+    start = random_states(env_id, 256)
+    state, keys, _ = gymnax_steps(env_id, start, action)
+    own_keys = jax.vmap(lambda key: jax.random.split(key)[0])(keys)  # gymnax keeps the other half for its reset
+    shown = jax.jit(jax.vmap(env.step))(own_keys, state, action)[1]
+    _, _, reward, terminated, _, extra = jax.vmap(env.template.step, in_axes=(0, 0, 0, None))(
+        keys, state.physics, action if action.ndim == 1 else action[:, 0], env.params
+    )
+    np.testing.assert_array_equal(shown.terminated, terminated)
+    np.testing.assert_allclose(shown.reward, reward, rtol=1e-6)
+    # Two programs may round apart; Acrobot's velocities go up to 28, where one float32 step is 2e-6.
+    np.testing.assert_allclose(shown.obs, extra["final_observation"], rtol=1e-6, atol=2e-5)
+
+
+@pytest.mark.parametrize("env_id", GYMNAX)
+def test_gymnax_agrees_with_gymnasium(env_id: str) -> None:
+    start, action = random_states(env_id, 256), random_actions(env_id, 256)
+    if env_id == "gymnax/CartPole-v1":  # Neither defines a step from a state that has ended already.
+        start = start[(np.abs(start[:, 0]) <= 2.4) & (np.abs(start[:, 2]) <= 0.2)]
+        action = action[: len(start)]
+    _, _, shown = gymnax_steps(env_id, start, action)
+    reference = gymnasium.make(env_id.removeprefix("gymnax/")).unwrapped
+    terminations = 0
+    for i in range(len(start)):
+        reference.reset(seed=0)
+        reference.state = start[i].astype(np.float64)  # type: ignore[attr-defined]
+        obs, reward, terminated, _, _ = reference.step(action[i])
+        assert bool(shown.terminated[i]) == terminated
+        np.testing.assert_allclose(shown.obs[i], obs, rtol=2e-4, atol=2e-5)
+        np.testing.assert_allclose(shown.reward[i], float(reward), rtol=1e-4, atol=1e-5)
+        terminations += terminated
+    assert (terminations > 0) == (env_id != "gymnax/Pendulum-v1")
+    space, reference_space = envs.make(env_id).action_space, reference.action_space
+    if isinstance(space, Box):
+        assert isinstance(reference_space, gymnasium.spaces.Box)
+        assert (space.low, space.high) == (tuple(reference_space.low), tuple(reference_space.high))
+    spec = gymnasium.spec(env_id.removeprefix("gymnax/"))
+    assert envs.info(env_id).max_episode_steps == spec.max_episode_steps
+
+
+def test_the_known_deviation_of_mountain_car_continuous() -> None:
+    """If this fails, gymnax has changed: take the deviation out of the docstring of envs/gymnax.py."""
+    start, action = np.array([[-1.2, -0.05]], np.float32), np.array([[-1.0]], np.float32)
+    _, _, shown = gymnax_steps("gymnax/MountainCarContinuous-v0", start, action)
+    reference = gymnasium.make("MountainCarContinuous-v0").unwrapped
+    reference.reset(seed=0)
+    reference.state = start[0].astype(np.float64)  # type: ignore[attr-defined]
+    obs, *_ = reference.step(action[0])
+    assert shown.obs[0, 0] == obs[0]  # both stand at the wall
+    assert obs[1] == 0.0
+    assert shown.obs[0, 1] < -0.04
+
+
+# The registry.
+
+
+def test_same_arguments_give_the_same_object() -> None:
+    assert envs.make("gymnax/CartPole-v1") is envs.make("gymnax/CartPole-v1", max_episode_steps=500)
+    assert envs.make("gymnax/CartPole-v1") is not envs.make("gymnax/CartPole-v1", max_episode_steps=499)
+
+
+@pytest.mark.xdist_group("brax/reacher/spring")
+def test_brax_alias_is_the_spring_backend() -> None:
+    assert envs.make("brax/reacher") is envs.make("brax/reacher/spring")
+    assert envs.describe("brax/reacher") == envs.describe("brax/reacher/spring")
+    assert "brax/reacher" not in envs.registered()
+
+
+def test_make_inside_a_traced_function_caches_no_tracer() -> None:
+    jax.jit(lambda: envs.make("gymnax/Pendulum-v1", max_episode_steps=77).reset(jax.random.key(0)))()
+    assert all(isinstance(leaf, Array) and not isinstance(leaf, jax.core.Tracer)
+               for leaf in jax.tree.leaves(envs.make("gymnax/Pendulum-v1", max_episode_steps=77)))  # fmt: skip
+
+
+def test_listing_imports_no_simulator_and_describes_every_environment_in_one_line() -> None:
+    program = """
+import sys, envs
+for env_id in envs.registered():
+    line = envs.describe(env_id)
+    assert line and "\\n" not in line, line
+assert list(envs.registered()) == sorted(set(envs.registered())), envs.registered()
+print(sorted({"brax", "gymnax", "mujoco", "mujoco_playground"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("env_id", "hint"),
+    [
+        ("gymnax/CartPol-v1", "did you mean 'gymnax/CartPole-v1'?"),
+        ("brax/hoper", "did you mean 'brax/hopper'?"),
+        ("zzz", "`rlsuite list` shows all environments"),
+    ],
+)
+def test_unknown_environment_names_the_nearest_or_the_list(env_id: str, hint: str) -> None:
+    for function in (envs.make, envs.describe, envs.info):
+        with pytest.raises(envs.UnknownEnvironmentError) as error:
+            function(env_id)
+        assert str(error.value) == f"unknown environment {env_id!r}; {hint}"
+
+
+@pytest.mark.parametrize("limit", [0, -5])
+def test_time_limit_below_one_is_refused(limit: int) -> None:
+    with pytest.raises(ValueError, match=f"max_episode_steps must be at least 1, got {limit}"):
+        envs.make("gymnax/CartPole-v1", max_episode_steps=limit)
+
+
+def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mujoco_playground", None)  # what Python itself does to block an import
+    with pytest.raises(envs.MissingPackageError, match=r"pip install 'rlsuite\[playground\]'") as error:
+        envs.make("playground/CheetahRun", max_episode_steps=12345)
+    assert "\n" not in str(error.value)

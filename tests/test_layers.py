@@ -1,0 +1,122 @@
+"""Imports go one way, `experiments -> rlsuite -> envs`, with `analysis` apart. Read from the syntax trees, so that an
+import inside a function counts and nothing has to be importable."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Package -> the other packages of this repository that it may import.
+MAY_IMPORT: dict[str, frozenset[str]] = {
+    "analysis": frozenset(),
+    "envs": frozenset(),
+    "experiments": frozenset({"rlsuite", "envs"}),
+    "rlsuite": frozenset({"envs"}),
+}
+
+# The one exception: `rlsuite report` hands its arguments to analysis, which is an extra that may be missing.
+LAZY_EXCEPTIONS = {("rlsuite/cli.py", "analysis")}
+
+# Only the adapters know which library simulates a task.
+ENVIRONMENT_LIBRARIES = frozenset({"brax", "gymnax", "minari", "mujoco", "mujoco_playground"})
+
+
+def imported_modules(path: str, node: ast.AST) -> list[str]:
+    """The absolute names that one node imports; none if it is not an import. `path` resolves relative imports."""
+    match node:
+        case ast.Import(names=names):
+            return [alias.name for alias in names]
+        case ast.ImportFrom(module=module, names=names, level=level):
+            package = PurePosixPath(path).parts[:-1]
+            # One dot is the file's own package; dots that leave the top-level package reach its siblings.
+            base = list(package[: len(package) - (level - 1)]) if level else []
+            base += module.split(".") if module else []
+            return [".".join(base)] if base else [alias.name for alias in names]
+        case ast.Call(
+            func=ast.Attribute(attr="import_module") | ast.Name(id="import_module" | "__import__"),
+            args=[ast.Constant(value=str(name)), *_],
+        ):
+            return [name]
+    return []
+
+
+def imports(path: str, node: ast.AST, lazy: bool = False) -> Iterator[tuple[int, str, bool]]:
+    """(line, absolute module name, whether it is inside a function) of every import below `node`."""
+    for child in ast.iter_child_nodes(node):
+        for module in imported_modules(path, child):
+            yield getattr(child, "lineno", 0), module, lazy
+        inside_function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        yield from imports(path, child, lazy or inside_function)
+
+
+def offences(path: str, source: str) -> list[str]:
+    """What one file imports and may not. `path` is relative to the repository, with forward slashes."""
+    package = PurePosixPath(path).parts[0]
+    found = []
+    for line, module, lazy in imports(path, ast.parse(source, path)):
+        top = module.split(".")[0]
+        if top in ENVIRONMENT_LIBRARIES and package != "envs":
+            found.append(f"{path}:{line} imports {module}; only envs/ may")
+        if top in MAY_IMPORT and top != package and top not in MAY_IMPORT[package]:
+            if lazy and (path, top) in LAZY_EXCEPTIONS:
+                continue
+            found.append(f"{path}:{line} imports {module}; {package}/ may not")
+    return found
+
+
+@pytest.mark.parametrize("package", sorted(MAY_IMPORT))
+def test_imports_go_one_way(package: str) -> None:
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert files, f"{package}/ holds no Python file, so this test would check nothing"
+    found = [line for file in files for line in offences(file.relative_to(ROOT).as_posix(), file.read_text("utf-8"))]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("envs/a.py", "import rlsuite"),
+        ("envs/a.py", "import numpy, rlsuite.core"),
+        ("envs/a.py", "from analysis import scores"),
+        ("envs/a.py", "from ..rlsuite import core"),
+        ("envs/a.py", "from .. import experiments"),
+        ("rlsuite/a.py", "def f():\n    import experiments.quick"),
+        ("rlsuite/a.py", "import importlib\nanalysis = importlib.import_module('analysis.scores')"),
+        ("rlsuite/a.py", "__import__('experiments')"),
+        ("rlsuite/a.py", "def f():\n    from analysis import __main__"),
+        ("rlsuite/cli.py", "from analysis import __main__"),
+        ("rlsuite/cli.py", "class C:\n    import analysis"),
+        ("rlsuite/cli.py", "def f():\n    import experiments"),
+        ("rlsuite/a.py", "if TYPE_CHECKING:\n    from brax.envs import Env"),
+        ("rlsuite/algorithms/a.py", "from mujoco import mjx"),
+        ("rlsuite/algorithms/a.py", "from ...analysis import scores"),
+        ("experiments/a.py", "import analysis"),
+        ("experiments/a.py", "import gymnax"),
+        ("analysis/a.py", "import rlsuite.store"),
+        ("analysis/a.py", "async def f():\n    from envs import make"),
+        ("analysis/a.py", "import experiments.quick as quick"),
+    ],
+)
+def test_checker_finds(path: str, source: str) -> None:
+    assert len(offences(path, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("envs/a.py", "from .core import Env\nimport envs.core\nfrom brax import envs as brax_envs"),
+        ("rlsuite/cli.py", "def report():\n    from analysis.__main__ import main"),
+        ("rlsuite/cli.py", "import importlib\ndef report():\n    importlib.import_module('analysis.__main__')"),
+        ("rlsuite/algorithms/a.py", "from ..core import Task\nfrom .. import returns\nfrom envs.core import Box"),
+        ("experiments/a.py", "import envs\nfrom rlsuite.algorithms import ppo"),
+        ("analysis/a.py", "import pandas\nfrom . import scores\nfrom .scores import final"),
+        ("analysis/a.py", "text = 'import rlsuite'  # import envs"),
+    ],
+)
+def test_checker_accepts(path: str, source: str) -> None:
+    assert offences(path, source) == []
