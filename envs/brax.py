@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from envs.core import Array, Box, EpisodeState, Space, TaskInfo, TimeStep, strong
+from envs.core import Array, Box, EpisodeState, Space, TaskInfo, TimeStep, parameters, strong
 
 PACKAGE = "brax"
 INSTALL = "pip install rlsuite"
@@ -87,13 +87,14 @@ def build(env_id: str, max_episode_steps: int) -> Brax:
     import brax.envs  # Late, so that listing environments imports no simulator.
 
     _, name, backend = env_id.split("/")
-    with warnings.catch_warnings():
+    with jax.ensure_compile_time_eval(), warnings.catch_warnings():
         # Said once for all in this module's docstring.
         warnings.filterwarnings("ignore", message="Brax System, piplines and environments are not actively")
         template = brax.envs.get_environment(name, backend=backend)
+        sys = parameters(template.sys)
     action_size = template.action_size
     return Brax(
-        sys=strong(template.sys),
+        sys=sys,
         template=template,
         id=env_id,
         obs_dim=jax.eval_shape(template.reset, jax.random.key(0)).obs.shape[0],

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array: TypeAlias = jax.Array
 EnvState: TypeAlias = Any
@@ -125,3 +126,12 @@ def strong(tree: Tree) -> Tree:
     different types, so that the second call of a program would compile it again.
     """
     return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.result_type(leaf)), tree)
+
+
+def parameters(tree: Tree) -> Tree:
+    """A simulator's model as the leaves of an environment: strongly typed arrays that are tied to no device.
+
+    Simulators place their models on a device explicitly. What a program computes from such "committed" arrays is
+    committed too, so that a step's state would differ in this from a reset's, and the second step would compile again.
+    """
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, jnp.result_type(leaf))), tree)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from envs.core import Array, Box, Discrete, EpisodeState, Space, TaskInfo, TimeStep, strong
+from envs.core import Array, Box, Discrete, EpisodeState, Space, TaskInfo, TimeStep, parameters, strong
 
 PACKAGE = "gymnax"
 INSTALL = "pip install rlsuite"
@@ -61,10 +61,12 @@ def build(env_id: str, max_episode_steps: int) -> Gymnax:
     """The task `env_id`, a key of `TASKS`, with gymnax' default parameters."""
     import gymnax  # Late, so that listing environments imports no simulator.
 
-    template, params = gymnax.make(env_id.removeprefix("gymnax/"))
+    with jax.ensure_compile_time_eval():
+        template, params = gymnax.make(env_id.removeprefix("gymnax/"))
+        params = parameters(params)
     space = template.action_space(params)
     return Gymnax(
-        params=strong(params),
+        params=params,
         template=template,
         id=env_id,
         obs_dim=jax.eval_shape(template.reset_env, jax.random.key(0), params)[0].shape[0],

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from envs.core import Array, Box, EpisodeState, Space, TaskInfo, TimeStep, strong
+from envs.core import Array, Box, EpisodeState, Space, TaskInfo, TimeStep, parameters, strong
 
 PACKAGE = "mujoco_playground"
 INSTALL = "pip install 'rlsuite[playground]'"
@@ -65,10 +65,12 @@ def build(env_id: str, max_episode_steps: int) -> Playground:
     """The task `env_id`, a key of `TASKS`, with Playground's default configuration but for the MJX implementation."""
     from mujoco_playground import dm_control_suite  # Late, so that listing environments imports no simulator.
 
-    template = dm_control_suite.load(env_id.removeprefix("playground/"), config_overrides={"impl": "jax"})
+    with jax.ensure_compile_time_eval():
+        template = dm_control_suite.load(env_id.removeprefix("playground/"), config_overrides={"impl": "jax"})
+        model = parameters(template.mjx_model)
     low, high = template.mj_model.actuator_ctrlrange.T
     return Playground(
-        model=strong(template.mjx_model),
+        model=model,
         template=template,
         id=env_id,
         obs_dim=jax.eval_shape(template.reset, jax.random.key(0)).obs.shape[0],

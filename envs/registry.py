@@ -4,7 +4,8 @@ A family is one module with four names, so that a new one needs a module and one
 
 - `TASKS`: canonical id -> `TaskInfo`; importing the module must not import the simulator (listing is instant);
 - `PACKAGE`, `INSTALL`: the package it needs (None for none) and the command that brings it;
-- `build(env_id, max_episode_steps) -> Env`.
+- `build(env_id, max_episode_steps) -> Env`, whose leaves are concrete even if it is called inside a traced function,
+  because `make` keeps what it returns.
 """
 
 from __future__ import annotations
@@ -13,8 +14,6 @@ import difflib
 import functools
 import importlib
 from types import ModuleType
-
-import jax
 
 from envs import brax, gymnax, playground, probes
 from envs.core import Env, TaskInfo
@@ -74,9 +73,7 @@ def _make(env_id: str, max_episode_steps: int) -> Env:
                 f"environment {env_id!r} needs the package {family.PACKAGE!r} ({error}); "
                 f"install it with: {family.INSTALL}"
             ) from error
-    # A first call from inside a traced function must not cache that function's tracers.
-    with jax.ensure_compile_time_eval():
-        env: Env = family.build(env_id, max_episode_steps)
+    env: Env = family.build(env_id, max_episode_steps)
     return env
 
 

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
+import difflib
+import inspect
+import itertools
 import os
+import shutil
 import sys
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import rlsuite
 from rlsuite.core import UserError
+
+MAX_WIDTH = 100
+"""Columns of a help text, in a terminal that is wider."""
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """argparse's, no wider than MAX_WIDTH, with line breaks in descriptions kept."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=min(shutil.get_terminal_size().columns, MAX_WIDTH))
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with errors on one line."""
+    """argparse, with errors on one line and without abbreviated options: `--step` is a typing error, not `--steps`."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, formatter_class=HelpFormatter, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and leaving."""
@@ -26,11 +45,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 if it did what it should, 2 with one line on stderr if the user asked for what cannot be."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        command = COMMANDS.get(arguments[0]) if arguments else None
-        if command is not None:
-            return command(arguments[1:])
-        parser = Parser(prog="rlsuite", description=__doc__.splitlines()[0] if __doc__ else None)
-        parser.add_argument("command", choices=sorted(COMMANDS), help="'rlsuite COMMAND --help' says more")
+        if arguments and not arguments[0].startswith("-"):
+            return command(arguments[0])(arguments[1:])
+        summaries = "\n".join(f"  {name:<8} {summary}" for name, (_, summary) in COMMANDS.items())
+        parser = Parser(
+            prog="rlsuite",
+            usage="rlsuite COMMAND ...",
+            description="Compare reinforcement-learning methods at many seeds.",
+            epilog=f"commands ('rlsuite COMMAND --help' says more):\n{summaries}",
+        )
+        parser.add_argument("--version", action="version", version=f"rlsuite {rlsuite.__version__}")
         parser.parse_args(arguments or ["--help"])
         return 0
     except UserError as error:
@@ -41,30 +65,57 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def command(name: str) -> Any:
+    """The function behind a command. Raises UserError where there is none of this name."""
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        raise UserError(
+            f"unknown command '{name}'; "
+            + (f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(COMMANDS)}")
+        )
+    return COMMANDS[name][0]
+
+
 def run(arguments: list[str]) -> int:
     """`rlsuite run ALGORITHM --env ID ...`: train one algorithm on one environment at many seeds."""
     from rlsuite import algorithms, local, sweep
     from rlsuite.store import Store
 
     if not arguments or arguments[0] in ("-h", "--help"):
-        parser = Parser(prog="rlsuite run", description="Train one algorithm on one environment at many seeds.")
-        parser.add_argument("algorithm", choices=sorted(algorithms.REGISTRY))
-        parser.add_argument("options", nargs="...", help="'rlsuite run ALGORITHM --help' lists them")
-        parser.parse_args(arguments or ["--help"])
+        parser = Parser(
+            prog="rlsuite run",
+            usage="rlsuite run ALGORITHM --env ENV ...",
+            description="Train one algorithm on one environment at many seeds.",
+            epilog="'rlsuite run ALGORITHM --help' lists the options, with those of the algorithm.",
+        )
+        parser.add_argument("ALGORITHM", help=", ".join(sorted(algorithms.REGISTRY)))
+        parser.parse_args(["--help"])
     name = arguments[0]
+    if name.startswith("-"):
+        raise UserError(
+            f"expected an algorithm before '{name}', one of: {', '.join(sorted(algorithms.REGISTRY))}; "
+            "type it right after 'rlsuite run'"
+        )
     spec = algorithms.get(name)
     parser = Parser(prog=f"rlsuite run {name}", description=f"Train {name} on one environment at many seeds.")
+    parser.usage = f"rlsuite run {name} --env ENV [OPTION ...]"
+
+    def count(flag: str, default: int | None, text: str) -> None:
+        parser.add_argument(flag, type=int, metavar="N", default=default, help=text)
+
     parser.add_argument("--env", required=True, help="environment id, see 'rlsuite list'")
-    parser.add_argument("--steps", type=int, default=100_000, help="environment steps of each run (%(default)s)")
-    parser.add_argument("--seeds", type=int, default=32, help="number of runs (%(default)s)")
-    parser.add_argument("--first-seed", type=int, default=0, help="seed of the first run (%(default)s)")
-    parser.add_argument("--evaluations", type=int, default=10, help="evaluations while training (%(default)s)")
-    parser.add_argument("--eval-episodes", type=int, default=16, help="episodes in each evaluation (%(default)s)")
-    parser.add_argument("--max-episode-steps", type=int, help="time limit, if not the environment's own")
-    parser.add_argument("--name", default="run", help="experiment name (%(default)s)")
+    count("--steps", 100_000, "environment steps of each run (%(default)s)")
+    count("--seeds", 32, "number of runs (%(default)s)")
+    count("--first-seed", 0, "seed of the first run (%(default)s)")
+    count("--evaluations", 10, "evaluations while training (%(default)s)")
+    count("--eval-episodes", 16, "complete episodes of each run in each evaluation (%(default)s)")
+    count("--max-episode-steps", None, "time limit, if not the environment's own")
+    parser.add_argument("--name", default="run", help="experiment, the folder below the results (%(default)s)")
     parser.add_argument("--label", help="name of the curve in reports (the algorithm's)")
-    parser.add_argument("--results", default="results", help="folder of all results (%(default)s)")
-    config_group = parser.add_argument_group("config", "what shapes the program; another value compiles another program")
+    parser.add_argument("--results", metavar="DIR", default="results", help="folder of all results (%(default)s)")
+    config_group = parser.add_argument_group(
+        "config", "what shapes the program; another value compiles another program"
+    )
     add_options(config_group, {field.name: field.default for field in dataclasses.fields(spec.config)}, spec.config)
     hyper_group = parser.add_argument_group("hyperparameters", "what may differ between the runs of one program")
     add_options(hyper_group, spec.hypers._field_defaults, spec.hypers)  # type: ignore[attr-defined]
@@ -86,7 +137,7 @@ def run(arguments: list[str]) -> int:
     shard = sweep.shard(options["name"], cell)
     use_compilation_cache()
     local.run([shard], Store(Path(options["results"]) / options["name"]))
-    return report([str(Path(options["results"]) / options["name"])])
+    return report_after(Path(options["results"]) / options["name"])
 
 
 def run_sweep(arguments: list[str]) -> int:
@@ -96,7 +147,7 @@ def run_sweep(arguments: list[str]) -> int:
 
     parser = Parser(prog="rlsuite sweep", description="Run every cell of an experiment that has no results yet.")
     parser.add_argument("experiment", help="a Python file that defines EXPERIMENT, such as experiments/quick.py")
-    parser.add_argument("--results", default="results", help="folder of all results (%(default)s)")
+    parser.add_argument("--results", metavar="DIR", default="results", help="folder of all results (%(default)s)")
     options = parser.parse_args(arguments)
     experiment = sweep.load(options.experiment)
     shards = sweep.shards(experiment)
@@ -104,7 +155,7 @@ def run_sweep(arguments: list[str]) -> int:
     use_compilation_cache()
     print(f"{experiment.name}: {experiment.description}", flush=True)
     local.run(shards, store)
-    return report([str(store.folder)])
+    return report_after(store.folder)
 
 
 def list_registered(arguments: list[str]) -> int:
@@ -134,7 +185,21 @@ def report(arguments: list[str]) -> int:
     return analysis_main(arguments)
 
 
-COMMANDS = {"run": run, "sweep": run_sweep, "list": list_registered, "report": report}
+def report_after(folder: Path) -> int:
+    """Report on what has just run. Its results are whole without the analysis extra, so that is no failure."""
+    try:
+        return report([str(folder)])
+    except UserError as error:
+        print(f"rlsuite: results are in {folder}; {error}")
+        return 0
+
+
+COMMANDS = {
+    "run": (run, "train one algorithm on one environment at many seeds"),
+    "sweep": (run_sweep, "run every cell of an experiment file that has no results yet"),
+    "report": (report, "compare the results in a folder: table and plot"),
+    "list": (list_registered, "show the algorithms and the environments"),
+}
 
 
 def use_compilation_cache() -> None:
@@ -145,21 +210,39 @@ def use_compilation_cache() -> None:
     import jax
 
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.values["jax_compilation_cache_dir"]:
         jax.config.update("jax_compilation_cache_dir", str(home / "rlsuite" / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def add_options(group: Any, defaults: dict[str, Any], owner: type) -> None:
-    """One typed option per field of a Config or Hypers class."""
+    """One typed option per field of a Config or Hypers class; its help is the text below the field and the default."""
     types = typing.get_type_hints(owner)
+    texts = field_texts(owner)
     for name, default in defaults.items():
         flag = "--" + name.replace("_", "-")
+        text = f"{texts.get(name, '')} ({show(default)})".strip().replace("%", "%%")
         if types[name] is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=f"({default})")
+            # Two options, because BooleanOptionalAction appends the default a second time on some versions of Python.
+            choice = group.add_mutually_exclusive_group()
+            choice.add_argument(flag, action="store_true", default=default, help=text)
+            choice.add_argument("--no-" + flag[2:], dest=name, action="store_false", default=default)
         else:
-            group.add_argument(flag, type=reader(types[name]), default=default, help=f"({show(default)})")
+            kind = types[name]
+            metavar = {int: "N", float: "X"}.get(kind, "N,N,..." if kind == tuple[int, ...] else None)
+            group.add_argument(flag, type=reader(kind), metavar=metavar, default=default, help=text)
+
+
+def field_texts(owner: type) -> dict[str, str]:
+    """Field -> the string that stands below it in the class, which Python itself does not keep."""
+    body = ast.parse(inspect.getsource(owner)).body[0].body  # type: ignore[attr-defined]
+    texts = {}
+    for field, below in itertools.pairwise(body):
+        match field, below:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                texts[name] = " ".join(text.split())
+    return texts
 
 
 def reader(kind: Any) -> Any:
@@ -167,9 +250,14 @@ def reader(kind: Any) -> Any:
     if kind == tuple[int, ...]:
 
         def sizes(text: str) -> tuple[int, ...]:
-            return tuple(int(part) for part in text.split(","))
+            try:
+                numbers = tuple(int(part) for part in text.split(","))
+            except ValueError:
+                numbers = (0,)
+            if min(numbers) < 1:
+                raise argparse.ArgumentTypeError(f"'{text}' must be whole numbers of at least 1, such as 64,64")
+            return numbers
 
-        sizes.__name__ = "comma-separated integers"
         return sizes
     return kind
 

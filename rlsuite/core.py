@@ -46,10 +46,10 @@ class Clock(NamedTuple):
     """The training loop's own time. Never batched, so a `lax.cond` on it stays a conditional inside a batch of runs,
     where one on anything that a run computes becomes a select that pays for both branches."""
 
-    index: Array
+    update: Array
     """`[]` int32: updates done before this one."""
     progress: Array
-    """`[]` float32 in [0, 1): index / (updates in the whole budget), for schedules."""
+    """`[]` float32 in [0, 1): update / (updates in the whole budget), for schedules."""
 
 
 class Algorithm(NamedTuple):

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 import envs
+import rlsuite
 from rlsuite import algorithms, batch
 from rlsuite.core import Task
 from rlsuite.progress import duration, evaluation_line, quantity, say
@@ -22,7 +23,7 @@ from rlsuite.store import Store, rows
 from rlsuite.sweep import Shard
 from rlsuite.train import train
 
-PACKAGES = ("rlsuite", "jax", "jaxlib", "flax", "optax", "brax", "mujoco", "mujoco-mjx", "gymnax", "numpy")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "brax", "mujoco", "mujoco-mjx", "gymnax", "numpy")
 
 
 def run(shards: Sequence[Shard], store: Store) -> None:
@@ -59,7 +60,7 @@ def run_shard(shard: Shard, store: Store) -> None:
         "steps_per_update": algorithm.steps_per_update,
         "compile_seconds": compile_seconds,
         "device": describe_device(),
-        "matmul_precision": str(jax.config.jax_default_matmul_precision or "default"),
+        "matmul_precision": str(jax.config.values["jax_default_matmul_precision"] or "default"),
         "versions": versions(),
         "git_revision": git_revision(),
         "command": sys.argv,
@@ -67,9 +68,10 @@ def run_shard(shard: Shard, store: Store) -> None:
     }
     for evaluation in train(programs, total_updates, cell.evaluations):
         tables.append(rows(shard, evaluation))
-        store.write_partial(shard, tables)
         progress = {"run_seconds": evaluation.wall_seconds, "peak_memory_bytes": peak_memory_bytes()}
+        # The manifest goes first, so that no rows are ever without one.
         store.write_manifest(shard, {**facts, **progress, "diverged": int(evaluation.diverged.sum())})
+        store.write_partial(shard, tables)
         say(evaluation_line(shard, evaluation, total_updates * algorithm.steps_per_update))
     store.finish(shard)
 
@@ -91,7 +93,7 @@ def peak_memory_bytes() -> int:
 
 def versions() -> dict[str, str]:
     """Python's and the packages' versions, those that are installed."""
-    found: dict[str, str] = {"python": sys.version.split()[0]}
+    found: dict[str, str] = {"python": sys.version.split()[0], "rlsuite": rlsuite.__version__}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)

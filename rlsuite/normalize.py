@@ -17,8 +17,8 @@ class RunningStats(NamedTuple):
     """`[...]`"""
     var: Array
     """`[...]`"""
-    count: Array
-    """`[]` float32"""
+    weight: Array
+    """`[]` float32: how many were seen"""
 
 
 def init(shape: tuple[int, ...] = ()) -> RunningStats:
@@ -29,10 +29,10 @@ def init(shape: tuple[int, ...] = ()) -> RunningStats:
 def update(stats: RunningStats, batch: Array) -> RunningStats:
     """Merge `batch` `[n, ...]` into the statistics (Chan et al. 1979, the pairwise formula)."""
     n = batch.shape[0]
-    count = stats.count + n
+    weight = stats.weight + n
     delta = jnp.mean(batch, axis=0) - stats.mean
-    m2 = stats.var * stats.count + jnp.var(batch, axis=0) * n + delta**2 * (stats.count * n / count)
-    return RunningStats(stats.mean + delta * (n / count), m2 / count, count)
+    m2 = stats.var * stats.weight + jnp.var(batch, axis=0) * n + delta**2 * (stats.weight * n / weight)
+    return RunningStats(stats.mean + delta * (n / weight), m2 / weight, weight)
 
 
 def standardize(x: Array, stats: RunningStats, clip: float = 10.0) -> Array:

@@ -35,7 +35,7 @@ def quantity(value: float) -> str:
 
 
 def interquartile_mean(values: np.ndarray) -> float:
-    """Mean of the middle half; NaN without a finite value. For the progress line only: `analysis` has the statistics."""
+    """Mean of the middle half, NaN without a finite value: for the progress line only, `analysis` has the statistics."""
     values = np.sort(values[np.isfinite(values)])
     cut = len(values) // 4
     return float(values[cut : len(values) - cut].mean()) if len(values) else float("nan")

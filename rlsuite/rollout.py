@@ -34,8 +34,8 @@ def start(key: Array, env: Env, num_envs: int) -> EnvCarry:
 def step(key: Array, env: Env, carry: EnvCarry, action: Array) -> tuple[EnvCarry, Transition]:
     """One step of every environment; those whose episode ended start a fresh one.
 
-    The transition `[num_envs, ...]` shows what the step led to, never what the reset gave. Initial states are drawn anew
-    at every reset, not replayed from a cache.
+    The transition `[num_envs, ...]` shows what the step led to, never what the reset gave. Initial states are drawn
+    anew at every reset, not replayed from a cache.
     """
     num_envs = carry.obs.shape[0]
     step_keys, reset_keys = jax.random.split(key, (2, num_envs))
@@ -50,10 +50,8 @@ def step(key: Array, env: Env, carry: EnvCarry, action: Array) -> tuple[EnvCarry
     return next_carry, Transition(carry.obs, action, shown.reward, shown.obs, shown.terminated, shown.truncated)
 
 
-def collect(
-    key: Array, env: Env, carry: EnvCarry, policy: Policy, num_steps: int
-) -> tuple[EnvCarry, Transition, Any]:
-    """`num_steps` steps of every environment: the new carry, transitions and the policy's extras, both `[time, num_envs, ...]`."""
+def collect(key: Array, env: Env, carry: EnvCarry, policy: Policy, num_steps: int) -> tuple[EnvCarry, Transition, Any]:
+    """`num_steps` steps of every environment: the new carry, then transitions and extras, both `[time, num_envs, ...]`."""
 
     def body(carry: EnvCarry, key: Array) -> tuple[EnvCarry, tuple[Transition, Any]]:
         policy_key, step_key = jax.random.split(key)

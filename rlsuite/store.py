@@ -5,8 +5,8 @@
 
 experiment, label, algorithm, environment, config_hash   str
 run int32, seed int64, hyper/<name> float64              which run of the shard
-step, update int64; wall_seconds float64                 how far (environment steps and updates of that run; seconds of the
-                                                         whole shard, without compiling)
+step, update int64; wall_seconds float64                 how far: environment steps and updates of that run,
+                                                         seconds of the whole shard without compiling
 return_mean, return_std, return_min, return_max float64  over the complete episodes of this evaluation
 episode_returns list<float32>, episode_lengths list<int32>
 metric/<name> float32                                    mean since the last evaluation; null before the first update
@@ -73,7 +73,8 @@ class Store:
     """One experiment's folder.
 
     Raises:
-        UserError: the folder cannot be made or written.
+        UserError: the folder cannot be made or written. Its methods: the disk is full or gone, or the shard that they
+            should write is finished, for a finished shard is never replaced.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -101,17 +102,31 @@ class Store:
 
     def write_partial(self, shard: Shard, tables: list[pa.Table]) -> None:
         """Replace the running shard's file by these evaluations."""
+        self._check_unfinished(shard)
         table = pa.concat_tables(tables, promote_options="default")
         self._replace(self.partial_path(shard), lambda target: pq.write_table(table, target, compression="zstd"))
 
     def write_manifest(self, shard: Shard, facts: dict[str, Any]) -> None:
         """Replace the shard's manifest."""
+        self._check_unfinished(shard)
         text = json.dumps({"format": FORMAT, **shard.describe(), **facts}, indent=1) + "\n"
         self._replace(self.folder / f"{shard.name}.json", lambda target: Path(target).write_text(text))
 
     def finish(self, shard: Shard) -> None:
         """The running shard is done: give its file the finished name."""
-        os.replace(self.partial_path(shard), self.path(shard))
+        self._check_unfinished(shard)
+        try:
+            os.replace(self.partial_path(shard), self.path(shard))
+        except OSError as error:
+            raise _cannot_write(self.path(shard), error) from error
+
+    def _check_unfinished(self, shard: Shard) -> None:
+        """Another process may have run the same shard at the same time, and have been faster."""
+        if self.has(shard):
+            raise UserError(
+                f"'{self.path(shard)}' was finished meanwhile, by another process? It is kept as it is; "
+                "run the same command again to go on with the rest"
+            )
 
     def _replace(self, path: Path, write: Any) -> None:
         """Write beside, then rename, so that a reader sees the old file or the new one and never a half."""
@@ -122,8 +137,15 @@ class Store:
                 os.fsync(written.fileno())
             os.replace(beside, path)
         except OSError as error:
+            raise _cannot_write(path, error) from error
+        finally:
             beside.unlink(missing_ok=True)
-            raise UserError(
-                f"'{path}' cannot be written ({error.strerror}); what was saved before is intact. "
-                "Free some space or choose another folder with --results, then run the same command again"
-            ) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    # Arrow's errors have no strerror, and may have several lines.
+    reason = error.strerror or " ".join(str(error).split())
+    return UserError(
+        f"'{path}' cannot be written ({reason}); what was saved before is intact. "
+        "Free some space or choose another folder with --results, then run the same command again"
+    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+import re
 import runpy
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,7 +50,7 @@ class Cell:
     max_episode_steps: int | None = None
     """the time limit, if not the environment's own"""
     label: str | None = None
-    """the name of the curve in a report; None is the algorithm's name"""
+    """the name of the curve in a report, and the beginning of its file's name; None is the algorithm's name"""
     reference: Reference | None = None
     """for normalised scores; without one the task stays out of aggregates"""
 
@@ -78,7 +80,7 @@ class Shard:
     @property
     def label(self) -> str:
         """The curve's name in a report."""
-        return self.cell.label or self.cell.algorithm
+        return self.cell.algorithm if self.cell.label is None else self.cell.label
 
     @property
     def config_hash(self) -> str:
@@ -96,7 +98,8 @@ class Shard:
             cell.steps,
             cell.evaluations,
             cell.eval_episodes,
-            [(seed, hypers._asdict()) for seed, hypers in self.runs],
+            # As floats, which the program computes with: a discount of 1 is one of 1.0.
+            [(seed, {name: float(value) for name, value in hypers._asdict().items()}) for seed, hypers in self.runs],
         ]
         return "__".join([self.label, self.environment.replace("/", "-"), _digest(identity)])
 
@@ -129,30 +132,62 @@ def shard(experiment: str, cell: Cell) -> Shard:
     """Check a cell and spell it out. Nothing is compiled or written.
 
     Raises:
-        UserError: an unknown name, a number out of range, an algorithm that cannot take the environment's actions.
+        UserError: an unknown name, a value out of range, an algorithm that cannot take the environment's actions.
     """
+    check_file_name("experiment name", experiment)
+    if cell.label is not None:
+        check_file_name("label", cell.label)
     spec = algorithms.get(cell.algorithm)
-    check_positive(
-        steps=cell.steps, seeds=cell.seeds, evaluations=cell.evaluations, eval_episodes=cell.eval_episodes
-    )
+    for name in ("steps", "seeds", "first_seed", "evaluations", "eval_episodes"):
+        check_type(name, getattr(cell, name), 1)
+    check_positive(steps=cell.steps, seeds=cell.seeds, evaluations=cell.evaluations, eval_episodes=cell.eval_episodes)
     if cell.first_seed < 0 or cell.first_seed + cell.seeds > 2**32:
-        raise UserError(f"first_seed={cell.first_seed} with {cell.seeds} seeds leaves 0 .. 4294967295; choose a smaller one")
+        raise UserError(
+            f"first_seed={cell.first_seed} with {cell.seeds} seeds leaves 0 .. 4294967295; choose a smaller one"
+        )
     try:
         env = envs.make(cell.environment, max_episode_steps=cell.max_episode_steps)
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         raise UserError(str(error)) from error
     algorithms.check_actions(cell.algorithm, env)
     config = spec.config() if cell.config is None else cell.config
     if not isinstance(config, spec.config):
         raise UserError(f"config of '{cell.algorithm}' must be its Config, got {type(config).__qualname__}")
+    for field in dataclasses.fields(spec.config):
+        check_type(field.name, getattr(config, field.name), field.default)
     settings = cell.hypers if isinstance(cell.hypers, tuple) and not hasattr(cell.hypers, "_fields") else (cell.hypers,)
-    settings = tuple(spec.hypers() if hypers is None else hypers for hypers in settings)
+    settings: tuple[Any, ...] = tuple(spec.hypers() if hypers is None else hypers for hypers in settings)
     for hypers in settings:
         if not isinstance(hypers, spec.hypers):
             raise UserError(f"hypers of '{cell.algorithm}' must be its Hypers, got {type(hypers).__qualname__}")
-    spec.make(spec.fit(config, cell.steps))  # raises UserError for a config that cannot work
+    for name, value in [item for hypers in settings for item in hypers._asdict().items()]:
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise UserError(f"{name}={value!r} must be a finite number, such as {getattr(spec.hypers(), name)}")
+    if len(set(settings)) < max(len(settings), 1):
+        raise UserError(f"hypers must be one or more different settings, got {settings}; remove what is there twice")
+    algorithm = spec.make(spec.fit(config, cell.steps))  # raises UserError for a config that cannot work
+    if -(-cell.steps // algorithm.steps_per_update) >= 2**31:
+        raise UserError(f"steps={cell.steps} are more than 2147483647 updates; choose fewer")
     seeds = range(cell.first_seed, cell.first_seed + cell.seeds)
     return Shard(experiment, cell, env.id, config, tuple((seed, hypers) for hypers in settings for seed in seeds))
+
+
+def check_file_name(what: str, name: str) -> None:
+    """Raise UserError unless this can be the name of a file or folder, or a part of one, on any system."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 .,+=()_-]{0,79}", name):
+        raise UserError(
+            f"{what} {name!r} becomes a file name: at most 80 letters, digits and any of ' .,+=()_-', beginning with "
+            "a letter or digit; choose another"
+        )
+
+
+def check_type(name: str, value: Any, example: Any) -> None:
+    """Raise UserError unless the value is of the example's type; None is an example of anything.
+
+    Type checkers read the code that makes a cell, but nobody else does, and `steps=1e6` is easily typed.
+    """
+    if example is not None and type(value) is not type(example):
+        raise UserError(f"{name}={value!r} must be of type {type(example).__name__}, such as {example!r}")
 
 
 def shards(experiment: Experiment) -> list[Shard]:
@@ -161,8 +196,8 @@ def shards(experiment: Experiment) -> list[Shard]:
     Raises:
         UserError: as `shard`, with the cell's place; or two cells that would write the same file.
     """
-    if not experiment.cells:
-        raise UserError(f"experiment '{experiment.name}' has no cells; add at least one Cell")
+    if not isinstance(experiment.cells, tuple) or not experiment.cells:
+        raise UserError(f"experiment '{experiment.name}' must have a tuple of cells, such as (Cell(...),)")
     result: list[Shard] = []
     for i, cell in enumerate(experiment.cells):
         try:
@@ -185,11 +220,14 @@ def load(path: str | Path) -> Experiment:
     path = Path(path)
     if not path.is_file():
         found: Sequence[str] = sorted(str(p) for p in Path("experiments").glob("[a-z]*.py"))
-        raise UserError(f"no experiment file '{path}'; " + (f"there are: {', '.join(found)}" if found else "give its path"))
+        raise UserError(
+            f"no experiment file '{path}'; " + (f"there are: {', '.join(found)}" if found else "give its path")
+        )
     try:
         defined = runpy.run_path(str(path)).get("EXPERIMENT")
-    except Exception as error:
-        raise UserError(f"experiment file '{path}' does not run: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"experiment file '{path}' does not run: {type(error).__name__}: {reason}") from error
     if not isinstance(defined, Experiment):
         raise UserError(f"experiment file '{path}' must define EXPERIMENT = rlsuite.sweep.Experiment(...)")
     return defined

@@ -96,7 +96,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluation_points(total_updates: int, num_evaluations: int) -> list[int]:
-    """Update counts at which to evaluate: 0, then `num_evaluations` as even as whole numbers allow, the last at the end."""
+    """Update counts at which to evaluate: 0, then `num_evaluations` as evenly as can be, the last at the end."""
     return sorted({round(i * total_updates / num_evaluations) for i in range(num_evaluations + 1)})
 
 

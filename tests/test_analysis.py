@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from rliable import metrics
 
-from analysis import ResultsError, Scores, bootstrap, load, manifests, score
+from analysis import ResultsError, Scores, bootstrap, load, manifests, plots, score
 from analysis.__main__ import main
 from analysis.scores import matrix
 from analysis.tables import AGGREGATES, summarise
@@ -488,6 +488,13 @@ def test_report_prints_the_table_and_writes_csv_and_plot(two_labels: Path, capsy
     sac = csv[(csv["section"] == "aggregate") & (csv["label"] == "sac")].set_index("statistic")["estimate"]
     sac_matrix = matrix(scores.normalised(["a", "b"])["sac"])
     assert sac.to_dict() == pytest.approx({name: estimator(sac_matrix) for name, estimator in RLIABLE.items()})
+    ppo, sac_ragged = (scores.normalised(["a", "b"])[label] for label in ("ppo", "sac"))
+    per_task = [
+        metrics.probability_of_improvement(x[:, None], y[:, None]) for x, y in zip(ppo, sac_ragged, strict=True)
+    ]
+    improvement = csv[csv["section"] == "improvement"].iloc[0]
+    assert (improvement["label"], improvement["against"]) == ("ppo", "sac")
+    assert improvement["estimate"] == pytest.approx(np.mean(per_task)) != 0.5
     # The printed figures are those of the file.
     assert f"{sac['iqm']:.3f} [" in printed
 
@@ -501,6 +508,45 @@ def test_report_is_the_same_for_the_same_seed(two_labels: Path, tmp_path: Path) 
         tmp_path / "y" / "sample_efficiency.png"
     ).read_bytes()
     assert sorted(file.name for file in (tmp_path / "x").iterdir()) == ["report.csv", "sample_efficiency.png"]
+
+
+def test_long_names_are_folded_into_100_columns_and_not_cut(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    environment, label = "suite/" + "a-very-long-task" * 5, "ppo-with-many-words" * 2
+    write_shard(folder, label, environment, 1e4 * ramp(3))
+    assert main([str(folder), "--repetitions", "40"]) == 0
+    table = capsys.readouterr().out.split("Episode return")[0]
+    assert max(map(len, table.splitlines())) == 100
+    words = [line.split() for line in table.splitlines()[4:]]
+    assert "".join(line[0] for line in words if line).startswith(environment[:20])
+    assert "..." not in table and "\N{HORIZONTAL ELLIPSIS}" not in table
+    assert {"3", "0", "1k", "750"} <= {word for line in words for word in line}
+
+
+def test_plot_draws_the_iqm_of_the_runs_that_were_evaluated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for environment, budget in (("a", 1000), ("b", 2000)):
+        steps = tuple(step * budget // 1000 for step in STEPS)
+        reference = {**REFERENCE, "high": 100.0 if environment == "a" else 200.0}
+        first, second = [[0.0, 50.0, 80.0]] * 2, [[20.0, 70.0]] * 2
+        common: dict[str, Any] = {"steps": steps, "budget": budget, "reference": reference}
+        write_shard(folder, "ppo", environment, first, shard=f"{environment}-1", seeds=range(2), **common)
+        write_shard(
+            folder, "ppo", environment, second, shard=f"{environment}-2", seeds=range(2, 4), partial=True, **common
+        )
+    lines = []
+    monkeypatch.setattr(plots, "_line", lambda axis, x, values, complete, look: lines.append((x, values[0], complete)))
+    plots.sample_efficiency(read(folder), folder / "plot.png", repetitions=40)
+    assert len(lines) == 3, "two tasks and the aggregate"
+    for (x, iqm, complete), budget in zip(lines, (1000, 2000), strict=False):
+        assert x.tolist() == [0, budget / 2, budget]
+        assert iqm.tolist() == [10.0, 60.0, 80.0]
+        assert complete.tolist() == [True, True, False]
+    shares, normalised, _ = lines[2]
+    # All runs came half way: on a from 0.0 to 0.5 and 0.2 to 0.7, normalised; on b to half of that. All are pooled.
+    assert shares[[0, -1]].tolist() == [0.0, 0.5]
+    ends = [np.array([0, 0, 0.2, 0.2, 0, 0, 0.1, 0.1]), np.array([0.5, 0.5, 0.7, 0.7, 0.25, 0.25, 0.35, 0.35])]
+    assert normalised[[0, -1]] == pytest.approx([metrics.aggregate_iqm(end[:, None]) for end in ends])
+    half_way = (ends[0] + ends[1]) / 2
+    assert normalised[shares.tolist().index(0.25)] == pytest.approx(metrics.aggregate_iqm(half_way[:, None]))
 
 
 @pytest.mark.parametrize("runs", [1, 3])

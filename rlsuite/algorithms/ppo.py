@@ -1,8 +1,8 @@
 """PPO: proximal policy optimisation with a clipped objective (Schulman et al. 2017, arXiv 1707.06347).
 
 The details are those of CleanRL's `ppo.py` and `ppo_continuous_action.py`: separate tanh networks, orthogonal
-initialisation, a state-independent log standard deviation, generalised advantage estimation, advantages standardised per
-minibatch, clipped value loss, global gradient clipping, a learning rate annealed to 0, running normalisation of
+initialisation, a state-independent log standard deviation, generalised advantage estimation, advantages standardised
+per minibatch, clipped value loss, global gradient clipping, a learning rate annealed to 0, running normalisation of
 observations and of rewards by the spread of the discounted return, both clipped at 10.
 
 Deviations from CleanRL:
@@ -282,9 +282,7 @@ def make(config: Config) -> Algorithm:
             hypers.discount,
             hypers.gae_lambda,
         )
-        rows = Batch(
-            seen(state.obs_stats, transitions.obs), action, old_log_prob, value, advantage, advantage + value
-        )
+        rows = Batch(seen(state.obs_stats, transitions.obs), action, old_log_prob, value, advantage, advantage + value)
         rows = jax.tree.map(lambda x: x.reshape(config.batch_size, *x.shape[2:]), rows)
 
         # Learn: epochs of shuffled minibatches.
@@ -299,9 +297,7 @@ def make(config: Config) -> Algorithm:
 
         def epoch(carry: tuple[Params, Any], key: Array) -> tuple[tuple[Params, Any], Metrics]:
             order = jax.random.permutation(key, config.batch_size)
-            minibatches = jax.tree.map(
-                lambda x: x[order].reshape(config.num_minibatches, -1, *x.shape[1:]), rows
-            )
+            minibatches = jax.tree.map(lambda x: x[order].reshape(config.num_minibatches, -1, *x.shape[1:]), rows)
             return jax.lax.scan(minibatch_step, carry, minibatches)
 
         (params, opt_state), metrics = jax.lax.scan(

@@ -235,24 +235,24 @@ def make(config: Config) -> Algorithm:
         networks = networks_of(config, env)
         action_dim = networks.low.shape[0]
         collect_key, batch_key, noise_key = jax.random.split(key, 3)
-        warming_up = clock.index < warmup_updates
+        warming_up = clock.update < warmup_updates
 
         # Collect one step of every environment.
         def policy(key: Array, obs: Array) -> tuple[Array, None]:
             def uniform() -> Array:
-                return jax.random.uniform(
-                    key, (config.num_envs, action_dim), minval=networks.low, maxval=networks.high
-                )
+                return jax.random.uniform(key, (config.num_envs, action_dim), minval=networks.low, maxval=networks.high)
 
             def current() -> Array:
-                return draw(networks, state.learner.actor, obs, jax.random.normal(key, (config.num_envs, action_dim)))[0]
+                return draw(networks, state.learner.actor, obs, jax.random.normal(key, (config.num_envs, action_dim)))[
+                    0
+                ]
 
             return jax.lax.cond(warming_up, uniform, current), None
 
         envs, transitions, _ = rollout.collect(collect_key, env, state.envs, policy, 1)
         transitions = jax.tree.map(lambda x: x[0], transitions)
-        buffer = replay.add(state.buffer, layout, transitions, clock.index * config.num_envs)
-        stored = (clock.index + 1) * config.num_envs
+        buffer = replay.add(state.buffer, layout, transitions, clock.update * config.num_envs)
+        stored = (clock.update + 1) * config.num_envs
 
         # Draw the batches of all gradient steps in one gather, outside the conditional: it never carries the buffer.
         batches = replay.sample(batch_key, buffer, layout, stored, (config.gradient_steps, config.batch_size))
@@ -270,7 +270,7 @@ def make(config: Config) -> Algorithm:
                         learner = learn_actor(networks, learner, batch.obs, noise, hypers)
                     return learner
 
-                due = (clock.index * config.gradient_steps + i) % config.policy_delay == 0
+                due = (clock.update * config.gradient_steps + i) % config.policy_delay == 0
                 learner = jax.lax.cond(due, catch_up, lambda learner: learner, learner)
                 targets = optax.incremental_update(learner.critics, learner.target_critics, hypers.tau)
                 return learner._replace(target_critics=targets), metrics

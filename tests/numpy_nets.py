@@ -1,0 +1,174 @@
+"""What the reference tests of PPO and SAC share: networks, Adam and a toy environment, in NumPy and float64.
+
+Everything here is written from the mathematics, with hand-derived backward passes, and shares no code with `rlsuite`.
+Only the names in the parameter trees are those of the learners, so that whole trees can be compared.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from envs.core import Box, EpisodeState, TimeStep
+
+FloatArray = np.ndarray[Any, np.dtype[np.float64]]
+Tree = Any
+"""Nested dicts of float64 arrays."""
+
+
+def normal(rng: np.random.Generator, *shape: int) -> FloatArray:
+    """Standard normal numbers that float32 holds exactly, so that both precisions are given the same inputs."""
+    return rng.normal(size=shape).astype(np.float32).astype(np.float64)
+
+
+# Multilayer perceptrons: {"Dense_0": {"kernel": [in, out], "bias": [out]}, "Dense_1": ...}
+
+
+def mlp(rng: np.random.Generator, *sizes: int) -> Tree:
+    """Random weights for layers of these sizes, input first. No bias is zero: a forgotten bias must show."""
+    layers = {}
+    for i, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        kernel = rng.normal(size=(fan_in, fan_out)) / np.sqrt(fan_in)
+        layers[f"Dense_{i}"] = {"kernel": exact(kernel), "bias": 0.3 * normal(rng, fan_out)}
+    return jax.tree.map(exact, layers)
+
+
+def exact(x: Any) -> FloatArray:
+    """Rounded to the nearest number that float32 holds."""
+    return np.asarray(x, np.float32).astype(np.float64)
+
+
+def forward(net: Tree, x: FloatArray, activation: str) -> tuple[FloatArray, list[FloatArray]]:
+    """`[batch, in]` -> the output `[batch, out]`, and the input of every layer for the backward pass."""
+    inputs = []
+    for i in range(len(net)):
+        if i > 0:
+            x = np.tanh(x) if activation == "tanh" else np.maximum(x, 0.0)
+        inputs.append(x)
+        x = x @ net[f"Dense_{i}"]["kernel"] + net[f"Dense_{i}"]["bias"]
+    return x, inputs
+
+
+def backward(net: Tree, inputs: list[FloatArray], d_out: FloatArray, activation: str) -> tuple[Tree, FloatArray]:
+    """d loss / d output `[batch, out]` -> the gradient of all weights, and d loss / d x `[batch, in]`."""
+    grads = {}
+    for i in reversed(range(len(net))):
+        grads[f"Dense_{i}"] = {"kernel": inputs[i].T @ d_out, "bias": d_out.sum(axis=0)}
+        d_out = d_out @ net[f"Dense_{i}"]["kernel"].T
+        if i > 0:
+            # The input of a layer is the activation's output h: tanh' = 1 - h^2, relu' = [h > 0].
+            d_out = d_out * (1.0 - inputs[i] ** 2 if activation == "tanh" else inputs[i] > 0.0)
+    return grads, d_out
+
+
+class Adam:
+    """Kingma & Ba 2015, algorithm 1; `eps` is added outside the square root."""
+
+    def __init__(self, params: Tree, eps: float = 1e-8) -> None:
+        self.eps = eps
+        self.count = 0
+        self.mean = jax.tree.map(np.zeros_like, params)
+        self.square = jax.tree.map(np.zeros_like, params)
+
+    def step(self, params: Tree, grads: Tree, learning_rate: float) -> Tree:
+        """The parameters after one step."""
+        self.count += 1
+        self.mean = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, self.mean, grads)
+        self.square = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g**2, self.square, grads)
+        bias_1, bias_2 = 1.0 - 0.9**self.count, 1.0 - 0.999**self.count
+        return jax.tree.map(
+            lambda p, m, v: p - learning_rate * (m / bias_1) / (np.sqrt(v / bias_2) + self.eps),
+            params,
+            self.mean,
+            self.square,
+        )
+
+
+# Comparing.
+
+
+def cast(tree: Tree, dtype: Any) -> Tree:
+    """Every floating-point leaf as a JAX array of this type; float64 only inside `jax.enable_x64(True)`."""
+
+    def convert(x: Any) -> jax.Array:
+        x = jnp.asarray(x)
+        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(convert, tree)
+
+
+def assert_close(got: Tree, want: Tree, tolerance: float, dtype: Any = np.float64) -> None:
+    """Two trees of one structure agree: no entry is off by more than `tolerance` of its leaf's largest.
+
+    A leaf that should be all zero must be. `dtype` is asserted too: a float64 test that silently runs in float32 would
+    prove less than it says.
+    """
+    got_leaves, got_structure = jax.tree.flatten_with_path(got)
+    want_leaves, want_structure = jax.tree.flatten_with_path(want)
+    assert got_structure == want_structure
+    for (path, g), (_, w) in zip(got_leaves, want_leaves, strict=True):
+        where = jax.tree_util.keystr(path)
+        assert g.dtype == dtype, f"{where} is {g.dtype}"
+        g, w = np.asarray(g, np.float64), np.asarray(w, np.float64)
+        assert g.shape == w.shape, f"{where} is {g.shape}, not {w.shape}"
+        error, size = np.max(np.abs(g - w)), np.max(np.abs(w))
+        assert error <= tolerance * size, f"{where} is off by {error:.3g} at a size of {size:.3g}"
+
+
+def slope(function: Any, tree: Tree, direction: Tree, step: float = 1e-6) -> float:
+    """The derivative of `function(tree)` along `direction`, by a central difference."""
+    ahead, behind = (jax.tree.map(lambda x, d: x + s * d, tree, direction) for s in (step, -step))
+    return float((function(ahead) - function(behind)) / (2.0 * step))
+
+
+def dot(a: Tree, b: Tree) -> float:
+    """The inner product of two trees."""
+    return float(sum(np.sum(x * y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)))
+
+
+# A toy environment whose every step NumPy can repeat.
+
+LOW, HIGH = np.array([-2.0, 0.5, -1.0]), np.array([1.0, 2.0, 3.0])
+"""The action box: neither symmetric nor of width 2, so that squashing and clipping must use it."""
+START = (0.1, -0.2, 0.3)
+TIME_LIMIT = 3
+
+
+def toy_transition(obs: Any, action: Any) -> tuple[Any, Any, Any]:
+    """(next obs, reward, terminated) of `[..., 3]` NumPy or JAX arrays."""
+    next_obs = 0.7 * obs + 0.5 * action - 0.3
+    return next_obs, (next_obs * obs).sum(-1) - 0.2 * (action**2).sum(-1), next_obs[..., 0] > 0.3
+
+
+@struct.dataclass
+class Toy:
+    """Linear dynamics in three dimensions; terminates on one side, truncates after `TIME_LIMIT` steps."""
+
+    @property
+    def id(self) -> str:
+        return "toy"
+
+    @property
+    def obs_dim(self) -> int:
+        return 3
+
+    @property
+    def action_space(self) -> Box:
+        return Box(tuple(LOW.tolist()), tuple(HIGH.tolist()))
+
+    @property
+    def max_episode_steps(self) -> int:
+        return TIME_LIMIT
+
+    def reset(self, key: jax.Array) -> tuple[EpisodeState, jax.Array]:
+        obs = jnp.asarray(START)
+        return EpisodeState(obs, jnp.int32(0)), obs
+
+    def step(self, key: jax.Array, state: EpisodeState, action: jax.Array) -> tuple[EpisodeState, TimeStep]:
+        obs, reward, terminated = toy_transition(state.physics, action)
+        steps = state.steps + 1
+        return EpisodeState(obs, steps), TimeStep(obs, reward, terminated, steps >= TIME_LIMIT)
