@@ -11,6 +11,7 @@ import itertools
 import os
 import shutil
 import sys
+import textwrap
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.parse_args(arguments or ["--help"])
         return 0
     except UserError as error:
-        print(f"rlsuite: {error}", file=sys.stderr)
+        print(f"rlsuite: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("rlsuite: interrupted; finished shards and evaluations are kept", file=sys.stderr)
@@ -236,7 +237,11 @@ def add_options(group: Any, defaults: dict[str, Any], owner: type) -> None:
 
 def field_texts(owner: type) -> dict[str, str]:
     """Field -> the string that stands below it in the class, which Python itself does not keep."""
-    body = ast.parse(inspect.getsource(owner)).body[0].body  # type: ignore[attr-defined]
+    try:
+        source = textwrap.dedent(inspect.getsource(owner))
+    except (OSError, TypeError):  # defined where no file is, as in a notebook
+        return {}
+    body = ast.parse(source).body[0].body  # type: ignore[attr-defined]
     texts = {}
     for field, below in itertools.pairwise(body):
         match field, below:

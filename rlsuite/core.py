@@ -68,6 +68,18 @@ class Algorithm(NamedTuple):
     under its policy; None where a method has none. The probe tests compare it with closed-form values."""
 
 
+class Trial(NamedTuple):
+    """A small setting in which an algorithm must reach the known value of every probe environment that it applies to.
+    The contract tests train it; a new algorithm brings its own."""
+
+    config: Any
+    """a `Config` with small networks and buffers"""
+    hypers: Any
+    """`Hypers`; a discount around 0.5 keeps values small and learning short"""
+    updates: int
+    """updates after which the values must be right"""
+
+
 @dataclasses.dataclass(frozen=True)
 class AlgorithmSpec:
     """One line of the registry: what an algorithm module offers."""
@@ -77,7 +89,8 @@ class AlgorithmSpec:
     hypers: type
     """NamedTuple of floats: all that may differ between the runs of one compiled program."""
     make: Callable[[Any], Algorithm]
-    """config -> Algorithm. Raises ValueError for a config that cannot work, naming the value and the remedy."""
+    """config -> Algorithm. Raises UserError for a config that cannot work, naming the value and the remedy."""
+    trial: Trial
     action_spaces: tuple[type[Space], ...] = (Discrete, Box)
     """The kinds of action it can take."""
     fit: Callable[[Any, int], Any] = lambda config, total_steps: config

@@ -20,7 +20,7 @@ def say(line: str) -> None:
 
 def duration(seconds: float) -> str:
     """`4.2s`, `3m05s`, `2h07m`."""
-    if seconds < 60:
+    if seconds < 59.95:  # what rounds to 60.0s is 1m00s
         return f"{seconds:.1f}s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
@@ -28,14 +28,16 @@ def duration(seconds: float) -> str:
 
 def quantity(value: float) -> str:
     """`950`, `12.3k`, `4.56M`."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}"
+    for unit in ("", "k", "M", "G"):
+        text = f"{value:.3g}"
+        if abs(float(text)) < 1000:  # asked of the rounded number: 999.9 is 1k
+            return text + unit
+        value /= 1000
+    return f"{value:.3g}T"
 
 
 def interquartile_mean(values: np.ndarray) -> float:
-    """Mean of the middle half, NaN without a finite value: for the progress line only, `analysis` has the statistics."""
+    """Mean of the middle half, NaN without a finite value. For the progress line; `analysis` has the statistics."""
     values = np.sort(values[np.isfinite(values)])
     cut = len(values) // 4
     return float(values[cut : len(values) - cut].mean()) if len(values) else float("nan")

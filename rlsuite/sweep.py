@@ -155,8 +155,9 @@ def shard(experiment: str, cell: Cell) -> Shard:
         raise UserError(f"config of '{cell.algorithm}' must be its Config, got {type(config).__qualname__}")
     for field in dataclasses.fields(spec.config):
         check_type(field.name, getattr(config, field.name), field.default)
-    settings = cell.hypers if isinstance(cell.hypers, tuple) and not hasattr(cell.hypers, "_fields") else (cell.hypers,)
-    settings: tuple[Any, ...] = tuple(spec.hypers() if hypers is None else hypers for hypers in settings)
+    # A Hypers is a tuple too, a named one.
+    given = cell.hypers if isinstance(cell.hypers, tuple) and not hasattr(cell.hypers, "_fields") else (cell.hypers,)
+    settings: tuple[Any, ...] = tuple(spec.hypers() if hypers is None else hypers for hypers in given)
     for hypers in settings:
         if not isinstance(hypers, spec.hypers):
             raise UserError(f"hypers of '{cell.algorithm}' must be its Hypers, got {type(hypers).__qualname__}")
@@ -196,6 +197,7 @@ def shards(experiment: Experiment) -> list[Shard]:
     Raises:
         UserError: as `shard`, with the cell's place; or two cells that would write the same file.
     """
+    check_file_name("experiment name", experiment.name)
     if not isinstance(experiment.cells, tuple) or not experiment.cells:
         raise UserError(f"experiment '{experiment.name}' must have a tuple of cells, such as (Cell(...),)")
     result: list[Shard] = []

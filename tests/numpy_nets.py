@@ -6,8 +6,10 @@ Only the names in the parameter trees are those of the learners, so that whole t
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +33,7 @@ def normal(rng: np.random.Generator, *shape: int) -> FloatArray:
 def mlp(rng: np.random.Generator, *sizes: int) -> Tree:
     """Random weights for layers of these sizes, input first. No bias is zero: a forgotten bias must show."""
     layers = {}
-    for i, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
         kernel = rng.normal(size=(fan_in, fan_out)) / np.sqrt(fan_in)
         layers[f"Dense_{i}"] = {"kernel": exact(kernel), "bias": 0.3 * normal(rng, fan_out)}
     return jax.tree.map(exact, layers)
@@ -92,11 +94,11 @@ class Adam:
 
 
 def cast(tree: Tree, dtype: Any) -> Tree:
-    """Every floating-point leaf as a JAX array of this type; float64 only inside `jax.enable_x64(True)`."""
+    """Every leaf as a JAX array, floating-point ones of this type; float64 only inside `jax.enable_x64(True)`."""
 
     def convert(x: Any) -> jax.Array:
-        x = jnp.asarray(x)
-        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+        x = np.asarray(x)
+        return jnp.asarray(x.astype(dtype) if np.issubdtype(x.dtype, np.floating) else x)
 
     return jax.tree.map(convert, tree)
 
@@ -107,10 +109,8 @@ def assert_close(got: Tree, want: Tree, tolerance: float, dtype: Any = np.float6
     A leaf that should be all zero must be. `dtype` is asserted too: a float64 test that silently runs in float32 would
     prove less than it says.
     """
-    got_leaves, got_structure = jax.tree.flatten_with_path(got)
-    want_leaves, want_structure = jax.tree.flatten_with_path(want)
-    assert got_structure == want_structure
-    for (path, g), (_, w) in zip(got_leaves, want_leaves, strict=True):
+    chex.assert_trees_all_equal_structs(got, want)
+    for (path, g), w in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True):
         where = jax.tree_util.keystr(path)
         assert g.dtype == dtype, f"{where} is {g.dtype}"
         g, w = np.asarray(g, np.float64), np.asarray(w, np.float64)
@@ -119,9 +119,16 @@ def assert_close(got: Tree, want: Tree, tolerance: float, dtype: Any = np.float6
         assert error <= tolerance * size, f"{where} is off by {error:.3g} at a size of {size:.3g}"
 
 
+def assert_moved(got: Tree, want: Tree, before: Tree, tolerance: float) -> None:
+    """`assert_close` of what changed since `before`: updates are small beside parameters, and would hide there."""
+    got_change, want_change = (jax.tree.map(lambda x, y: np.asarray(x) - y, after, before) for after in (got, want))
+    assert_close(got_change, want_change, tolerance)
+
+
 def slope(function: Any, tree: Tree, direction: Tree, step: float = 1e-6) -> float:
     """The derivative of `function(tree)` along `direction`, by a central difference."""
-    ahead, behind = (jax.tree.map(lambda x, d: x + s * d, tree, direction) for s in (step, -step))
+    ahead = jax.tree.map(lambda x, d: x + step * d, tree, direction)
+    behind = jax.tree.map(lambda x, d: x - step * d, tree, direction)
     return float((function(ahead) - function(behind)) / (2.0 * step))
 
 

@@ -60,8 +60,12 @@ def rollout(env_id: str) -> Rollout:
         return four * scaled if jnp.issubdtype(leaf.dtype, jnp.floating) else four
 
     batched = jax.tree.map(copies, env)
-    reset = jax.jit(jax.vmap(lambda env, key: env.reset(key), axis_size=4))
-    step = jax.jit(jax.vmap(lambda env, key, state, action: env.step(key, state, action), axis_size=4))
+    # Compiling is what this file costs, and each program runs a few times only: half the time, the same mathematics.
+    quick_to_compile = {"xla_backend_optimization_level": 0}
+    reset = jax.jit(jax.vmap(lambda env, key: env.reset(key)), compiler_options=quick_to_compile)
+    step = jax.jit(
+        jax.vmap(lambda env, key, state, action: env.step(key, state, action)), compiler_options=quick_to_compile
+    )
     keys = jax.random.split(jax.random.key(0), 2)[jnp.array([0, 0, 1, 0])]
     space = env.action_space
     if isinstance(space, Discrete):

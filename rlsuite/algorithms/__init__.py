@@ -9,8 +9,8 @@ from rlsuite.algorithms import ppo, sac
 from rlsuite.core import AlgorithmSpec, UserError
 
 REGISTRY: dict[str, AlgorithmSpec] = {
-    "ppo": AlgorithmSpec(ppo.Config, ppo.Hypers, ppo.make),
-    "sac": AlgorithmSpec(sac.Config, sac.Hypers, sac.make, action_spaces=(Box,), fit=sac.fit),
+    "ppo": AlgorithmSpec(ppo.Config, ppo.Hypers, ppo.make, ppo.TRIAL),
+    "sac": AlgorithmSpec(sac.Config, sac.Hypers, sac.make, sac.TRIAL, action_spaces=(Box,), fit=sac.fit),
 }
 
 

@@ -25,7 +25,7 @@ from flax import linen as nn
 
 from envs.core import Box, Discrete, Env
 from rlsuite import distributions, normalize, returns, rollout
-from rlsuite.core import Algorithm, Clock, Metrics, Task, UserError, check_positive
+from rlsuite.core import Algorithm, Clock, Metrics, Task, Trial, UserError, check_positive
 from rlsuite.networks import MLP
 
 Array = jax.Array
@@ -316,3 +316,10 @@ def make(config: Config) -> Algorithm:
         return scaled * jnp.sqrt(state.return_stats.var + 1e-8) if config.normalize_reward else scaled
 
     return Algorithm(init, update, act, config.batch_size, value)
+
+
+TRIAL = Trial(
+    Config(num_envs=8, num_steps=16, num_epochs=4, num_minibatches=4, hidden_sizes=(16,), normalize_reward=False),
+    Hypers(learning_rate=1e-2, discount=0.5, entropy_coef=0.0),
+    updates=100,
+)

@@ -25,7 +25,7 @@ from flax import linen as nn
 
 from envs.core import Box, Env
 from rlsuite import distributions, replay, rollout
-from rlsuite.core import Algorithm, Clock, Metrics, Task, Transition, UserError, check_positive
+from rlsuite.core import Algorithm, Clock, Metrics, Task, Transition, Trial, UserError, check_positive
 from rlsuite.networks import MLP
 
 Array = jax.Array
@@ -304,3 +304,18 @@ def fit(config: Config, total_steps: int) -> Config:
     """The same training with no more buffer than the budget fills: results are identical, memory is not."""
     whole = -(-total_steps // config.num_envs) * config.num_envs
     return dataclasses.replace(config, buffer_size=min(config.buffer_size, whole))
+
+
+TRIAL = Trial(
+    Config(
+        num_envs=4,
+        gradient_steps=4,
+        batch_size=32,
+        buffer_size=2048,
+        warmup_steps=64,
+        hidden_sizes=(32, 32),
+        learn_alpha=False,
+    ),
+    Hypers(actor_learning_rate=3e-3, critic_learning_rate=3e-3, discount=0.5, tau=0.05, initial_alpha=1e-3),
+    updates=400,
+)

@@ -1,0 +1,190 @@
+"""The learning contract, on every registered algorithm: a new one is covered by its line in the registry.
+
+Each (algorithm, probe) compiles one small program, `train_probe`, that the assertions share.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import envs
+from envs import probes
+from envs.core import Discrete
+from rlsuite import algorithms, batch, train
+from rlsuite.core import Algorithm, Task
+
+Array = jax.Array
+RUNS = 3
+NAMES = sorted(algorithms.REGISTRY)
+
+
+def applies(name: str, env_id: str) -> bool:
+    return type(envs.make(env_id).action_space) in algorithms.get(name).action_spaces
+
+
+def pairs(family: str) -> list[Any]:
+    """Every (algorithm, environment of this family) whose actions fit, each pair on one xdist worker."""
+    return [
+        pytest.param(name, env_id, marks=pytest.mark.xdist_group(f"{name} {env_id}"))
+        for name in NAMES
+        for env_id in envs.registered()
+        if env_id.startswith(family) and applies(name, env_id)
+    ]
+
+
+class Trained(NamedTuple):
+    """What a trial ends with; arrays have a leading axis `[RUNS]`."""
+
+    values: Array
+    """`[RUNS, observations]`, in the order of `probes.values`"""
+    actions: Array
+    """`[RUNS, observations, ...]`"""
+    finite: Array
+
+
+@functools.cache
+def train_probe(name: str, env_id: str) -> Trained:
+    trial = algorithms.get(name).trial
+    algorithm = algorithms.get(name).make(trial.config)
+    observations = jnp.asarray([obs for obs, _ in probes.values(env_id, trial.hypers.discount)])
+
+    def run(task: Task, seed: Array) -> Trained:
+        state = train.init(algorithm, task, seed, trial.hypers)
+        updates = jnp.int32(trial.updates)
+        state, _, finite = train.segment(algorithm, task, state, seed, trial.hypers, jnp.int32(0), updates, updates)
+        keys = jax.random.split(jax.random.key(seed), len(observations))
+        value = algorithm.value or (lambda key, task, state, obs: jnp.nan)
+        of_each = (0, None, None, 0)
+        return Trained(
+            jax.vmap(value, of_each)(keys, task, state, observations),
+            jax.vmap(algorithm.act, of_each)(keys, task, state, observations),
+            finite,
+        )
+
+    task = Task(envs.make(env_id))
+    return jax.jit(jax.vmap(run, in_axes=(None, 0)))(task, jnp.arange(RUNS, dtype=jnp.uint32))
+
+
+@pytest.mark.parametrize(("name", "env_id"), pairs("probe/"))
+def test_reaches_the_known_value_of_every_probe(name: str, env_id: str) -> None:
+    trained = train_probe(name, env_id)
+    assert trained.finite.all()
+    if algorithms.get(name).make(algorithms.get(name).trial.config).value is None:
+        return
+    known = [value for _, value in probes.values(env_id, algorithms.get(name).trial.hypers.discount)]
+    # A twentieth of the distance between the values that a named bug and a right learner would give, 1 or more.
+    np.testing.assert_allclose(trained.values, np.tile(known, (RUNS, 1)), atol=0.05)
+
+
+@pytest.mark.parametrize(("name", "env_id"), pairs("probe/action/"))
+def test_finds_the_best_action(name: str, env_id: str) -> None:
+    actions = train_probe(name, env_id).actions
+    known = [
+        probes.optimal_action(env_id, obs)
+        for obs, _ in probes.values(env_id, algorithms.get(name).trial.hypers.discount)
+    ]
+    # The continuous reward falls by 0.01 at a distance of 0.1 from the best action.
+    np.testing.assert_allclose(actions, np.stack([known] * RUNS), atol=0.1)
+
+
+class Setup(NamedTuple):
+    """A trial on the probe that exercises most: compiled for runs with seeds 0, 1, ... and their hypers."""
+
+    algorithm: Algorithm
+    programs: train.Programs
+
+
+@functools.cache
+def setup(name: str, runs: int) -> Setup:
+    spec = algorithms.get(name)
+    algorithm = spec.make(spec.trial.config)
+    env_id = "probe/action/continuous" if applies(name, "probe/action/continuous") else "probe/action/discrete"
+    # More than one setting of the hyperparameters, so that they are really batched.
+    hypers = [type(spec.trial.hypers)(*(h * (1.0 - 0.001 * i) for h in spec.trial.hypers)) for i in range(runs)]
+    programs, seconds = batch.compile_programs(algorithm, Task(envs.make(env_id)), range(runs), hypers, 2)
+    assert seconds > 0.0
+    return Setup(algorithm, programs)
+
+
+def group(name: str) -> Any:
+    return pytest.param(name, marks=pytest.mark.xdist_group(f"{name} batch"))
+
+
+by_name = pytest.mark.parametrize("name", [group(name) for name in NAMES])
+UPDATES = 24
+
+
+def final_state(name: str, runs: int, evaluations: list[int]) -> Any:
+    """Train to UPDATES, evaluating at these update counts."""
+    programs = setup(name, runs).programs
+    state, done = programs.init(), 0
+    for point in [*evaluations, UPDATES]:
+        state = programs.segment(state, done, point, UPDATES)[0]
+        programs.evaluate(state, point)
+        done = point
+    return state
+
+
+@by_name
+def test_evaluating_more_often_leaves_everything_bit_identical(name: str) -> None:
+    seldom, often = final_state(name, 3, []), final_state(name, 3, [5, 12, 13])
+    for a, b in zip(jax.tree.leaves(seldom), jax.tree.leaves(often), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@by_name
+def test_a_run_alone_is_the_run_inside_a_batch_of_64(name: str) -> None:
+    """Identical at the start, and after the first updates equal up to the order of float32 sums."""
+    alone, many = setup(name, 1).programs, setup(name, 64).programs
+    state_alone, state_many = alone.init(), many.init()
+    for a, b in zip(jax.tree.leaves(state_alone), jax.tree.leaves(state_many), strict=True):
+        np.testing.assert_array_equal(a[0], b[0])
+    updates = UPDATES
+    state_alone, state_many = alone.segment(state_alone, 0, updates, 100)[0], many.segment(state_many, 0, updates, 100)[0]
+    for a, b in zip(jax.tree.leaves(state_alone), jax.tree.leaves(state_many), strict=True):
+        np.testing.assert_allclose(a[0], b[0], rtol=1e-3, atol=1e-4)
+
+
+@by_name
+def test_runs_of_a_batch_differ_by_their_seed_and_hypers(name: str) -> None:
+    state = final_state(name, 3, [])
+    differing = [x for x in jax.tree.leaves(state) if not np.array_equal(x[0], x[1])]
+    assert differing
+    assert len({np.asarray(setup(name, 3).programs.evaluate(state, UPDATES).returns)[i].tobytes() for i in range(3)}) > 1
+
+
+@by_name
+def test_nothing_compiles_twice(name: str) -> None:
+    """The state after an update has the types of the state before it, weak types included."""
+    spec = algorithms.get(name)
+    algorithm = setup(name, 3).algorithm
+    task = Task(envs.make("probe/action/continuous" if applies(name, "probe/action/continuous") else "probe/action/discrete"))
+    hypers = jax.tree.map(jnp.float32, spec.trial.hypers)
+    zero = jnp.int32(0)
+    before = jax.eval_shape(functools.partial(train.init, algorithm), task, jnp.uint32(0), hypers)
+    after = jax.eval_shape(
+        functools.partial(train.segment, algorithm), task, before, jnp.uint32(0), hypers, zero, zero, zero
+    )[0]
+    assert jax.tree.structure(before) == jax.tree.structure(after)
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        assert (a.shape, a.dtype, a.weak_type) == (b.shape, b.dtype, b.weak_type)
+
+
+@by_name
+def test_acts_inside_the_action_space(name: str) -> None:
+    setting = setup(name, 3)
+    env_id = "probe/action/continuous" if applies(name, "probe/action/continuous") else "probe/action/discrete"
+    task = Task(envs.make(env_id))
+    states = setting.programs.init()
+    obs = jnp.asarray([[-1e6], [0.0], [1e6]])
+    act = jax.vmap(setting.algorithm.act, (0, None, 0, 0))
+    action = act(jax.random.split(jax.random.key(0), 3), task, states, obs)
+    space = task.env.action_space
+    low, high = (0, space.n - 1) if isinstance(space, Discrete) else (np.array(space.low), np.array(space.high))
+    assert ((action >= low) & (action <= high)).all()

@@ -1,0 +1,549 @@
+"""The command line as a user meets it: what it refuses, what it explains, and what a run leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import rlsuite
+from rlsuite import algorithms, batch, cli, local
+from rlsuite.train import Evaluation
+from rlsuite.train import train as real_train
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# One tiny program for all tests that train: two updates of 2 x 8 steps on an environment of one step an episode.
+ENV = ["--env", "probe/action/discrete"]
+TINY = ["run", "ppo", *ENV, "--num-envs", "2", "--num-steps", "8", "--num-minibatches", "2", "--num-epochs", "1"]
+TINY += ["--hidden-sizes", "8,4", "--no-clip-value", "--learning-rate", "1e-2", "--discount", "0.9", "--steps", "32"]
+TINY += ["--seeds", "2", "--first-seed", "5", "--evaluations", "2", "--eval-episodes", "3"]
+
+EXPERIMENT = """
+from rlsuite.algorithms import ppo
+from rlsuite.sweep import Cell, Experiment
+
+CONFIG = ppo.Config(num_envs=2, num_steps=8, num_minibatches=2, num_epochs=1, hidden_sizes=(8, 4), clip_value=False)
+HYPERS = ppo.Hypers(learning_rate=1e-2, discount=0.9)
+
+
+def cell(first_seed):
+    return Cell("ppo", "probe/action/discrete", 32, seeds=2, first_seed=first_seed, config=CONFIG, hypers=HYPERS,
+                evaluations=2, eval_episodes=3)
+
+
+EXPERIMENT = Experiment("run", "two cells, of which TINY is the first", (cell(5), cell(7)))
+"""
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Every file below a folder and its bytes, and every folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+def one_line(stderr: str) -> str:
+    """The message, having checked that it is a single line of ours."""
+    assert re.fullmatch(r"(rlsuite|error): [^\n]+\n", stderr), stderr
+    return stderr
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in, so that the default results folder would be seen."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# --- Errors -----------------------------------------------------------------------------------------------------------
+
+ERRORS: dict[str, tuple[list[str], list[str]]] = {
+    "unknown command": (["nosuch"], ["unknown command 'nosuch'", "run, sweep, report, list"]),
+    "misspelt command": (["rum"], ["'rum'", "did you mean 'run'?"]),
+    "unknown algorithm": (["run", "nosuch", *ENV], ["unknown algorithm 'nosuch'", "ppo", "sac"]),
+    "misspelt algorithm": (["run", "sacc"], ["unknown algorithm 'sacc'", "did you mean 'sac'?"]),
+    "algorithm of two lines": (["run", "no\nsuch"], ["unknown algorithm 'no such'"]),
+    "no algorithm": (["run", *ENV], ["expected an algorithm before '--env'", "ppo, sac"]),
+    "misspelt environment": (
+        ["run", "ppo", "--env", "gymnax/CartPol-v1"],
+        ["unknown environment 'gymnax/CartPol-v1'", "did you mean 'gymnax/CartPole-v1'?"],
+    ),
+    "unknown environment": (["run", "ppo", "--env", "zzz"], ["unknown environment 'zzz'", "rlsuite list"]),
+    "no environment": (["run", "ppo"], ["--env", "rlsuite run ppo --help"]),
+    "text for a number": (["run", "ppo", *ENV, "--steps", "many"], ["--steps", "'many'", "int"]),
+    "fraction for a number": (["run", "ppo", *ENV, "--seeds", "2.5"], ["--seeds", "'2.5'", "int"]),
+    "text for a hyperparameter": (["run", "ppo", *ENV, "--discount", "high"], ["--discount", "'high'", "float"]),
+    "negative seeds": (["run", "ppo", *ENV, "--seeds", "-3"], ["seeds=-3", "at least 1"]),
+    "no seeds": (["run", "ppo", *ENV, "--seeds", "0"], ["seeds=0", "at least 1"]),
+    "negative first seed": (["run", "ppo", *ENV, "--first-seed", "-1"], ["first_seed=-1", "0 .. 4294967295"]),
+    "seeds beyond 32 bits": (["run", "ppo", *ENV, "--first-seed", "4294967290"], ["first_seed=4294967290", "smaller"]),
+    "no steps": (["run", "ppo", *ENV, "--steps", "0"], ["steps=0", "at least 1"]),
+    "more updates than are counted": (["run", "ppo", *ENV, "--steps", str(10**16)], [f"steps={10**16}", "fewer"]),
+    "no evaluations": (["run", "ppo", *ENV, "--evaluations", "0"], ["evaluations=0", "at least 1"]),
+    "no episodes": (["run", "ppo", *ENV, "--eval-episodes", "0"], ["eval_episodes=0", "at least 1"]),
+    "no time": (["run", "ppo", *ENV, "--max-episode-steps", "0"], ["max_episode_steps", "at least 1", "got 0"]),
+    "unknown option": (["run", "ppo", *ENV, "--nosuch", "1"], ["--nosuch", "rlsuite run ppo --help"]),
+    "abbreviated option": (["run", "ppo", *ENV, "--step", "1"], ["--step 1", "rlsuite run ppo --help"]),
+    "another algorithm's option": (["run", "ppo", *ENV, "--tau", "0.1"], ["--tau"]),
+    "option without a value": (["run", "ppo", "--env"], ["--env", "expected one argument"]),
+    "discrete actions for SAC": (
+        ["run", "sac", "--env", "gymnax/CartPole-v1"],
+        ["'sac' needs Box actions", "'gymnax/CartPole-v1' has Discrete", "ppo"],
+    ),
+    "config that cannot work": (
+        ["run", "ppo", *ENV, "--num-envs", "3", "--num-steps", "5", "--num-minibatches", "4"],
+        ["num_minibatches=4", "15", "divisor"],
+    ),
+    "config out of range": (["run", "ppo", *ENV, "--num-epochs", "0"], ["num_epochs=0", "at least 1"]),
+    "malformed sizes": (["run", "ppo", *ENV, "--hidden-sizes", "a,b"], ["--hidden-sizes", "'a,b'", "such as 64,64"]),
+    "sizes with a gap": (["run", "ppo", *ENV, "--hidden-sizes", "64,"], ["--hidden-sizes", "'64,'"]),
+    "size of zero": (["run", "ppo", *ENV, "--hidden-sizes", "64,0"], ["--hidden-sizes", "'64,0'", "at least 1"]),
+    "hyperparameter NaN": (["run", "ppo", *ENV, "--learning-rate", "nan"], ["learning_rate=nan", "finite"]),
+    "hyperparameter infinite": (["run", "ppo", *ENV, "--max-grad-norm", "inf"], ["max_grad_norm=inf", "finite"]),
+    "experiment name that escapes": (["run", "ppo", *ENV, "--name", "../x"], ["experiment name '../x'", "letters"]),
+    "experiment name empty": (["run", "ppo", *ENV, "--name", ""], ["experiment name ''"]),
+    "label with a folder": (["run", "ppo", *ENV, "--label", "a/b"], ["label 'a/b'", "letters"]),
+    "label empty": (["run", "ppo", *ENV, "--label", ""], ["label ''"]),
+    "results below a file": ([*TINY, "--results", __file__], [__file__, "cannot be written", "--results"]),
+    "results in /proc": ([*TINY, "--results", "/proc/rlsuite"], ["/proc/rlsuite/run", "cannot be written"]),
+    "sweep without a file": (["sweep"], ["experiment", "rlsuite sweep --help"]),
+    "sweep of a missing file": (["sweep", "nosuch.py"], ["no experiment file 'nosuch.py'"]),
+    "report on nothing": (["report"], ["results", "--help"]),
+    "report on a missing folder": (["report", "nosuch"], ["no such results folder 'nosuch'"]),
+    "report on an empty folder": (["report", "."], ["no results in '.'"]),
+    "list with an argument": (["list", "ppo"], ["ppo", "rlsuite list --help"]),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_what_cannot_be_is_one_line_and_leaves_nothing(
+    name: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, expected = ERRORS[name]
+    assert cli.main(arguments) == 2
+    shown = capsys.readouterr()
+    message = one_line(shown.err)
+    assert [part for part in expected if part not in message] == [], message
+    assert shown.out == ""
+    assert contents(here) == {}
+
+
+def test_a_missing_simulator_names_the_extra_that_brings_it(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mujoco_playground", None)  # the import now fails as if it were not there
+    # The odd time limit is one that no other test asks for: what was built once is kept.
+    command = ["run", "ppo", "--env", "playground/CartpoleBalance", "--max-episode-steps", "7"]
+    assert cli.main(command) == 2
+    message = one_line(capsys.readouterr().err)
+    assert "playground/CartpoleBalance" in message and "pip install 'rlsuite[playground]'" in message
+    assert contents(here) == {}
+
+
+EXPERIMENT_ERRORS: dict[str, tuple[str, list[str]]] = {
+    "syntax": ("EXPERIMENT = (", ["does not run", "SyntaxError"]),
+    "exception of two lines": ("raise RuntimeError('first\\nsecond')", ["does not run", "RuntimeError: first second"]),
+    "exit": ("import sys; sys.exit('enough')", ["does not run", "SystemExit: enough"]),
+    "nothing": ("", ["must define EXPERIMENT"]),
+    "something else": ("EXPERIMENT = ['ppo']", ["must define EXPERIMENT"]),
+    "cell that cannot work": (EXPERIMENT.replace("cell(7)", "cell(-7)"), ["cell 1 of experiment 'run'", "first_seed"]),
+    "same cell twice": (EXPERIMENT.replace("cell(7)", "cell(5)"), ["two identical cells", "ppo__probe-action"]),
+}
+
+
+@pytest.mark.parametrize("name", EXPERIMENT_ERRORS)
+def test_an_experiment_file_that_cannot_be_run_leaves_nothing(
+    name: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, expected = EXPERIMENT_ERRORS[name]
+    Path("mine.py").write_text(source)
+    assert cli.main(["sweep", "mine.py"]) == 2
+    shown = capsys.readouterr()
+    message = one_line(shown.err)
+    assert [part for part in expected if part not in message] == [], message
+    assert shown.out == ""
+    assert list(contents(here)) == ["mine.py"]
+
+
+def as_user(here: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "rlsuite.cli", *arguments],
+        cwd=here,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", ["misspelt environment", "discrete actions for SAC", "results in /proc"])
+def test_the_same_in_a_process_of_its_own(name: str, here: Path) -> None:
+    """Where a library could add warnings of its own."""
+    arguments, expected = ERRORS[name]
+    done = as_user(here, *arguments)
+    assert done.returncode == 2
+    message = one_line(done.stderr)
+    assert [part for part in expected if part not in message] == [], message
+    assert done.stdout == ""
+    assert contents(here) == {}
+
+
+# --- Help -------------------------------------------------------------------------------------------------------------
+
+
+def text_of_help(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int = 300
+) -> str:
+    """What --help prints in a terminal of so many columns, having checked its exit status and width."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit) as left:
+        cli.main([*arguments, "--help"])
+    shown = capsys.readouterr()
+    assert left.value.code == 0
+    assert shown.err == ""
+    assert max(map(len, shown.out.splitlines())) <= 100
+    return shown.out
+
+
+def test_help_shows_every_command_with_a_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = text_of_help([], capsys, monkeypatch)
+    for command, (_, summary) in cli.COMMANDS.items():
+        assert re.search(rf"^  {command} +{re.escape(summary)}$", text, re.MULTILINE), text
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_has_help(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "usage: " in text_of_help([command], capsys, monkeypatch, columns=100)
+
+
+@pytest.mark.parametrize("name", algorithms.REGISTRY)
+def test_help_of_run_names_every_field_with_its_default(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = text_of_help(["run", name], capsys, monkeypatch)
+    # Option -> its whole entry, with line breaks undone.
+    entries = {entry.split()[0]: " ".join(entry.split()) for entry in re.split(r"^  (?=--)", text, flags=re.MULTILINE)}
+    spec = algorithms.get(name)
+    fields = {field.name: field.default for field in dataclasses.fields(spec.config)} | spec.hypers._field_defaults
+    for field, default in fields.items():
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+        entry = entries["--" + field.replace("_", "-")]
+        assert entry.count(f"({shown})") == 1, entry
+    texts = cli.field_texts(spec.config)
+    assert set(texts) == {field.name for field in dataclasses.fields(spec.config)}, "every field is explained"
+    for field, explanation in texts.items():
+        assert explanation in entries["--" + field.replace("_", "-")]
+
+
+class Explained(NamedTuple):
+    """A class as Hypers are."""
+
+    share: float = 0.5
+    """50 % of it,
+    over two lines"""
+    plain: float = 1.0
+
+
+def test_the_text_below_a_field_is_its_help() -> None:
+    assert cli.field_texts(Explained) == {"share": "50 % of it, over two lines"}
+    parser = cli.Parser(prog="x")
+    cli.add_options(parser, Explained._field_defaults, Explained)
+    assert "50 % of it, over two lines (0.5)" in parser.format_help()
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(["--version"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out == f"rlsuite {rlsuite.__version__}\n"
+
+
+def test_no_argument_shows_the_help_as_a_user_sees_it(here: Path) -> None:
+    done = as_user(here)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: rlsuite COMMAND")
+
+
+def test_list_shows_every_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list"]) == 0
+    words = capsys.readouterr().out.split()
+    assert {"ppo", "sac", "gymnax/CartPole-v1", "probe/action/discrete"} <= set(words)
+
+
+# --- A real run -------------------------------------------------------------------------------------------------------
+
+
+class Finished(NamedTuple):
+    """A run of TINY: its folder, what it printed, and its only shard."""
+
+    folder: Path
+    printed: str
+    shard: str
+
+    @property
+    def table(self) -> pa.Table:
+        return pq.read_table(self.folder / f"{self.shard}.parquet")
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        manifest: dict[str, Any] = json.loads((self.folder / f"{self.shard}.json").read_text())
+        return manifest
+
+
+def run_tiny(results: Path) -> Finished:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert cli.main([*TINY, "--results", str(results)]) == 0
+    [finished] = (results / "run").glob("*.parquet")
+    return Finished(results / "run", printed.getvalue(), finished.stem)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    return run_tiny(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture
+def results(finished: Finished, tmp_path: Path) -> Path:
+    """A results folder of its own that holds the finished shard."""
+    (tmp_path / "run").mkdir()
+    for suffix in (".parquet", ".json"):
+        (tmp_path / "run" / (finished.shard + suffix)).write_bytes(
+            (finished.folder / (finished.shard + suffix)).read_bytes()
+        )
+    return tmp_path
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the report, whose plot takes longer than the training."""
+    monkeypatch.setattr(cli, "report_after", lambda folder: 0)
+
+
+TEXT, REAL = pa.string(), pa.float64()
+COLUMNS = {
+    **dict.fromkeys(("experiment", "label", "algorithm", "environment", "config_hash"), TEXT),
+    **{"run": pa.int32(), "seed": pa.int64()},
+    **{f"hyper/{name}": REAL for name in algorithms.get("ppo").hypers._fields},  # type: ignore[attr-defined]
+    **{"step": pa.int64(), "update": pa.int64(), "wall_seconds": REAL},
+    **dict.fromkeys(("return_mean", "return_std", "return_min", "return_max"), REAL),
+    **{"episode_returns": pa.list_(pa.float32()), "episode_lengths": pa.list_(pa.int32())},
+    **dict.fromkeys(
+        (f"metric/{name}" for name in ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")),
+        pa.float32(),
+    ),
+    "diverged": pa.bool_(),
+}
+
+
+def test_a_run_writes_the_documented_columns(finished: Finished) -> None:
+    schema = finished.table.schema
+    assert dict(zip(schema.names, schema.types, strict=True)) == COLUMNS
+
+
+def test_a_run_writes_a_row_for_every_run_and_evaluation(finished: Finished) -> None:
+    rows = finished.table.to_pylist()
+    # The evaluation of the untrained policies, and two more; two runs in each.
+    assert [(row["update"], row["step"], row["run"], row["seed"]) for row in rows] == [
+        (update, update * 16, run, 5 + run) for update in (0, 1, 2) for run in (0, 1)
+    ]
+    seconds = finished.table["wall_seconds"].to_pylist()
+    assert 0 < seconds[0] == seconds[1] < seconds[2] == seconds[3] < seconds[4] == seconds[5]
+    for row in rows:
+        returns = row["episode_returns"]
+        assert len(returns) == 3 and set(returns) <= {0.0, 1.0}
+        assert row["episode_lengths"] == [1, 1, 1]
+        assert (row["return_min"], row["return_max"]) == (min(returns), max(returns))
+        assert row["return_mean"] == pytest.approx(sum(returns) / 3, rel=1e-12)
+        metrics = [value for name, value in row.items() if name.startswith("metric/")]
+        assert all((value is None) == (row["update"] == 0) for value in metrics)
+        assert row["diverged"] is False
+        assert (row["experiment"], row["label"], row["algorithm"]) == ("run", "ppo", "ppo")
+        assert row["environment"] == "probe/action/discrete"
+        assert row["config_hash"] == finished.manifest["config_hash"]
+
+
+def test_typed_options_reach_config_and_hypers(finished: Finished) -> None:
+    manifest = finished.manifest
+    changed = {"num_envs": 2, "num_steps": 8, "num_minibatches": 2, "num_epochs": 1}
+    changed |= {"hidden_sizes": [8, 4], "clip_value": False}
+    defaults = json.loads(json.dumps(dataclasses.asdict(algorithms.get("ppo").config())))
+    assert manifest["config"] == defaults | changed
+    hypers = algorithms.get("ppo").hypers()._asdict() | {"learning_rate": 1e-2, "discount": 0.9}
+    assert manifest["hypers"] == [hypers]
+    for name, value in hypers.items():
+        assert set(finished.table[f"hyper/{name}"].to_pylist()) == {value}
+
+
+def test_the_manifest_says_all_that_was_run(finished: Finished) -> None:
+    manifest = finished.manifest
+    measured = {"compile_seconds", "run_seconds", "peak_memory_bytes"}
+    assert {name for name in measured if manifest[name] <= 0} == set()
+    described = {"config", "config_hash", "hypers", "device", "matmul_precision", "versions", "git_revision"}
+    described |= {"command", "created"}
+    assert {name: value for name, value in manifest.items() if name not in measured | described} == {
+        "format": 1,
+        "shard": finished.shard,
+        "experiment": "run",
+        "label": "ppo",
+        "algorithm": "ppo",
+        "environment": "probe/action/discrete",
+        "seeds": [5, 6],
+        "steps": 32,
+        "evaluations": 2,
+        "eval_episodes": 3,
+        "max_episode_steps": None,
+        "reference": None,
+        "total_updates": 2,
+        "steps_per_update": 16,
+        "diverged": 0,
+    }
+    assert described <= set(manifest)
+    assert manifest["versions"]["rlsuite"] == rlsuite.__version__
+    assert manifest["run_seconds"] == finished.table["wall_seconds"].to_pylist()[-1]
+
+
+def test_a_run_shows_compile_time_apart_and_ends_with_the_report(finished: Finished) -> None:
+    lines = finished.printed.splitlines()
+    assert lines[0] == "[1/1] ppo on probe/action/discrete, 2 runs x 32 steps"
+    assert re.fullmatch(r"  compiled in \d+\.\ds", lines[1])
+    assert [line.split()[0] for line in lines[2:5]] == ["0%", "50%", "100%"]
+    assert "ETA" in lines[3] and "steps/s" in lines[3] and "ETA" not in lines[4]
+    assert lines[5].startswith(f"1 of 1 shards in {finished.folder} after ")
+    assert f"Plot:  {finished.folder / 'sample_efficiency.png'}" in finished.printed
+    assert (finished.folder / "sample_efficiency.png").is_file()
+
+
+def test_only_whole_files_are_left(finished: Finished) -> None:
+    names = {"report.csv", "sample_efficiency.png", f"{finished.shard}.json", f"{finished.shard}.parquet"}
+    assert set(contents(finished.folder)) == names
+
+
+def test_the_same_command_elsewhere_gives_the_same_rows(finished: Finished, tmp_path: Path, no_report: None) -> None:
+    again = run_tiny(tmp_path / "elsewhere")
+    assert again.shard == finished.shard
+    clock = ["wall_seconds"]
+    assert again.table.drop_columns(clock).equals(finished.table.drop_columns(clock))
+
+
+def test_what_is_done_is_not_trained_again(
+    results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, no_report: None
+) -> None:
+    before = contents(results)
+    monkeypatch.delattr(batch, "compile_programs")
+    assert cli.main([*TINY, "--results", str(results)]) == 0
+    assert "ppo on probe/action/discrete, 2 runs: done before, kept\n" in capsys.readouterr().out
+    assert contents(results) == before
+
+
+def test_an_error_leaves_earlier_results_as_they_were(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(results)
+    assert cli.main([*TINY, "--discount", "nan", "--results", str(results)]) == 2
+    one_line(capsys.readouterr().err)
+    assert contents(results) == before
+
+
+def test_a_sweep_runs_only_the_cell_that_is_missing(
+    results: Path,
+    finished: Finished,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    no_report: None,
+) -> None:
+    compiled: list[tuple[int, ...]] = []
+    real: Callable[..., Any] = batch.compile_programs
+
+    def compile_programs(algorithm: Any, task: Any, seeds: Any, hypers: Any, num_episodes: int) -> Any:
+        compiled.append(tuple(seeds))
+        return real(algorithm, task, seeds, hypers, num_episodes)
+
+    monkeypatch.setattr(batch, "compile_programs", compile_programs)
+    there = (results / "run" / f"{finished.shard}.parquet").read_bytes()
+    (results / "mine.py").write_text(EXPERIMENT)
+    assert cli.main(["sweep", str(results / "mine.py"), "--results", str(results)]) == 0
+    assert compiled == [(7, 8)]
+    assert (results / "run" / f"{finished.shard}.parquet").read_bytes() == there
+    [added] = set((results / "run").glob("*.parquet")) - {results / "run" / f"{finished.shard}.parquet"}
+    assert set(pq.read_table(added)["seed"].to_pylist()) == {7, 8}
+    printed = capsys.readouterr().out
+    assert printed.startswith("run: two cells, of which TINY is the first\n[1/2] ")
+    assert "[1/2] ppo on probe/action/discrete, 2 runs: done before, kept\n[2/2] " in printed
+
+
+def test_rows_are_saved_at_every_evaluation(
+    tmp_path: Path, finished: Finished, monkeypatch: pytest.MonkeyPatch, no_report: None
+) -> None:
+    seen: list[tuple[int, bool, bool]] = []
+    folder = tmp_path / "run"
+
+    def watched(*arguments: Any) -> Iterator[Evaluation]:
+        for evaluation in real_train(*arguments):
+            yield evaluation
+            # The loop comes back here once the evaluation is written.
+            saved = pq.read_table(folder / f"{finished.shard}.partial.parquet")
+            manifest = (folder / f"{finished.shard}.json").is_file()
+            seen.append((saved.num_rows, manifest, (folder / f"{finished.shard}.parquet").exists()))
+
+    monkeypatch.setattr(local, "train", watched)
+    assert run_tiny(tmp_path).shard == finished.shard
+    assert seen == [(2, True, False), (4, True, False), (6, True, False)]
+    assert set(contents(folder)) == {f"{finished.shard}.parquet", f"{finished.shard}.json"}
+
+
+def test_a_crash_keeps_what_was_computed_and_a_rerun_completes_it(
+    tmp_path: Path, finished: Finished, no_report: None
+) -> None:
+    def crashing(*arguments: Any) -> Iterator[Evaluation]:
+        yield next(real_train(*arguments))
+        raise RuntimeError("the device fell over")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="fell over"):
+        patch.setattr(local, "train", crashing)
+        cli.main([*TINY, "--results", str(tmp_path)])
+    assert set(contents(tmp_path / "run")) == {f"{finished.shard}.partial.parquet", f"{finished.shard}.json"}
+    clock = ["wall_seconds"]
+    kept = pq.read_table(tmp_path / "run" / f"{finished.shard}.partial.parquet")
+    shared = [name for name in COLUMNS if not name.startswith("metric/") and name not in clock]
+    assert kept.select(shared).equals(finished.table.slice(0, 2).select(shared))
+
+    again = run_tiny(tmp_path)
+    assert set(contents(tmp_path / "run")) == {f"{finished.shard}.parquet", f"{finished.shard}.json"}
+    assert again.table.drop_columns(clock).equals(finished.table.drop_columns(clock))
+
+
+def test_ctrl_c_is_no_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(batch, "compile_programs", interrupted)
+    assert cli.main([*TINY, "--results", str(tmp_path)]) == 130
+    assert "interrupted" in one_line(capsys.readouterr().err)
+
+
+def test_without_the_analysis_extra_a_run_succeeds_and_a_report_says_what_to_install(
+    results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "analysis.__main__", None)
+    assert cli.main([*TINY, "--results", str(results)]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == "" and "pip install 'rlsuite[analysis]'" in shown.out and str(results / "run") in shown.out
+    assert cli.main(["report", str(results)]) == 2
+    assert "pip install 'rlsuite[analysis]'" in one_line(capsys.readouterr().err)
