@@ -22,6 +22,29 @@ def _torch_linear(features: int, fan_in: int) -> nn.Dense:
     return nn.Dense(features, kernel_init=uniform, bias_init=uniform)
 
 
+def orthogonal(gain: float) -> Callable[..., Array]:
+    """Initialiser `(key, shape, dtype)`: a uniformly random matrix with orthogonal rows or columns, times `gain`.
+
+    By Gram-Schmidt, applied twice to each column so that float32 is orthogonal to rounding. Flax' and JAX' own
+    initialisers call LAPACK's QR, which in a batch deadlocks on CPUs with few cores: jaxlib 0.10.2 waits for a thread
+    pool from inside that pool (seen on two cores, two QRs of 32 runs at once).
+    """
+
+    def init(key: Array, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32) -> Array:
+        normal = jax.random.normal(key, (max(shape), min(shape)), dtype)
+
+        def next_column(j: Array, q: Array) -> Array:
+            column = normal[:, j]
+            for _ in range(2):
+                column = column - q @ (q.T @ column)  # columns that are still to come are 0
+            return q.at[:, j].set(column / jnp.linalg.norm(column))
+
+        q = jax.lax.fori_loop(0, min(shape), next_column, jnp.zeros_like(normal))
+        return gain * (q if shape[0] >= shape[1] else q.T)
+
+    return init
+
+
 class MLP(nn.Module):
     """`[..., in]` -> `[..., sizes[-1]]`; the activation follows every layer but the last."""
 
@@ -37,7 +60,7 @@ class MLP(nn.Module):
             if self.gains is None:
                 layer = _torch_linear(size, x.shape[-1])
             else:
-                layer = nn.Dense(size, kernel_init=nn.initializers.orthogonal(self.gains[i]))
+                layer = nn.Dense(size, kernel_init=orthogonal(self.gains[i]))
             x = layer(x)
             if i < len(self.sizes) - 1:
                 x = self.activation(x)

@@ -51,7 +51,7 @@ def step(key: Array, env: Env, carry: EnvCarry, action: Array) -> tuple[EnvCarry
 
 
 def collect(key: Array, env: Env, carry: EnvCarry, policy: Policy, num_steps: int) -> tuple[EnvCarry, Transition, Any]:
-    """`num_steps` steps of every environment: the new carry, then transitions and extras, both `[time, num_envs, ...]`."""
+    """`num_steps` steps of every environment: new carry, transitions and extras, both `[time, num_envs, ...]`."""
 
     def body(carry: EnvCarry, key: Array) -> tuple[EnvCarry, tuple[Transition, Any]]:
         policy_key, step_key = jax.random.split(key)

@@ -32,7 +32,10 @@ FIRST, AGAIN, OTHER_KEY, OTHER_PHYSICS = range(4)
 
 
 class Rollout(NamedTuple):
-    """`LIMIT` steps of four copies of one environment; every array has a leading axis of 4."""
+    """`LIMIT` steps of four copies of one environment; every array has a leading axis of 4.
+
+    The assertions below compute with NumPy: each JAX operation on a new shape would be one more program to compile.
+    """
 
     env: Env
     """batched"""
@@ -52,12 +55,12 @@ class Rollout(NamedTuple):
 @functools.cache
 def rollout(env_id: str) -> Rollout:
     env = envs.make(env_id, max_episode_steps=LIMIT)
-    scale = jnp.where(jnp.arange(4) == OTHER_PHYSICS, 0.9, 1.0)
 
     def copies(leaf: Array) -> Array:
-        scaled = scale.reshape((4,) + (1,) * leaf.ndim)
-        four = jnp.stack([leaf] * 4)
-        return four * scaled if jnp.issubdtype(leaf.dtype, jnp.floating) else four
+        four = np.stack([np.asarray(leaf)] * 4)
+        if np.issubdtype(four.dtype, np.floating):
+            four[OTHER_PHYSICS] *= 0.9
+        return jnp.asarray(four)
 
     batched = jax.tree.map(copies, env)
     # Compiling is what this file costs, and each program runs a few times only: half the time, the same mathematics.
@@ -71,8 +74,8 @@ def rollout(env_id: str) -> Rollout:
     if isinstance(space, Discrete):
         action = jnp.full(4, space.n - 1, jnp.int32)
     else:
-        low, high = jnp.array(space.low), jnp.array(space.high)
-        action = jnp.tile(low + 0.75 * (high - low), (4, 1))
+        low, high = np.float32(space.low), np.float32(space.high)
+        action = jnp.asarray(np.tile(low + np.float32(0.75) * (high - low), (4, 1)))
     state, obs = reset(batched, keys)
     states, shown = [state], []
     for _ in range(LIMIT):
@@ -88,12 +91,15 @@ def avals(tree: Any) -> tuple[Any, list[tuple[Any, ...]]]:
     return structure, [(leaf.shape, leaf.dtype, leaf.weak_type) for leaf in leaves]
 
 
-def alive(roll: Rollout) -> list[Array]:
-    """`[4]` bool per step: whether the episode had not terminated before it. After its end a step means nothing."""
-    before = [jnp.ones(4, bool)]
-    for shown in roll.shown:
-        before.append(before[-1] & ~shown.terminated)
-    return before
+def copy_of(tree: Any, index: int) -> list[np.ndarray]:
+    """The leaves of one of the four copies."""
+    return [np.asarray(leaf)[index] for leaf in jax.tree.leaves(tree)]
+
+
+def assert_equal(actual: Any, expected: Any) -> None:
+    """The same leaves, to the last bit."""
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @every_env
@@ -112,28 +118,34 @@ def test_state_keeps_its_type_so_that_nothing_compiles_twice(env_id: str) -> Non
     roll = rollout(env_id)
     for state in roll.states[1:]:
         assert avals(state) == avals(roll.states[0])
-    assert not any(weak for _, _, weak in avals(roll.states[0])[1] + avals(envs.make(env_id))[1])
+    env = envs.make(env_id, max_episode_steps=LIMIT)
+    assert not any(weak for _, _, weak in avals((env, roll.states[0]))[1])
+    # Committed parameters would give a step's state another type to jit than a reset's.
+    assert not any(leaf.committed for leaf in jax.tree.leaves(env))
     assert roll.step._cache_size() == 1
 
 
 @every_env
 def test_reset_depends_on_the_key_and_on_nothing_else(env_id: str) -> None:
     roll = rollout(env_id)
-    np.testing.assert_array_equal(roll.obs[FIRST], roll.obs[AGAIN])
-    for leaf in jax.tree.leaves(roll.states[0]):
-        np.testing.assert_array_equal(leaf[FIRST], leaf[AGAIN])
+    start = (roll.states[0], roll.obs)
+    assert_equal(copy_of(start, FIRST), copy_of(start, AGAIN))
     # Many keys, because two may give one state by chance where there are only two states.
-    keys = jax.random.split(jax.random.key(1), (4, 4))
-    starts = {tuple(roll.reset(roll.env, row)[1][copy].tolist()) for row in keys for copy in (FIRST, AGAIN, OTHER_KEY)}
+    starts = set()
+    for seed in range(8):
+        obs = np.asarray(roll.reset(roll.env, jax.random.split(jax.random.key(seed), 4))[1])
+        starts |= {tuple(obs[FIRST]), tuple(obs[AGAIN]), tuple(obs[OTHER_KEY])}
     assert (len(starts) > 1) == envs.info(env_id).random_start
 
 
 @every_env
 def test_observations_and_rewards_are_finite(env_id: str) -> None:
     roll = rollout(env_id)
-    for shown, counts in zip(roll.shown, alive(roll), strict=False):
-        assert jnp.isfinite(shown.obs[counts]).all()
-        assert jnp.isfinite(shown.reward[counts]).all()
+    going_on = np.ones(4, bool)  # after its end a step means nothing
+    for shown in map(jax.device_get, roll.shown):
+        assert np.isfinite(shown.obs[going_on]).all()
+        assert np.isfinite(shown.reward[going_on]).all()
+        going_on &= ~shown.terminated
 
 
 @every_env
@@ -144,36 +156,60 @@ def test_truncated_exactly_at_the_limit_and_not_terminated_by_it(env_id: str) ->
 
     clock_set_back = roll.states[-2]._replace(steps=jnp.zeros(4, jnp.int32))
     state, shown = roll.step(roll.env, roll.keys, clock_set_back, roll.action)
-    assert not shown.truncated.any()
-    np.testing.assert_array_equal(shown.terminated, roll.shown[-1].terminated)
-    # What is shown at the limit is what the action led to, not what a reset gives.
-    np.testing.assert_array_equal(shown.obs, roll.shown[-1].obs)
-    np.testing.assert_array_equal(shown.reward, roll.shown[-1].reward)
-    for leaf, at_limit in zip(jax.tree.leaves(state.physics), jax.tree.leaves(roll.states[-1].physics), strict=True):
-        np.testing.assert_array_equal(leaf, at_limit)
+    assert shown.truncated.tolist() == [False] * 4
+    # All else is equal: what the limit shows is where the action led, not what a reset gives, and no termination.
+    assert_equal(shown._replace(truncated=roll.shown[-1].truncated), roll.shown[-1])
+    assert_equal(state.physics, roll.states[-1].physics)
     assert state.steps.tolist() == [1] * 4
 
 
 @every_env
 def test_physics_are_batched_leaves_that_matter(env_id: str) -> None:
     roll = rollout(env_id)
-    first_step = roll.shown[0]
-    np.testing.assert_array_equal(first_step.obs[FIRST], first_step.obs[AGAIN])
-    has_physics = bool(jax.tree.leaves(roll.env))
-    assert has_physics == (not env_id.startswith("probe/"))
-    assert bool(jnp.any(first_step.obs[FIRST] != first_step.obs[OTHER_PHYSICS])) == has_physics
+    obs = np.asarray(roll.shown[0].obs)
+    np.testing.assert_array_equal(obs[FIRST], obs[AGAIN])
+    assert np.any(obs[FIRST] != obs[OTHER_PHYSICS]) == bool(jax.tree.leaves(roll.env))
+
+
+def four_of_the_first(tree: Any) -> Any:
+    """FIRST in place of all four copies."""
+    return jax.tree.map(lambda leaf: jnp.asarray(np.stack([np.asarray(leaf)[FIRST]] * 4)), tree)
+
+
+@pytest.mark.xdist_group("gymnax/Pendulum-v1")
+def test_each_pendulum_of_a_batch_has_its_own_gravity() -> None:
+    roll = rollout("gymnax/Pendulum-v1")
+    env, start = four_of_the_first((roll.env, roll.states[0]))
+    gravity = np.array([5.0, 10.0, 15.0, 20.0], np.float32)
+    env = env.replace(params=env.params.replace(g=jnp.asarray(gravity)))
+    _, shown = roll.step(env, roll.keys, start, jnp.zeros((4, 1)))
+    theta, theta_dot = np.asarray(start.physics.theta), np.asarray(start.physics.theta_dot)
+    np.testing.assert_allclose(shown.obs[:, 2], theta_dot + 0.05 * 1.5 * gravity * np.sin(theta), rtol=1e-5)
+
+
+@pytest.mark.xdist_group("brax/hopper/spring")
+def test_each_brax_hopper_of_a_batch_has_its_own_gravity() -> None:
+    roll = rollout("brax/hopper/spring")
+    env, start = four_of_the_first((roll.env, roll.states[0]))
+    gravity = np.zeros((4, 3), np.float32)
+    gravity[:, 2] = [10.0, 20.0, 40.0, 80.0]  # upwards, away from the floor
+    env = env.replace(sys=env.sys.replace(gravity=jnp.asarray(gravity)))
+    _, shown = roll.step(env, roll.keys, start, jnp.zeros((4, 3)))
+    height_velocity = np.asarray(shown.obs)[:, 6]
+    seconds = float(env.template.dt)
+    np.testing.assert_allclose(np.diff(height_velocity), np.diff(gravity[:, 2]) * seconds, rtol=0.01)
 
 
 @every_env
 def test_env_is_a_pytree_with_a_hashable_static_part(env_id: str) -> None:
-    env = envs.make(env_id)
+    env = envs.make(env_id, max_episode_steps=LIMIT)
     leaves, structure = jax.tree.flatten(env)
     rebuilt = jax.tree.unflatten(structure, leaves)
     assert hash(structure) == hash(jax.tree.structure(rebuilt))
     assert avals(rebuilt) == avals(env)
     assert rebuilt.id == env.id == env_id
     assert (rebuilt.obs_dim, rebuilt.action_space, rebuilt.max_episode_steps) == (
-        env.obs_dim, env.action_space, envs.info(env_id).max_episode_steps
+        env.obs_dim, env.action_space, LIMIT
     )  # fmt: skip
     if isinstance(env.action_space, Box):
         assert np.isfinite([env.action_space.low, env.action_space.high]).all()
