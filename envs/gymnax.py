@@ -64,16 +64,17 @@ def build(env_id: str, max_episode_steps: int) -> Gymnax:
     with jax.ensure_compile_time_eval():
         template, params = gymnax.make(env_id.removeprefix("gymnax/"))
         params = parameters(params)
-    space = template.action_space(params)
+        space = template.action_space(params)
+        action_space = (
+            Discrete(space.n)
+            if isinstance(space, gymnax.environments.spaces.Discrete)
+            else Box((float(space.low),), (float(space.high),))
+        )
     return Gymnax(
         params=params,
         template=template,
         id=env_id,
         obs_dim=jax.eval_shape(template.reset_env, jax.random.key(0), params)[0].shape[0],
-        action_space=(
-            Discrete(space.n)
-            if isinstance(space, gymnax.environments.spaces.Discrete)
-            else Box((float(space.low),), (float(space.high),))
-        ),
+        action_space=action_space,
         max_episode_steps=max_episode_steps,
     )

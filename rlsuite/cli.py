@@ -195,10 +195,29 @@ def report_after(folder: Path) -> int:
         return 0
 
 
+def run_bench(arguments: list[str]) -> int:
+    """`rlsuite bench`: steps per second against the number of runs, on this machine."""
+    from rlsuite.bench import bench
+
+    parser = Parser(prog="rlsuite bench", description="Steps per second against the number of runs, on this machine.")
+    parser.add_argument(
+        "--runs",
+        metavar="LIST",
+        type=reader(tuple[int, ...]),
+        default=(1, 4, 16, 64),
+        help="numbers of runs (1,4,16,64)",
+    )
+    options = parser.parse_args(arguments)
+    use_compilation_cache()
+    bench(options.runs)
+    return 0
+
+
 COMMANDS = {
     "run": (run, "train one algorithm on one environment at many seeds"),
     "sweep": (run_sweep, "run every cell of an experiment file that has no results yet"),
     "report": (report, "compare the results in a folder: table and plot"),
+    "bench": (run_bench, "measure steps per second against the number of runs"),
     "list": (list_registered, "show the algorithms and the environments"),
 }
 

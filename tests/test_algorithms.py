@@ -15,7 +15,7 @@ import pytest
 
 import envs
 from envs import probes
-from envs.core import Discrete
+from envs.core import Discrete, Env
 from rlsuite import algorithms, batch, train
 from rlsuite.core import Algorithm, Task
 
@@ -93,8 +93,14 @@ def test_finds_the_best_action(name: str, env_id: str) -> None:
     np.testing.assert_allclose(actions, np.stack([known] * RUNS), atol=0.1)
 
 
+def probe_for(name: str) -> Env:
+    """The probe that exercises most of this algorithm: a continuous action if it can take one."""
+    continuous = applies(name, "probe/action/continuous")
+    return envs.make("probe/action/continuous" if continuous else "probe/action/discrete")
+
+
 class Setup(NamedTuple):
-    """A trial on the probe that exercises most: compiled for runs with seeds 0, 1, ... and their hypers."""
+    """A trial on `probe_for(name)`: compiled for runs with seeds 0, 1, ... and their hypers."""
 
     algorithm: Algorithm
     programs: train.Programs
@@ -104,10 +110,9 @@ class Setup(NamedTuple):
 def setup(name: str, runs: int) -> Setup:
     spec = algorithms.get(name)
     algorithm = spec.make(spec.trial.config)
-    env_id = "probe/action/continuous" if applies(name, "probe/action/continuous") else "probe/action/discrete"
     # More than one setting of the hyperparameters, so that they are really batched.
     hypers = [type(spec.trial.hypers)(*(h * (1.0 - 0.001 * i) for h in spec.trial.hypers)) for i in range(runs)]
-    programs, seconds = batch.compile_programs(algorithm, Task(envs.make(env_id)), range(runs), hypers, 2)
+    programs, seconds = batch.compile_programs(algorithm, Task(probe_for(name)), range(runs), hypers, 2)
     assert seconds > 0.0
     return Setup(algorithm, programs)
 
@@ -145,8 +150,8 @@ def test_a_run_alone_is_the_run_inside_a_batch_of_64(name: str) -> None:
     state_alone, state_many = alone.init(), many.init()
     for a, b in zip(jax.tree.leaves(state_alone), jax.tree.leaves(state_many), strict=True):
         np.testing.assert_array_equal(a[0], b[0])
-    updates = UPDATES
-    state_alone, state_many = alone.segment(state_alone, 0, updates, 100)[0], many.segment(state_many, 0, updates, 100)[0]
+    state_alone = alone.segment(state_alone, 0, UPDATES, 100)[0]
+    state_many = many.segment(state_many, 0, UPDATES, 100)[0]
     for a, b in zip(jax.tree.leaves(state_alone), jax.tree.leaves(state_many), strict=True):
         np.testing.assert_allclose(a[0], b[0], rtol=1e-3, atol=1e-4)
 
@@ -156,7 +161,10 @@ def test_runs_of_a_batch_differ_by_their_seed_and_hypers(name: str) -> None:
     state = final_state(name, 3, [])
     differing = [x for x in jax.tree.leaves(state) if not np.array_equal(x[0], x[1])]
     assert differing
-    assert len({np.asarray(setup(name, 3).programs.evaluate(state, UPDATES).returns)[i].tobytes() for i in range(3)}) > 1
+    # Untrained: policies that have learned the same best actions earn the same.
+    untrained = setup(name, 64).programs
+    returns = np.asarray(untrained.evaluate(untrained.init(), 0).returns)
+    assert len({of_run.tobytes() for of_run in returns}) > 1
 
 
 @by_name
@@ -164,7 +172,7 @@ def test_nothing_compiles_twice(name: str) -> None:
     """The state after an update has the types of the state before it, weak types included."""
     spec = algorithms.get(name)
     algorithm = setup(name, 3).algorithm
-    task = Task(envs.make("probe/action/continuous" if applies(name, "probe/action/continuous") else "probe/action/discrete"))
+    task = Task(probe_for(name))
     hypers = jax.tree.map(jnp.float32, spec.trial.hypers)
     zero = jnp.int32(0)
     before = jax.eval_shape(functools.partial(train.init, algorithm), task, jnp.uint32(0), hypers)
@@ -179,8 +187,7 @@ def test_nothing_compiles_twice(name: str) -> None:
 @by_name
 def test_acts_inside_the_action_space(name: str) -> None:
     setting = setup(name, 3)
-    env_id = "probe/action/continuous" if applies(name, "probe/action/continuous") else "probe/action/discrete"
-    task = Task(envs.make(env_id))
+    task = Task(probe_for(name))
     states = setting.programs.init()
     obs = jnp.asarray([[-1e6], [0.0], [1e6]])
     act = jax.vmap(setting.algorithm.act, (0, None, 0, 0))
