@@ -8,7 +8,6 @@ buffer, returns, losses) is seen in what the algorithm learns. Pairs of equal sh
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any
 
