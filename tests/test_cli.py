@@ -69,7 +69,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # --- Errors -----------------------------------------------------------------------------------------------------------
 
 ERRORS: dict[str, tuple[list[str], list[str]]] = {
-    "unknown command": (["nosuch"], ["unknown command 'nosuch'", "run, sweep, report, list"]),
+    "unknown command": (["nosuch"], ["unknown command 'nosuch'", "run, sweep, report, bench, list"]),
     "misspelt command": (["rum"], ["'rum'", "did you mean 'run'?"]),
     "unknown algorithm": (["run", "nosuch", *ENV], ["unknown algorithm 'nosuch'", "ppo", "sac"]),
     "misspelt algorithm": (["run", "sacc"], ["unknown algorithm 'sacc'", "did you mean 'sac'?"]),

@@ -123,7 +123,9 @@ def draw(networks: Networks, actor: Params, obs: Array, noise: Array) -> tuple[A
     mean, log_std = distribution(networks, actor, obs)
     u = mean + jnp.exp(log_std) * noise
     action, log_det = distributions.tanh_squash(u, networks.low, networks.high)
-    return action, distributions.gaussian_log_prob(u, mean, log_std) - log_det
+    # From the noise itself: (u - mean) / std loses its digits in float32 once std is small beside the mean.
+    of_noise = distributions.gaussian_log_prob(noise, jnp.zeros_like(mean), jnp.zeros_like(mean))
+    return action, of_noise - jnp.sum(log_std, axis=-1) - log_det
 
 
 def q_values(networks: Networks, critics: Params, obs: Array, action: Array) -> Array:
