@@ -53,7 +53,7 @@ FAR_ABOVE = [
     ("quick", "ppo", "brax/inverted_pendulum/spring"),
     ("quick", "sac", "brax/inverted_pendulum/spring"),
     ("quick", "sac", "brax/hopper/spring"),
-    # PPO's untrained policy does next to nothing, with which the hopper stands for long: it needs more steps than quick.
+    # PPO's untrained policy does next to nothing, with which the hopper stands for long: quick is too short for it.
     ("hopper", "ppo", "brax/hopper/spring"),
 ]
 
