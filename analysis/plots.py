@@ -42,8 +42,9 @@ def sample_efficiency(scores: Scores, file: str | Path, *, repetitions: int = 20
     """Write the figure as PNG: a panel per task, and one of normalised scores over the tasks that can be compared,
     if there are at least two.
 
-    Lines are the IQM over runs, bands its pointwise 95 % stratified-bootstrap interval. A line is dashed where not all
-    of the label's runs have been evaluated. The untrained policy is the point at step 0.
+    Lines are the IQM over runs, bands its pointwise 95 % stratified-bootstrap interval. The untrained policy is the
+    point at step 0. At each step it is over the runs that have been evaluated there, and the line is dashed where these
+    are not all that the label will have. Normalised scores are over the runs that count, see `TaskScores`.
 
     Args:
         scores: from `analysis.score`.
@@ -88,8 +89,8 @@ def sample_efficiency(scores: Scores, file: str | Path, *, repetitions: int = 20
     per_row = max(1, int(width / 2.3))
     figure.legend(handles=handles, loc="outside upper center", ncols=per_row, frameon=False, fontsize=STYLE["axes"])
     lines = ["Line: IQM over runs. Band: pointwise 95 % stratified-bootstrap interval."]
-    if not all(task.evaluated.all() for task in scores.tasks.values()):
-        lines.append("Dashed: not all runs have been evaluated there.")
+    if not all(task.evaluated.all() and task.runs == task.planned for task in scores.tasks.values()):
+        lines.append("Dashed: not over all runs, some are not there yet.")
     if aggregate:
         lines.append("Normalised: linear between evaluations.")
     figure.supxlabel(("\n" if width < 7 else " ").join(lines), fontsize=STYLE["caption"], color="0.35")
@@ -111,7 +112,7 @@ def _task_curve(axis: Axes, task: TaskScores, look: Look, repetitions: int, seed
         points = np.ravel(group) == index
         curves = task.curves[:, shown][np.ix_(present[:, index], points)]
         values[:, points] = _band([curves], f"{task.label} {task.environment}", repetitions, seed)
-    _line(axis, steps.astype(np.float64), values, np.all(evaluated, axis=0, keepdims=True)[0], look)
+    _line(axis, steps.astype(np.float64), values, evaluated.sum(axis=0) == task.planned, look)
 
 
 def _aggregate_curve(
@@ -125,9 +126,11 @@ def _aggregate_curve(
 ) -> None:
     tasks = [scores.tasks[label, environment] for environment in environments]
     budgets = [scores.budgets[environment] for environment in environments]
-    # Only as far as every run of every task has come: beyond, the average would be over other tasks.
-    first = max(t.steps[t.evaluated.argmax(axis=1)].max() / budget for t, budget in zip(tasks, budgets, strict=True))
-    last = min(t.last_steps.min() / budget for t, budget in zip(tasks, budgets, strict=True))
+    # Only as far as every run that counts has come on every task: beyond, the average would be over other tasks.
+    first = max(
+        t.steps[t.evaluated[t.counted].argmax(axis=1)].max() / budget for t, budget in zip(tasks, budgets, strict=True)
+    )
+    last = min(t.last_steps[t.counted].min() / budget for t, budget in zip(tasks, budgets, strict=True))
     shares = SHARES[(first - 1e-9 <= SHARES) & (last + 1e-9 >= SHARES)]
     if not shares.size:
         return
@@ -135,12 +138,13 @@ def _aggregate_curve(
         scores.references[task.environment].normalise(_interpolate(task, shares * budget))
         for task, budget in zip(tasks, budgets, strict=True)
     ]
-    _line(axis, shares, _band(curves, label, repetitions, seed), np.ones(shares.size, dtype=bool), look)
+    complete = all(task.counted.sum() == task.planned for task in tasks)
+    _line(axis, shares, _band(curves, label, repetitions, seed), np.full(shares.size, complete), look)
 
 
 def _interpolate(task: TaskScores, steps: Array) -> Array:
-    """`[runs, len(steps)]`: each run's curve, linear between its evaluations."""
-    pairs = zip(task.curves, task.evaluated, strict=True)
+    """`[runs that count, len(steps)]`: each run's curve, linear between its evaluations."""
+    pairs = zip(task.curves[task.counted], task.evaluated[task.counted], strict=True)
     return np.stack([np.interp(steps, task.steps[there], curve[there]) for curve, there in pairs])
 
 
@@ -172,11 +176,15 @@ def _dress(axis: Axes, title: str, x_label: str, y_label: str) -> None:
 
 
 def _runs(scores: Scores, label: str) -> str:
-    """`32 runs`, or `16-32 runs a task, 2 of 48 diverged` where tasks differ and some diverged."""
+    """`32 runs`, or `16-32 runs a task, 2 of 48 diverged` where tasks differ and some diverged. While shards are
+    running, `64 of 1024 runs`: on all tasks together, how many count and how many there will be."""
     tasks = [task for (name, _), task in scores.tasks.items() if name == label]
     low, high = min(task.runs for task in tasks), max(task.runs for task in tasks)
     diverged, total = sum(int(task.diverged.sum()) for task in tasks), sum(task.runs for task in tasks)
-    count = f"{low}" if low == high else f"{low}-{high}"
-    unit = "run" if high == 1 else "runs"
-    where = " a task" if len(tasks) > 1 else ""
-    return f"{count} {unit}{where}" + (f", {diverged} of {total} diverged" if diverged else "")
+    counted, planned = sum(int(task.counted.sum()) for task in tasks), sum(task.planned for task in tasks)
+    if counted < planned:
+        count = f"{counted} of {planned} runs"
+    else:
+        unit = "run" if high == 1 else "runs"
+        count = (f"{low}" if low == high else f"{low}-{high}") + f" {unit}" + (" a task" if len(tasks) > 1 else "")
+    return count + (f", {diverged} of {total} diverged" if diverged else "")

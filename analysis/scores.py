@@ -10,7 +10,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -23,12 +23,14 @@ Manifest: TypeAlias = dict[str, Any]
 
 FORMAT = 1
 PARTIAL = ".partial"
+ATTEMPTS = 10
+"""Times that a shard is read before giving up, where its files change meanwhile."""
 EPISODE_COLUMNS = ("episode_returns", "episode_lengths")
 REQUIRED_COLUMNS = (
     *("experiment", "algorithm", "environment", "config_hash", "run", "seed", "step"),
     *("wall_seconds", "return_mean", "diverged"),
 )
-REQUIRED_KEYS = ("format", "shard", "experiment", "algorithm", "environment", "label", "steps")
+REQUIRED_KEYS = ("format", "shard", "experiment", "algorithm", "environment", "label", "steps", "seeds")
 
 
 class ResultsError(ValueError):
@@ -54,14 +56,17 @@ def load(path: str | Path, *, episodes: bool = False) -> pd.DataFrame:
         ResultsError: no such folder, no results in it, or a file that is truncated or not one of ours.
     """
     tables = []
-    for file, manifest in _shards(Path(path)):
-        table = _read_table(file, manifest, episodes)
-        added = {"label": manifest["label"], "shard": manifest["shard"], "partial": file.stem.endswith(PARTIAL)}
+    for shard in _shards(Path(path)):
+        read = _read(shard, episodes)
+        if read is None:
+            continue
+        table, manifest, partial = read
+        added = {"label": manifest["label"], "shard": manifest["shard"], "partial": partial}
         table = table.drop_columns([name for name in added if name in table.column_names])
         for name, value in added.items():
             table = table.append_column(name, pa.array([value] * table.num_rows))
         tables.append(table)
-    frame: pd.DataFrame = pa.concat_tables(tables, promote_options="permissive").to_pandas()
+    frame = pa.concat_tables(tables, promote_options="permissive").to_pandas() if tables else pd.DataFrame()
     if frame.empty:
         raise ResultsError(f"no evaluation in the results of '{path}' yet; wait for the first one, or run it again")
     if frame["experiment"].nunique() > 1:
@@ -71,29 +76,93 @@ def load(path: str | Path, *, episodes: bool = False) -> pd.DataFrame:
 
 def manifests(path: str | Path) -> list[Manifest]:
     """The manifests of the shards that `load` reads, in the same order; errors as there."""
-    return [manifest for _, manifest in _shards(Path(path))]
+    return [_read_manifest(shard.manifest) for shard in _shards(Path(path)) if shard.files()]
 
 
-def _shards(folder: Path) -> Iterator[tuple[Path, Manifest]]:
+class _Shard(NamedTuple):
+    """Where the files of one shard lie, finished or not."""
+
+    folder: Path
+    name: str
+
+    @property
+    def manifest(self) -> Path:
+        return self.folder / f"{self.name}.json"
+
+    @property
+    def finished(self) -> Path:
+        return self.folder / f"{self.name}.parquet"
+
+    def files(self) -> list[Path]:
+        """The finished file, else the parts that a running shard has so far, else none."""
+        if not self.finished.exists():
+            try:
+                parts = sorted((self.folder / (self.name + PARTIAL)).glob("runs*.parquet"))
+            except FileNotFoundError:  # it may have been removed just now, because the shard is finished
+                parts = []
+            if parts:
+                return parts
+        return [self.finished] if self.finished.exists() else []
+
+
+def _shards(folder: Path) -> list[_Shard]:
     if not folder.exists():
         raise ResultsError(f"no such results folder '{folder}'; give one that `rlsuite sweep` or `rlsuite run` wrote")
     if not folder.is_dir():
         raise ResultsError(f"'{folder}' is a file, expected a results folder; give the folder that it lies in")
-    files = sorted(folder.glob("*.parquet")) or sorted(folder.glob("*/*.parquet"))
-    finished = {file for file in files if not file.stem.endswith(PARTIAL)}
-    shards = [file for file in files if file in finished or _beside(file, ".parquet") not in finished]
+    shards = _shards_in(folder) or [shard for below in sorted(folder.iterdir()) for shard in _shards_in(below)]
     if not shards:
         raise ResultsError(
             f"no results in '{folder}', expected <shard>.parquet or <experiment>/<shard>.parquet; "
             "run `rlsuite sweep` or `rlsuite run` first"
         )
-    for file in shards:
-        yield file, _read_manifest(_beside(file, ".json"))
+    return shards
 
 
-def _beside(file: Path, suffix: str) -> Path:
-    """The file of the same shard with another ending."""
-    return file.with_name(file.stem.removesuffix(PARTIAL) + suffix)
+def _shards_in(folder: Path) -> list[_Shard]:
+    """The shards that lie in this very folder; none if it is a file. Names that begin with a dot are not results."""
+    finished = {file.name.removesuffix(".parquet") for file in folder.glob("[!.]*.parquet")}
+    partial = {below.name.removesuffix(PARTIAL) for below in folder.glob(f"[!.]*{PARTIAL}") if below.is_dir()}
+    return [_Shard(folder, name) for name in sorted(finished | partial)]
+
+
+def _read(shard: _Shard, episodes: bool) -> tuple[pa.Table, Manifest, bool] | None:
+    """The rows of a shard, its manifest, and whether it is only a part of it; None if it has no evaluation yet.
+
+    A running shard goes on while it is read: parts are added, and at the end a finished file takes the place of all.
+    What was read is whole if no file of it has gone since, for those that were added belong to later evaluations.
+    """
+    for _ in range(ATTEMPTS):
+        files = shard.files()
+        try:
+            read = _read_files(shard, files, episodes) if files else None
+        except FileNotFoundError:
+            continue
+        now = shard.files()
+        if set(files) <= set(now) and bool(files) == bool(now):
+            return read
+    raise ResultsError(
+        f"the files of '{shard.finished}' changed {ATTEMPTS} times while they were read; try again when it has finished"
+    )
+
+
+def _read_files(shard: _Shard, files: list[Path], episodes: bool) -> tuple[pa.Table, Manifest, bool]:
+    partial = files != [shard.finished]
+    remedy = (
+        "run the same command again, which trains its runs anew" if partial else "delete it and run its shard again"
+    )
+    manifest = _read_manifest(shard.manifest)
+    table = pa.concat_tables(
+        [_read_table(file, manifest, episodes, remedy) for file in files], promote_options="permissive"
+    )
+    if partial:
+        # As in the finished file: by evaluation, then by run.
+        table = table.sort_by([("step", "ascending"), ("run", "ascending")])
+    twice = table.select(["run", "step"]).to_pandas().duplicated().to_numpy()
+    if twice.any():
+        place = files[0].parent if partial else files[0]
+        raise ResultsError(f"'{place}' has a run with two evaluations at one step; {remedy}")
+    return table, manifest, partial
 
 
 def _read_manifest(file: Path) -> Manifest:
@@ -122,12 +191,13 @@ def _is_reference(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(value.get(bound), int | float) for bound in ("low", "high"))
 
 
-def _read_table(file: Path, manifest: Manifest, episodes: bool) -> pa.Table:
-    remedy = "delete it and run its shard again"
+def _read_table(file: Path, manifest: Manifest, episodes: bool, remedy: str) -> pa.Table:
     try:
         with pq.ParquetFile(file) as parquet:
             names = parquet.schema_arrow.names
             table = parquet.read(columns=[n for n in names if episodes or n not in EPISODE_COLUMNS])
+    except FileNotFoundError:
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ResultsError(f"cannot read results '{file}' ({_one_line(error)}); {remedy}") from error
     missing = [column for column in REQUIRED_COLUMNS if column not in names]
@@ -140,8 +210,6 @@ def _read_table(file: Path, manifest: Manifest, episodes: bool) -> pa.Table:
                 f"'{file}' has {column} {_listed(map(str, found))}, but its manifest says '{manifest[column]}'; "
                 "the two do not belong together: delete both and run the shard again"
             )
-    if table.select(["run", "step"]).to_pandas().duplicated().any():
-        raise ResultsError(f"'{file}' has a run with two evaluations at one step; {remedy}")
     return table
 
 
@@ -174,6 +242,11 @@ class TaskScores:
 
     A run that diverged is never dropped. Where an evaluation of it is not finite, it has its last finite score, else
     the environment's floor: the reference's `low`, or without a reference the lowest finite score seen on the task.
+
+    Of a shard that is still running (or was interrupted) some runs may be finished while others have only begun, and
+    others are not there at all. Scores at different steps are not scores of one thing, so its runs count only once they
+    have come as far as any run of the label on the task. Which runs come first does not depend on how well they do, but
+    those of one setting of the hyperparameters may come before those of another.
     """
 
     label: str
@@ -187,12 +260,16 @@ class TaskScores:
     """`[runs, evaluations]`: the run was evaluated at that step. Runs of a shard that is still going have fewer."""
     diverged: NDArray[np.bool_]
     """`[runs]`: flagged as diverged, or with an evaluation that is not finite."""
+    running: NDArray[np.bool_]
+    """`[runs]`: of a shard that is still running or was interrupted."""
+    planned: int
+    """Number of runs there will be when all shards are finished: that of now, if none is running."""
     steps_per_second: float
     """Environment steps of all runs together per second of wall time without compiling; NaN if no time is recorded."""
 
     @property
     def runs(self) -> int:
-        """Number of runs."""
+        """Number of runs that have been evaluated."""
         return len(self.diverged)
 
     @property
@@ -201,22 +278,32 @@ class TaskScores:
         return self.steps[self._last_evaluation]
 
     @property
+    def counted(self) -> NDArray[np.bool_]:
+        """`[runs]`: of a finished shard, or come as far as any run. At least one does."""
+        return ~self.running | (self.last_steps == self.last_steps.max())
+
+    @property
     def final(self) -> Array:
-        """`[runs]` score of the last evaluation."""
-        return np.take_along_axis(self.curves, self._last_evaluation[:, None], axis=1)[:, 0]
+        """`[runs that count]` score of the last evaluation."""
+        return self._last_scores[self.counted]
 
     @property
     def auc(self) -> Array:
-        """`[runs]` mean score over the evaluations after step 0 (a run that has none yet: its untrained score)."""
+        """`[runs that count]` mean score over the evaluations after step 0 (where there is none yet: the untrained
+        score)."""
         trained = self.evaluated & (self.steps > 0)
         means = np.where(trained, self.curves, 0.0).sum(axis=1) / np.maximum(trained.sum(axis=1), 1)
-        return np.where(trained.any(axis=1), means, self.final)
+        return np.where(trained.any(axis=1), means, self._last_scores)[self.counted]
 
     @property
     def untrained(self) -> Array:
-        """`[runs]` score at step 0; empty if no run was evaluated there."""
+        """`[runs that count]` score at step 0, of those that were evaluated there."""
         at_zero = self.steps == 0
-        return self.curves[:, at_zero][self.evaluated[:, at_zero]]
+        return self.curves[:, at_zero][self.evaluated[:, at_zero] & self.counted[:, None]]
+
+    @property
+    def _last_scores(self) -> Array:
+        return np.take_along_axis(self.curves, self._last_evaluation[:, None], axis=1)[:, 0]
 
     @property
     def _last_evaluation(self) -> NDArray[np.intp]:
@@ -265,7 +352,7 @@ class Scores:
         return [environment for environment in self.environments if environment not in reasons], reasons
 
     def normalised(self, environments: Sequence[str], kind: str = "final") -> dict[str, list[Array]]:
-        """Normalised scores by label: one array `[runs]` for each of the environments, which need references.
+        """Normalised scores by label: one array `[runs that count]` for each environment, which needs a reference.
 
         Args:
             environments: as `comparable` gives them.
@@ -296,14 +383,23 @@ def score(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> Scores:
         budgets[manifest["environment"]] = max(int(manifest["steps"]), budgets.get(manifest["environment"], 0))
     tasks = {}
     floors = _floors(frame, references)
+    planned = {(manifest["experiment"], manifest["shard"]): len(manifest["seeds"]) for manifest in shard_manifests}
     for (label, environment), rows in frame.groupby(["label", "environment"], sort=True):
-        tasks[label, environment] = _task_scores(label, environment, rows, floors[environment])
-        notes += _pooling_notes(rows, f"'{label}' on {environment}")
-        unfinished = int(np.sum(tasks[label, environment].last_steps < budgets[environment]))
-        if unfinished:
+        where, budget = f"'{label}' on {environment}", budgets[environment]
+        shards = rows[["experiment", "shard"]].drop_duplicates().itertuples(index=False, name=None)
+        task = _task_scores(label, environment, rows, floors[environment], sum(planned[shard] for shard in shards))
+        tasks[label, environment] = task
+        notes += _pooling_notes(rows, where)
+        if task.running.any():
             notes.append(
-                f"'{label}' on {environment}: {unfinished} of {tasks[label, environment].runs} runs end before the "
-                f"budget of {budgets[environment]:,} steps; their final score is that of their last evaluation"
+                f"{where}: still running, or interrupted; {task.counted.sum():,} of {task.planned:,} runs have come to "
+                f"step {task.last_steps.max():,} of {budget:,}; final scores and aggregates are theirs alone"
+            )
+        ended = int(np.sum(task.last_steps[~task.running] < budget))
+        if ended:
+            notes.append(
+                f"{where}: {ended} of {task.runs} runs end before the budget of {budget:,} steps; "
+                "their final score is that of their last evaluation"
             )
     return Scores(tasks, references, budgets, tuple(notes))
 
@@ -346,7 +442,7 @@ def _floors(frame: pd.DataFrame, references: dict[str, Reference]) -> dict[str, 
     return {env: references[env].low if env in references else float(value) for env, value in lowest.items()}
 
 
-def _task_scores(label: str, environment: str, rows: pd.DataFrame, floor: float) -> TaskScores:
+def _task_scores(label: str, environment: str, rows: pd.DataFrame, floor: float, planned: int) -> TaskScores:
     shard_keys = ["experiment", "shard"]
     run_index = rows.groupby([*shard_keys, "run"]).ngroup().to_numpy()
     steps, step_index = np.unique(rows["step"].to_numpy(np.int64), return_inverse=True)
@@ -358,6 +454,8 @@ def _task_scores(label: str, environment: str, rows: pd.DataFrame, floor: float)
     evaluated[run_index, step_index] = True
     diverged = np.zeros(runs, dtype=bool)
     np.logical_or.at(diverged, run_index, rows["diverged"].to_numpy(bool) | ~np.isfinite(returns))
+    running = np.zeros(runs, dtype=bool)
+    running[run_index] = rows["partial"].to_numpy(bool)
     run_steps = rows.groupby([*shard_keys, "run"])["step"].max().sum()
     seconds = rows.groupby(shard_keys)["wall_seconds"].max().sum()
     return TaskScores(
@@ -367,6 +465,8 @@ def _task_scores(label: str, environment: str, rows: pd.DataFrame, floor: float)
         curves=np.where(evaluated, _carry_forward(curves, floor), np.nan),
         evaluated=evaluated,
         diverged=diverged,
+        running=running,
+        planned=planned,
         steps_per_second=float(run_steps / seconds) if seconds > 0 else float("nan"),
     )
 

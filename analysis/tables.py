@@ -24,7 +24,7 @@ AGGREGATES: dict[str, Statistic] = {
 }
 COLUMNS = (
     *("section", "environment", "label", "against", "statistic", "estimate", "low", "high", "confidence"),
-    *("runs", "diverged", "first_final_step", "last_final_step", "steps_per_second"),
+    *("runs", "planned_runs", "diverged", "first_final_step", "last_final_step", "steps_per_second"),
 )
 WIDTH = 100
 """Columns of the printed tables where the output is not a terminal, which would tell its own width."""
@@ -41,8 +41,10 @@ def summarise(scores: Scores, *, repetitions: int = 2000, seed: int = 0) -> pd.D
 
     Returns:
         The columns `COLUMNS`. `section` is one of
-        `task` (statistics `untrained_iqm`, `final_iqm`, `auc_iqm` in episode return, for each label on each task; runs
-        of one label stop between `first_final_step` and `last_final_step`, which differ if some are unfinished),
+        `task` (statistics `untrained_iqm`, `final_iqm`, `auc_iqm` in episode return, for each label on each task. They
+        are those of the `runs` that count, see `TaskScores`, of which `diverged` did; they are fewer than
+        `planned_runs` while a shard is running. They stop between `first_final_step` and `last_final_step`, which
+        differ if shards of other lengths are pooled),
         `aggregate` (`iqm`, `mean`, `median`, `optimality_gap` of normalised final scores, over the tasks that
         `Scores.comparable` gives), and `improvement` (probability that a run of `label` beats one of `against` on
         those tasks). An interval is NaN where a task has a single run.
@@ -54,12 +56,14 @@ def summarise(scores: Scores, *, repetitions: int = 2000, seed: int = 0) -> pd.D
         rows.append({"section": section, "label": label, "statistic": statistic, **bounds, **more})
 
     for (label, environment), task in sorted(scores.tasks.items(), key=lambda item: item[0][::-1]):
+        final_steps = task.last_steps[task.counted]
         facts = {
             "environment": environment,
-            "runs": task.runs,
-            "diverged": int(task.diverged.sum()),
-            "first_final_step": int(task.last_steps.min()),
-            "last_final_step": int(task.last_steps.max()),
+            "runs": int(task.counted.sum()),
+            "planned_runs": task.planned,
+            "diverged": int(task.diverged[task.counted].sum()),
+            "first_final_step": int(final_steps.min()),
+            "last_final_step": int(final_steps.max()),
             "steps_per_second": task.steps_per_second,
         }
         for statistic, values in (("untrained", task.untrained), ("final", task.final), ("auc", task.auc)):
@@ -82,7 +86,7 @@ def summarise(scores: Scores, *, repetitions: int = 2000, seed: int = 0) -> pd.D
             add("improvement", label, "probability_of_improvement", found, against=against)
 
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    counts = ["runs", "diverged", "first_final_step", "last_final_step"]
+    counts = ["runs", "planned_runs", "diverged", "first_final_step", "last_final_step"]
     frame[counts] = frame[counts].astype("Int64")  # whole numbers in the CSV, although some rows have none
     return frame
 
@@ -161,7 +165,7 @@ def _task_table(tasks: pd.DataFrame) -> Table:
         table.add_row(
             environment if environment != previous else "",
             label,
-            str(final["runs"]),
+            str(final["runs"]) + (f"/{final['planned_runs']}" if final["runs"] < final["planned_runs"] else ""),
             str(final["diverged"]),
             _number(by_statistic.loc["untrained_iqm", "estimate"], decimals),
             _interval(final, decimals),

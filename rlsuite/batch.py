@@ -1,59 +1,148 @@
-"""Many runs in one program: the only vmap over runs."""
+"""Many runs in one program: the only vmap over runs, and the only sharding over devices.
+
+The run axis is flat (seeds x hyperparameters). It is split over the devices of a one-dimensional mesh, and each device
+runs the same program on its own runs: `shard_map` without a collective, so no device ever waits for another one, and
+what a run computes depends on how many runs share its device, never on how many devices there are.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlsuite import train
 from rlsuite.core import Algorithm, Task
 
 Array = jax.Array
 
+RUNS = "runs"
+"""The mesh's one axis."""
+
+
+class Memory(NamedTuple):
+    """What the programs of a batch take on one device, in bytes, by the compiler's own account."""
+
+    learning: int
+    """the runs' state, which stays between two segments"""
+    peak: int
+    """the most in use while any of the programs runs, the state included"""
+
+
+class Compiled(NamedTuple):
+    """The programs of a batch and what they cost."""
+
+    programs: train.Programs
+    learning: train.Learning
+    """the shapes of the runs' state, `[width, ...]`"""
+    memory: Memory
+    compile_seconds: float
+
 
 def stack_hypers(hypers: Sequence[Any]) -> Any:
     """One NamedTuple of floats per run -> one NamedTuple of float32 arrays `[runs]`."""
-    return jax.tree.map(lambda *values: jnp.asarray(values, jnp.float32), *hypers)
+    return jax.tree.map(lambda *values: np.asarray(values, np.float32), *hypers)
+
+
+def learning_bytes(algorithm: Algorithm, task: Task, hypers: Any) -> int:
+    """Bytes that one run with these `Hypers` keeps between two segments. Nothing is compiled."""
+    shapes = jax.eval_shape(partial(train.init, algorithm), task, jnp.uint32(0), hypers)
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
 
 
 def compile_programs(
-    algorithm: Algorithm, task: Task, seeds: Sequence[int], hypers: Sequence[Any], num_episodes: int
-) -> tuple[train.Programs, float]:
-    """Compile initialisation, training segment and evaluation for these runs, and say how many seconds that took.
+    algorithm: Algorithm,
+    task: Task,
+    hypers: Any,
+    width: int,
+    num_episodes: int,
+    devices: Sequence[jax.Device] | None = None,
+) -> Compiled:
+    """Compile initialisation, training segment and evaluation for `width` runs at once.
 
-    `seeds` and `hypers` give one value a run; run i depends on seeds[i] and hypers[i] alone. The update counters are
-    arguments that no run owns, so conditionals on them stay conditionals.
+    Args:
+        algorithm: what is trained.
+        task: what on; copied to every device, not to every run.
+        hypers: an example of the runs' `Hypers`; only its structure counts.
+        width: runs in the program, a multiple of the number of devices.
+        num_episodes: episodes of each run in each evaluation.
+        devices: which to use; all local ones if None.
+
+    The update counters are arguments that no run owns, so conditionals on them stay conditionals.
     """
     began = time.perf_counter()
-    seed_axis = jnp.asarray(np.asarray(seeds, np.uint32))
-    hyper_axis = stack_hypers(hypers)
-    count = jax.ShapeDtypeStruct((), jnp.int32)
+    mesh = Mesh(np.asarray(jax.local_devices() if devices is None else devices), (RUNS,))
+    split, whole = PartitionSpec(RUNS), PartitionSpec()
+    on_split, on_all = NamedSharding(mesh, split), NamedSharding(mesh, whole)
 
-    init = jax.jit(jax.vmap(partial(train.init, algorithm), in_axes=(None, 0, 0)))
-    segment = jax.jit(
-        jax.vmap(partial(train.segment, algorithm), in_axes=(None, 0, 0, 0, None, None, None)), donate_argnums=1
-    )
-    evaluate = jax.jit(
-        jax.vmap(partial(train.evaluation, algorithm, num_episodes=num_episodes), in_axes=(None, 0, 0, None))
-    )
+    def batched(function: Any, axes: tuple[int | None, ...], **jit_options: Any) -> Any:
+        """Over the runs of a device, on every device; axis 0 for what each run owns, None for what they share."""
+        per_device = jax.vmap(function, in_axes=axes)
+        specs = tuple(whole if axis is None else split for axis in axes)
+        sharded = jax.shard_map(per_device, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
+        return jax.jit(sharded, **jit_options)
 
-    state = jax.eval_shape(init, task, seed_axis, hyper_axis)
-    compiled_init = init.lower(task, seed_axis, hyper_axis).compile()
-    compiled_segment = segment.lower(task, state, seed_axis, hyper_axis, count, count, count).compile()
-    compiled_evaluate = evaluate.lower(task, state, seed_axis, count).compile()
+    init = batched(partial(train.init, algorithm), (None, 0, 0))
+    segment = batched(partial(train.segment, algorithm), (None, 0, 0, 0, *[None] * 4), donate_argnums=1)
+    checkup = batched(partial(train.checkup, algorithm, num_episodes=num_episodes), (None, 0, 0, None, None, 0))
+
+    def argument(sharding: NamedSharding, dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    seed = argument(on_split, jnp.uint32, width)
+    hyper = jax.tree.map(lambda _: argument(on_split, jnp.float32, width), hypers)
+    count = argument(on_all, jnp.int32)
+    frozen = argument(on_split, jnp.bool_, width)
+    task = jax.device_put(task, on_all)
+    learning = jax.tree.map(lambda x: argument(on_split, x.dtype, *x.shape), jax.eval_shape(init, task, seed, hyper))
+    # Tracing holds Python's lock, compiling does not: trace one after another, compile side by side.
+    lowered = (
+        init.lower(task, seed, hyper),
+        segment.lower(task, learning, seed, hyper, *[count] * 4),
+        checkup.lower(task, learning, seed, count, count, frozen),
+    )
+    with ThreadPoolExecutor(len(lowered)) as pool:
+        compiled = list(pool.map(lambda program: program.compile(), lowered))
+    compiled_init, compiled_segment, compiled_checkup = compiled
+
+    def runs(seeds: Sequence[int], hypers: Sequence[Any]) -> tuple[Array, Any]:
+        """Padding repeats the last run: it computes what that one does, and nobody reads it."""
+        padded = [min(i, len(seeds) - 1) for i in range(width)]
+        seed_axis = np.asarray([seeds[i] for i in padded], np.uint32)
+        return jax.device_put((seed_axis, stack_hypers([hypers[i] for i in padded])), on_split)
+
+    def counts(*values: int) -> Any:
+        return jax.device_put([np.int32(value) for value in values], on_all)
+
+    def run_checkup(runs: Any, learning: train.Learning, index: int, updates: int, frozen: np.ndarray) -> train.Checkup:
+        return compiled_checkup(task, learning, runs[0], *counts(index, updates), jax.device_put(frozen, on_split))
 
     programs = train.Programs(
-        init=lambda: compiled_init(task, seed_axis, hyper_axis),
-        segment=lambda state, start, stop, total: compiled_segment(
-            task, state, seed_axis, hyper_axis, jnp.int32(start), jnp.int32(stop), jnp.int32(total)
-        ),
-        evaluate=lambda state, index: compiled_evaluate(task, state, seed_axis, jnp.int32(index)),
+        width=width,
+        runs=runs,
+        init=lambda runs: compiled_init(task, *runs),
+        segment=lambda runs, learning, *range_: compiled_segment(task, learning, *runs, *counts(*range_)),
+        checkup=run_checkup,
+        place=lambda learning: jax.device_put(learning, on_split),
         steps_per_update=algorithm.steps_per_update,
     )
-    return programs, time.perf_counter() - began
+    return Compiled(programs, learning, memory_of(compiled, learning, mesh.size), time.perf_counter() - began)
+
+
+def memory_of(compiled: Sequence[Any], learning: Any, num_devices: int) -> Memory:
+    """What these compiled programs take on one device."""
+    peaks = []
+    for program in compiled:
+        stats = program.memory_analysis()
+        # Donated arguments are counted with the arguments and with the outputs, but are one buffer.
+        both = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+        peaks.append(both + stats.temp_size_in_bytes)
+    bytes_ = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(learning))
+    return Memory(learning=bytes_ // num_devices, peak=max(peaks))

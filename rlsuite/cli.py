@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import rlsuite
-from rlsuite.core import UserError
+from rlsuite.core import Stopped, UserError
 
 MAX_WIDTH = 100
 """Columns of a help text, in a terminal that is wider."""
@@ -61,8 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"rlsuite: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(f"rlsuite: {stopped}; all is saved, the same command goes on from here", file=sys.stderr)
+        return 128 + stopped.number
     except KeyboardInterrupt:
-        print("rlsuite: interrupted; finished shards and evaluations are kept", file=sys.stderr)
+        print("rlsuite: interrupted; evaluations and snapshots are kept, the same command goes on", file=sys.stderr)
         return 130
 
 
@@ -79,7 +83,7 @@ def command(name: str) -> Any:
 
 def run(arguments: list[str]) -> int:
     """`rlsuite run ALGORITHM --env ID ...`: train one algorithm on one environment at many seeds."""
-    from rlsuite import algorithms, local, sweep
+    from rlsuite import algorithms, local, search, sweep
     from rlsuite.store import Store
 
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -106,8 +110,8 @@ def run(arguments: list[str]) -> int:
 
     parser.add_argument("--env", required=True, help="environment id, see 'rlsuite list'")
     count("--steps", 100_000, "environment steps of each run (%(default)s)")
-    count("--seeds", 32, "number of runs (%(default)s)")
-    count("--first-seed", 0, "seed of the first run (%(default)s)")
+    count("--seeds", 32, "runs of each setting of the hyperparameters (%(default)s)")
+    count("--first-seed", 0, "the first seed of each setting (%(default)s)")
     count("--evaluations", 10, "evaluations while training (%(default)s)")
     count("--eval-episodes", 16, "complete episodes of each run in each evaluation (%(default)s)")
     count("--max-episode-steps", None, "time limit, if not the environment's own")
@@ -118,9 +122,14 @@ def run(arguments: list[str]) -> int:
         "config", "what shapes the program; another value compiles another program"
     )
     add_options(config_group, {field.name: field.default for field in dataclasses.fields(spec.config)}, spec.config)
-    hyper_group = parser.add_argument_group("hyperparameters", "what may differ between the runs of one program")
-    add_options(hyper_group, spec.hypers._field_defaults, spec.hypers)  # type: ignore[attr-defined]
+    hyper_group = parser.add_argument_group(
+        "hyperparameters", "what may differ between the runs of one program; lists are trained in every combination"
+    )
+    add_options(hyper_group, spec.hypers._field_defaults, spec.hypers, several=True)  # type: ignore[attr-defined]
+    add_execution_options(parser)
     options = vars(parser.parse_args(arguments[1:]))
+    settings = execution_settings(options)
+    prepare_jax()
 
     cell = sweep.Cell(
         algorithm=name,
@@ -129,15 +138,14 @@ def run(arguments: list[str]) -> int:
         seeds=options["seeds"],
         first_seed=options["first_seed"],
         config=spec.config(**{field.name: options[field.name] for field in dataclasses.fields(spec.config)}),
-        hypers=spec.hypers(**{field: options[field] for field in spec.hypers._fields}),  # type: ignore[attr-defined]
+        hypers=search.grid(spec.hypers(), **{field: options[field] for field in spec.hypers._fields}),  # type: ignore[attr-defined]
         evaluations=options["evaluations"],
         eval_episodes=options["eval_episodes"],
         max_episode_steps=options["max_episode_steps"],
         label=options["label"],
     )
     shard = sweep.shard(options["name"], cell)
-    use_compilation_cache()
-    local.run([shard], Store(Path(options["results"]) / options["name"]))
+    local.run([shard], Store(Path(options["results"]) / options["name"]), settings)
     return report_after(Path(options["results"]) / options["name"])
 
 
@@ -149,13 +157,15 @@ def run_sweep(arguments: list[str]) -> int:
     parser = Parser(prog="rlsuite sweep", description="Run every cell of an experiment that has no results yet.")
     parser.add_argument("experiment", help="a Python file that defines EXPERIMENT, such as experiments/quick.py")
     parser.add_argument("--results", metavar="DIR", default="results", help="folder of all results (%(default)s)")
+    add_execution_options(parser)
     options = parser.parse_args(arguments)
+    settings = execution_settings(vars(options))
+    prepare_jax()
     experiment = sweep.load(options.experiment)
     shards = sweep.shards(experiment)
     store = Store(Path(options.results) / experiment.name)
-    use_compilation_cache()
     print(f"{experiment.name}: {experiment.description}", flush=True)
-    local.run(shards, store)
+    local.run(shards, store, settings)
     return report_after(store.folder)
 
 
@@ -208,7 +218,7 @@ def run_bench(arguments: list[str]) -> int:
         help="numbers of runs (1,4,16,64)",
     )
     options = parser.parse_args(arguments)
-    use_compilation_cache()
+    prepare_jax()
     bench(options.runs)
     return 0
 
@@ -222,22 +232,63 @@ COMMANDS = {
 }
 
 
-def use_compilation_cache() -> None:
-    """Keep compiled programs in a user folder, so that the same sweep started again does not compile again.
+def add_execution_options(parser: Parser) -> None:
+    """How runs are executed; nothing here changes what they compute, but for the order of floating-point sums."""
+    group = parser.add_argument_group("execution")
+    group.add_argument("--width", type=int, metavar="N", help="runs at once on each device (chosen by measuring)")
+    group.add_argument("--devices", type=int, metavar="N", help="devices, or processor cores without one (all)")
+    group.add_argument(
+        "--memory-share", type=float, metavar="X", default=0.75, help="share of the free memory to take (%(default)s)"
+    )
+    group.add_argument(
+        "--save-every", type=float, metavar="SECONDS", default=300.0, help="time between two snapshots (%(default)s)"
+    )
 
-    JAX_COMPILATION_CACHE_DIR chooses another folder.
+
+def execution_settings(options: dict[str, Any]) -> Any:
+    """`rlsuite.local.Settings` from these options. Raises UserError for one that is out of range."""
+    from rlsuite.local import Settings
+    from rlsuite.plan import Limits
+
+    for name in ("width", "devices"):
+        if options[name] is not None and options[name] < 1:
+            raise UserError(f"--{name} {options[name]} must be at least 1; leave it out to have it chosen")
+    if not 0 < options["memory_share"] <= 1:
+        raise UserError(f"--memory-share {options['memory_share']} must be above 0 and at most 1, such as 0.75")
+    if not options["save_every"] >= 0:
+        raise UserError(f"--save-every {options['save_every']} must be 0 (at every pause) or more seconds")
+    return Settings(Limits(options["width"], options["devices"], options["memory_share"]), options["save_every"])
+
+
+def prepare_jax() -> None:
+    """Keep compiled programs in a user folder, so that the same sweep started again does not compile again, and show
+    every processor core as a device, so that runs train side by side where there is no accelerator.
+
+    JAX_COMPILATION_CACHE_DIR chooses another folder, JAX_NUM_CPU_DEVICES another number.
     """
     import jax
 
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    from rlsuite import memory, plan
+
     if not jax.config.values["jax_compilation_cache_dir"]:
-        jax.config.update("jax_compilation_cache_dir", str(home / "rlsuite" / "jax"))
+        jax.config.update("jax_compilation_cache_dir", str(plan.cache_folder() / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    already = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not already and "JAX_NUM_CPU_DEVICES" not in os.environ:
+        # Refused once JAX has started, as in a notebook; then there is as much as there is.
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", memory.num_cores())
 
 
-def add_options(group: Any, defaults: dict[str, Any], owner: type) -> None:
-    """One typed option per field of a Config or Hypers class; its help is the text below the field and the default."""
+METAVARS: dict[Any, str] = {int: "N", float: "X", tuple[int, ...]: "N,N,...", tuple[float, ...]: "X,X,..."}
+
+
+def add_options(group: Any, defaults: dict[str, Any], owner: type, several: bool = False) -> None:
+    """One typed option per field of a Config or Hypers class; its help is the text below the field and the default.
+
+    With `several`, which is for fields that are floats, each option takes a list of values and gives a tuple.
+    """
     types = typing.get_type_hints(owner)
     texts = field_texts(owner)
     for name, default in defaults.items():
@@ -249,9 +300,11 @@ def add_options(group: Any, defaults: dict[str, Any], owner: type) -> None:
             choice.add_argument(flag, action="store_true", default=default, help=text)
             choice.add_argument("--no-" + flag[2:], dest=name, action="store_false", default=default)
         else:
-            kind = types[name]
-            metavar = {int: "N", float: "X"}.get(kind, "N,N,..." if kind == tuple[int, ...] else None)
-            group.add_argument(flag, type=reader(kind), metavar=metavar, default=default, help=text)
+            kind = tuple[float, ...] if several else types[name]
+            metavar = METAVARS.get(kind)
+            group.add_argument(
+                flag, type=reader(kind), metavar=metavar, default=(default,) if several else default, help=text
+            )
 
 
 def field_texts(owner: type) -> dict[str, str]:
@@ -283,6 +336,15 @@ def reader(kind: Any) -> Any:
             return numbers
 
         return sizes
+    if kind == tuple[float, ...]:
+
+        def values(text: str) -> tuple[float, ...]:
+            try:
+                return tuple(float(part) for part in text.split(","))
+            except ValueError:
+                raise argparse.ArgumentTypeError(f"'{text}' must be numbers, such as 0.9 or 0.9,0.99") from None
+
+        return values
     return kind
 
 

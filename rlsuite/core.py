@@ -4,6 +4,7 @@ evaluation, results, command line, contract tests) works with it unseen."""
 from __future__ import annotations
 
 import dataclasses
+import signal
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -100,6 +101,14 @@ class AlgorithmSpec:
 
 class UserError(ValueError):
     """Something a user typed cannot work. The message is one line: the value, what was expected, what to do."""
+
+
+class Stopped(Exception):
+    """A signal has asked this process to leave, and everything is saved."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
 
 
 def check_positive(**values: int) -> None:

@@ -21,8 +21,13 @@ class Episodes(NamedTuple):
     """`[num_episodes]` int32 steps"""
 
 
-def evaluate(key: Array, algorithm: Algorithm, task: Task, state: State, num_episodes: int) -> Episodes:
-    """Play `num_episodes` episodes side by side with the evaluation policy, until the last of them has ended."""
+def evaluate(
+    key: Array, algorithm: Algorithm, task: Task, state: State, num_episodes: int, skip: Array | bool = False
+) -> Episodes:
+    """Play `num_episodes` episodes side by side with the evaluation policy, until the last of them has ended.
+
+    Where `skip` `[]` bool is true, none is played and all are of length 0: no other run of a batch waits for them.
+    """
     env = task.env
     reset_key, loop_key = jax.random.split(key)
     env_state, obs = jax.vmap(env.reset)(jax.random.split(reset_key, num_episodes))
@@ -42,5 +47,5 @@ def evaluate(key: Array, algorithm: Algorithm, task: Task, state: State, num_epi
         lengths = episodes.lengths + jnp.where(over, 0, 1)
         return t + 1, env_state, shown.obs, Episodes(returns, lengths), over | shown.terminated | shown.truncated
 
-    loop = (jnp.int32(0), env_state, obs, episodes, jnp.zeros(num_episodes, bool))
+    loop = (jnp.int32(0), env_state, obs, episodes, jnp.full(num_episodes, skip))
     return jax.lax.while_loop(going_on, play, loop)[3]

@@ -2,63 +2,140 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-import resource
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NamedTuple
 
 import jax
 
 import envs
 import rlsuite
-from rlsuite import algorithms, batch
-from rlsuite.core import Task
-from rlsuite.progress import duration, evaluation_line, quantity, say
-from rlsuite.store import Store, rows
+from rlsuite import algorithms, memory
+from rlsuite import plan as planning
+from rlsuite.checkpoint import Snapshot, Snapshots
+from rlsuite.core import Stopped, Task, UserError
+from rlsuite.plan import Limits, Plan, Work
+from rlsuite.progress import Progress, duration, quantity, say
+from rlsuite.store import Part, Store
 from rlsuite.sweep import Shard
-from rlsuite.train import train
+from rlsuite.train import evaluation_points, train
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "brax", "mujoco", "mujoco-mjx", "gymnax", "numpy")
+WAITING_SECONDS = 1.0
+"""How often a shard that another process runs is looked at."""
 
 
-def run(shards: Sequence[Shard], store: Store) -> None:
+class Settings(NamedTuple):
+    """How shards run; none of it changes what a run computes, but for the order of floating-point sums."""
+
+    limits: Limits = Limits()
+    save_every: float = 300.0
+    """seconds between two snapshots of a running chunk; 0 saves at every pause"""
+
+
+class Signals:
+    """SIGINT and SIGTERM, noted while the context lasts. A second one acts as it always does."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        self._restore()
+        say(f"\n{signal.Signals(number).name}: finishing the segment and saving; once more to leave at once")
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def check(self) -> None:
+        """Raise Stopped if one has come."""
+        if self.number is not None:
+            raise Stopped(self.number)
+
+
+def run(shards: Sequence[Shard], store: Store, settings: Settings | None = None) -> None:
     """Run the shards that the store does not hold yet, writing every evaluation as it comes.
 
+    Shards that another process runs are left to it; when nothing else is left, this waits for them.
+
     Raises:
-        UserError: the store cannot be written any more; evaluations written before stay.
+        UserError: the store cannot be written any more, or a run does not fit; evaluations written before stay.
+        Stopped: by SIGINT or SIGTERM, after saving.
     """
+    settings = settings or Settings()
     began = time.perf_counter()
-    for i, shard in enumerate(shards, start=1):
-        title = f"[{i}/{len(shards)}] {shard.label} on {shard.environment}, {len(shard.runs)} runs"
-        if store.has(shard):
-            say(f"{title}: done before, kept")
-            continue
-        say(f"{title} x {quantity(shard.cell.steps)} steps")
-        run_shard(shard, store)
+    titles = {
+        shard.name: f"[{i}/{len(shards)}] {shard.label} on {shard.environment}, {len(shard.runs)} runs"
+        for i, shard in enumerate(shards, start=1)
+    }
+    waiting = list(shards)
+    with Signals() as signals:
+        told: set[str] = set()
+        while waiting:
+            before = len(waiting)
+            for shard in list(waiting):
+                signals.check()
+                if store.has(shard) and not store.partial(shard).exists():
+                    say(f"{titles[shard.name]}: done before, kept")
+                    waiting.remove(shard)
+                    continue
+                with store.claim(shard) as ours:
+                    if not ours:
+                        if shard.name not in told:
+                            say(f"{titles[shard.name]}: {store.holder(shard)} runs it; left to it")
+                            told.add(shard.name)
+                        continue
+                    if store.has(shard):
+                        say(f"{titles[shard.name]}: done before, kept")
+                    else:
+                        say(f"{titles[shard.name]} x {quantity(shard.cell.steps)} steps")
+                        run_shard(shard, store, settings, signals)
+                    waiting.remove(shard)
+            if len(waiting) == before:
+                time.sleep(WAITING_SECONDS)
     say(f"{len(shards)} of {len(shards)} shards in {store.folder} after {duration(time.perf_counter() - began)}")
 
 
-def run_shard(shard: Shard, store: Store) -> None:
-    """Train all runs of one shard and write its rows and its manifest."""
+def run_shard(shard: Shard, store: Store, settings: Settings, signals: Signals) -> None:
+    """Train all runs of one shard that this process has claimed, chunk after chunk, and merge their rows."""
     cell = shard.cell
     spec = algorithms.get(cell.algorithm)
-    algorithm = spec.make(spec.fit(shard.config, cell.steps))
+    config = spec.fit(shard.config, cell.steps)
+    algorithm = spec.make(config)
     task = Task(envs.make(shard.environment, max_episode_steps=cell.max_episode_steps))
     total_updates = -(-cell.steps // algorithm.steps_per_update)
-    seeds, hypers = zip(*shard.runs, strict=True)
-    programs, compile_seconds = batch.compile_programs(algorithm, task, seeds, hypers, cell.eval_episodes)
-    say(f"  compiled in {duration(compile_seconds)}")
+    points = evaluation_points(total_updates, cell.evaluations)
+    work = Work(
+        cell.algorithm, config, algorithm, task, shard.runs[0][1], len(shard.runs), total_updates, cell.eval_episodes
+    )
+    plan = make_plan(shard, store, work, settings.limits)
+    say(f"  compiled in {duration(plan.compiled.compile_seconds)}; {plan.describe(len(shard.runs))}")
+    store.write_layout(shard, {"width": plan.width, "devices": plan.devices})
 
-    tables = []
     facts = {
         "total_updates": total_updates,
         "steps_per_update": algorithm.steps_per_update,
-        "compile_seconds": compile_seconds,
         "device": describe_device(),
         "matmul_precision": str(jax.config.values["jax_default_matmul_precision"] or "default"),
         "versions": versions(),
@@ -66,29 +143,142 @@ def run_shard(shard: Shard, store: Store) -> None:
         "command": sys.argv,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    for evaluation in train(programs, total_updates, cell.evaluations):
-        tables.append(rows(shard, evaluation))
-        progress = {"run_seconds": evaluation.wall_seconds, "peak_memory_bytes": peak_memory_bytes()}
-        # The manifest goes first, so that no rows are ever without one.
-        store.write_manifest(shard, {**facts, **progress, "diverged": int(evaluation.diverged.sum())})
-        store.write_partial(shard, tables)
-        say(evaluation_line(shard, evaluation, total_updates * algorithm.steps_per_update))
+    sessions = store.manifest(shard).get("sessions", [])
+    facts["sessions"] = [*sessions, {name: facts[name] for name in ("created", "device", "git_revision")}]
+
+    def write_manifest(diverged: int) -> None:
+        planned = {"width": plan.width, "devices": plan.devices, "peak_memory_bytes": plan.peak_memory}
+        measured = {
+            "compile_seconds": plan.compiled.compile_seconds,
+            "peak_memory_bytes": memory.peak_bytes(),
+            "run_seconds": sum(seconds_of(shard, store, part) for part in finished_parts(store.parts(shard), points)),
+        }
+        store.write_manifest(shard, {**facts, "plan": planned, **measured, "diverged": diverged})
+
+    finished = finished_parts(store.parts(shard), points)
+    done = sum(part.stop - part.first for part in finished)
+    diverged = sum(int(store.read(shard, part)["diverged"].to_numpy().sum()) for part in finished)
+    if done:
+        say(f"  {done} of {len(shard.runs)} runs were done before, kept")
+    write_manifest(diverged)
+    progress = Progress(len(shard.runs), total_updates * algorithm.steps_per_update, done, diverged)
+    with contextlib.closing(Snapshots(store.partial(shard) / "snapshot")) as snapshots:
+        while gap := next(gaps(store, shard, points), None):
+            first, stop = gap[0], min(gap[1], gap[0] + plan.lanes)
+            try:
+                train_chunk(shard, store, plan, work, (first, stop), points, snapshots, progress, settings, signals)
+            except (jax.errors.JaxRuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if plan.width == 1:
+                    raise UserError(
+                        f"{shard.label} on {shard.environment}: the device has no memory for even one run "
+                        f"({' '.join(str(error).split())[:120]}); make its buffer or networks smaller"
+                    ) from error
+            else:
+                write_manifest(progress.diverged)
+                continue
+            # Outside of the handler, which would keep the chunk's arrays alive.
+            width = -(-plan.width // 2)
+            say(f"  the device refused {plan.width} runs at once; going on with {width}")
+            plan = planning.plan_of(
+                work, width, plan.devices, planning.compile_for(work, width, plan.devices), plan.rates
+            )
+            store.write_layout(shard, {"width": plan.width, "devices": plan.devices})
     store.finish(shard)
+
+
+def make_plan(shard: Shard, store: Store, work: Work, limits: Limits) -> Plan:
+    """The plan that the shard was begun with, else a new one."""
+    layout = store.layout(shard)
+    if layout is None:
+        return planning.choose(work, limits)
+    width, devices = layout["width"], layout["devices"]
+    if limits.width not in (None, width):
+        say(f"  goes on with {width} runs a device, as it was begun; --width {limits.width} is for shards begun later")
+    there = planning.num_devices(devices, limits.devices)
+    # Fewer devices than before: the same runs at once, on as many as divide them evenly.
+    used = max(n for n in range(1, there + 1) if width * devices % n == 0)
+    width = width * devices // used
+    return planning.plan_of(work, width, used, planning.compile_for(work, width, used), {})
+
+
+def train_chunk(
+    shard: Shard,
+    store: Store,
+    plan: Plan,
+    work: Work,
+    chunk: tuple[int, int],
+    points: list[int],
+    snapshots: Snapshots,
+    progress: Progress,
+    settings: Settings,
+    signals: Signals,
+) -> None:
+    """Train the runs of one chunk to the end, from their newest snapshot if there is one."""
+    first, stop = chunk
+    seeds, hypers = zip(*shard.runs[first:stop], strict=True)
+    programs = plan.compiled.programs
+    snapshot, damaged = snapshots.newest(plan.compiled.learning)
+    for line in damaged:
+        say(f"  {line}; taking the one before")
+    resumed = None
+    if snapshot and (snapshot.first, snapshot.stop) == chunk:
+        written = {part.update for part in store.parts(shard) if (part.first, part.stop) == chunk}
+        if written.issuperset(point for point in points if point <= snapshot.training.update):
+            resumed = snapshot.training
+            say(f"  runs {first}-{stop - 1} go on from update {resumed.update} of {work.total_updates}")
+    if resumed is None:
+        store.forget(shard, first, stop)
+
+    saved = time.perf_counter()
+    for pause in train(programs, seeds, hypers, work.total_updates, points, resumed):
+        if pause.evaluated:
+            store.write_rows(shard, first, pause.training.evaluation)
+        progress.pause(first, stop - first, pause)
+        if pause.training.update == work.total_updates:
+            continue
+        if signals.number is not None or time.perf_counter() - saved >= settings.save_every:
+            snapshots.save(Snapshot(first, stop, pause.training))
+            saved = time.perf_counter()
+        if signals.number is not None:
+            snapshots.wait()
+            signals.check()
+
+
+def finished_parts(parts: Sequence[Part], points: list[int]) -> list[Part]:
+    """The last part of each chunk all of whose evaluations are there."""
+    found: dict[tuple[int, int], set[int]] = {}
+    for part in parts:
+        found.setdefault((part.first, part.stop), set()).add(part.update)
+    return [Part(first, stop, points[-1]) for (first, stop), updates in found.items() if updates.issuperset(points)]
+
+
+def gaps(store: Store, shard: Shard, points: list[int]) -> Iterator[tuple[int, int]]:
+    """The ranges of runs that are not finished."""
+    first = 0
+    for part in sorted(finished_parts(store.parts(shard), points)):
+        if part.first > first:
+            yield first, part.first
+        first = max(first, part.stop)
+    if first < len(shard.runs):
+        yield first, len(shard.runs)
+
+
+def seconds_of(shard: Shard, store: Store, part: Part) -> float:
+    """How long the chunk of this part has trained."""
+    return float(store.read(shard, part)["wall_seconds"][0].as_py())
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device has refused memory."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def describe_device() -> str:
     """The accelerators or the processor, in words."""
     devices = jax.local_devices()
     return f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
-
-
-def peak_memory_bytes() -> int:
-    """The most memory in use so far: of the first accelerator, or of this process where there is none."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats:
-        return int(stats["peak_bytes_in_use"])
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def versions() -> dict[str, str]:

@@ -1,16 +1,19 @@
-"""What a person sees while a sweep runs: one line an evaluation, the same in a terminal and in a log file."""
+"""What a person sees while a sweep runs: a line that lives in a terminal, and lines that stay, there and in a log."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+import time
 
 import numpy as np
 
-from rlsuite.sweep import Shard
-from rlsuite.train import Evaluation
+from rlsuite import memory
+from rlsuite.train import Evaluation, Pause
 
-Log = Callable[[str], None]
+QUIET_SECONDS = 30.0
+"""After so long a line stays even if its chunk goes on."""
+CLEAR = "\x1b[K"
+"""Clears the rest of a terminal's line."""
 
 
 def say(line: str) -> None:
@@ -43,17 +46,60 @@ def interquartile_mean(values: np.ndarray) -> float:
     return float(values[cut : len(values) - cut].mean()) if len(values) else float("nan")
 
 
-def evaluation_line(shard: Shard, evaluation: Evaluation, total_steps: int) -> str:
-    """How far the shard is, what its runs score, how fast it goes and how long it will take."""
-    runs, seconds = len(shard.runs), evaluation.wall_seconds
-    line = (
-        f"  {evaluation.step / total_steps:4.0%}  step {quantity(evaluation.step):>5}"
-        f"  return IQM {interquartile_mean(evaluation.returns.mean(axis=1)):9.2f}"
-    )
-    if evaluation.step:
-        line += f"  {quantity(evaluation.step * runs / seconds):>5} steps/s"
-        if evaluation.step < total_steps:
-            line += f"  ETA {duration(seconds * (total_steps / evaluation.step - 1))}"
-    if evaluation.diverged.any():
-        line += f"  DIVERGED {int(evaluation.diverged.sum())}/{runs}"
-    return line
+class Progress:
+    """How far a shard is. In a terminal a live line follows every pause; evaluations leave a line anywhere.
+
+    Where chunks are many, only those lines are left that end a chunk or come after half a minute of silence.
+    """
+
+    def __init__(self, runs: int, total_steps: int, done: int, diverged: int) -> None:
+        """`done` runs were finished before, `diverged` of them."""
+        self.runs, self.total_steps = runs, total_steps
+        self.done, self.diverged = done, diverged
+        self._live = sys.stdout.isatty()
+        self._began = time.perf_counter()
+        self._said = self._began
+        self._run_steps = 0
+        """environment steps of all runs together, in this process"""
+        self._last: tuple[int, int] | None = None
+        """(position of the chunk's first run, its last step)"""
+
+    def pause(self, first: int, count: int, pause: Pause) -> None:
+        """The chunk of `count` runs from the `first` has paused."""
+        training = pause.training
+        evaluation = training.evaluation
+        step = training.step
+        if self._last is not None and self._last[0] == first:
+            self._run_steps += count * (step - self._last[1])
+        self._last = first, step
+        finished = pause.evaluated and step >= self.total_steps
+        diverged = self.diverged + int(evaluation.diverged.sum())
+        if finished:
+            self.done, self.diverged, step = self.done + count, diverged, 0
+        line = self._line(first, count, step, evaluation, diverged)
+        now = time.perf_counter()
+        if pause.evaluated and (finished or count == self.runs or now - self._said > QUIET_SECONDS):
+            self._said = now
+            say(f"\r{CLEAR}{line}" if self._live else line)
+        elif self._live:
+            print(f"\r{CLEAR}{line}", end="", flush=True)
+
+    def _line(self, first: int, count: int, step: int, evaluation: Evaluation, diverged: int) -> str:
+        share = (self.done + count * step / self.total_steps) / self.runs
+        line = f"  {share:4.0%}"
+        if count < self.runs:
+            line += f"  runs {self.done}/{self.runs} done"
+        line += (
+            f"  step {quantity(evaluation.step):>5}"
+            f"  return IQM {interquartile_mean(evaluation.returns.mean(axis=1)):9.2f}"
+        )
+        seconds = time.perf_counter() - self._began
+        if self._run_steps:
+            rate = self._run_steps / seconds
+            line += f"  {quantity(rate):>5} steps/s"
+            if share < 1:
+                line += f"  ETA {duration((1 - share) * self.runs * self.total_steps / rate)}"
+        line += f"  peak {quantity(memory.peak_bytes())}B"
+        if diverged:
+            line += f"  DIVERGED {diverged}/{self.runs}"
+        return line

@@ -1,8 +1,20 @@
-"""A ring of transitions, one packed row each, so that a minibatch is one gather."""
+"""A replay buffer that stores each observation once: a ring of time steps, one packed row for every environment.
+
+The observation that a step led to is the one that the same environment's next row begins with. At the end of an episode
+that row begins with the observation of a reset, and there:
+
+- A truncated transition, which bootstraps with the value of where it led to, has that observation kept apart. Only the
+  time limit truncates, so two truncations of one environment are at least `max_episode_steps` steps apart, and one
+  place for every block of so many steps holds them all.
+- A terminated transition has the reset's observation for its `next_obs`, which is NOT where it led to. A target masks
+  its value, by `where`. A learner that reads `next_obs` for anything else, such as a model of the dynamics, must leave
+  out terminated transitions (those that were truncated by the same step are exact too).
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,62 +27,92 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where a transition's parts lie in its row."""
+    """Where a transition's parts lie in its row: obs, action, reward, and how its episode ended."""
 
     obs_dim: int
     action_dim: int
     """0 for a discrete action, which takes one column."""
+    max_episode_steps: int
+    """No two truncations of one environment are closer than so many steps."""
 
     @classmethod
     def of(cls, env: Env) -> Layout:
         """The layout of this environment's transitions."""
         space = env.action_space
-        return cls(env.obs_dim, space.dim if isinstance(space, Box) else 0)
+        return cls(env.obs_dim, space.dim if isinstance(space, Box) else 0, env.max_episode_steps)
 
     @property
     def width(self) -> int:
         """Columns of a row."""
-        return 2 * self.obs_dim + max(self.action_dim, 1) + 3
+        return self.obs_dim + max(self.action_dim, 1) + 2
 
     def pack(self, transition: Transition) -> Array:
-        """Transitions with leading axes `[...]` -> rows `[..., width]` float32."""
+        """Transitions with leading axes `[...]` -> rows `[..., width]` float32, without `next_obs`."""
         action = transition.action if self.action_dim else transition.action[..., None]
-        flags = jnp.stack([transition.reward, transition.terminated, transition.truncated], axis=-1)
-        return jnp.concatenate([transition.obs, transition.next_obs, action.astype(jnp.float32), flags], axis=-1)
+        end = transition.terminated + 2.0 * transition.truncated
+        columns = [action.astype(jnp.float32), transition.reward[..., None], end[..., None]]
+        return jnp.concatenate([transition.obs, *columns], axis=-1)
 
-    def unpack(self, rows: Array) -> Transition:
+    def unpack(self, rows: Array, next_obs: Array) -> Transition:
         """The inverse of `pack`."""
-        first, second = self.obs_dim, 2 * self.obs_dim
-        action = rows[..., second:-3]
+        action, end = rows[..., self.obs_dim : -2], rows[..., -1]
         return Transition(
-            obs=rows[..., :first],
+            obs=rows[..., : self.obs_dim],
             action=action if self.action_dim else action[..., 0].astype(jnp.int32),
-            reward=rows[..., -3],
-            next_obs=rows[..., first:second],
-            terminated=rows[..., -2] > 0.5,
-            truncated=rows[..., -1] > 0.5,
+            reward=rows[..., -2],
+            next_obs=next_obs,
+            terminated=end % 2.0 > 0.5,
+            truncated=end > 1.5,
         )
 
 
-def init(layout: Layout, capacity: int) -> Array:
-    """An empty ring `[capacity, width]`."""
-    return jnp.zeros((capacity, layout.width), jnp.float32)
+class Replay(NamedTuple):
+    """What the buffer holds of one run."""
+
+    rows: Array
+    """`[time + 1, num_envs, width]`: step s lies at s % (time + 1). Of the row behind the newest only obs counts."""
+    finals: Array
+    """`[blocks, num_envs, obs_dim]`: where the truncated transition of a block of `max_episode_steps`, if any, led."""
 
 
-def add(ring: Array, layout: Layout, transitions: Transition, added: Array) -> Array:
-    """Write transitions `[n, ...]` over the oldest ones.
+def init(layout: Layout, num_envs: int, capacity: int) -> Replay:
+    """An empty buffer for `capacity` transitions, a multiple of `num_envs`."""
+    time = capacity // num_envs
+    # So many blocks can share a step with a window of `time` steps: the oldest is overwritten when it has left.
+    blocks = 1 + -(-(time - 1) // layout.max_episode_steps)
+    rows = jnp.zeros((time + 1, num_envs, layout.width), jnp.float32)
+    return Replay(rows, jnp.zeros((blocks, num_envs, layout.obs_dim), jnp.float32))
 
-    `added` `[]` int32 is how many transitions came before. It must be a multiple of n, n must divide the capacity, and
-    it must not be batched over runs (count it on the Clock): then this is a slice written in place, not a scatter.
+
+def add(replay: Replay, layout: Layout, transitions: Transition, obs: Array, step: Array) -> Replay:
+    """Write one step of all environments, `[num_envs, ...]`, over the oldest one.
+
+    `obs` `[num_envs, obs_dim]` is what the policy sees next, after any reset. `step` `[]` int32 counts the steps
+    before this one and must not be batched over runs (it is the Clock's): then all of this is slices written in place,
+    not scatters.
     """
-    rows = layout.pack(transitions)
-    return jax.lax.dynamic_update_slice_in_dim(ring, rows, added % ring.shape[0], axis=0)
+    rows, finals = replay
+    rows = jax.lax.dynamic_update_index_in_dim(rows, layout.pack(transitions), step % rows.shape[0], axis=0)
+    # The next row begins with what is seen next: its first columns only, which the next call writes again.
+    rows = jax.lax.dynamic_update_index_in_dim(rows, obs, (step + 1) % rows.shape[0], axis=0)
+    block = step // layout.max_episode_steps % finals.shape[0]
+    kept = jax.lax.dynamic_index_in_dim(finals, block, keepdims=False)
+    kept = jnp.where(transitions.truncated[:, None], transitions.next_obs, kept)
+    return Replay(rows, jax.lax.dynamic_update_index_in_dim(finals, kept, block, axis=0))
 
 
-def sample(key: Array, ring: Array, layout: Layout, added: Array, batch_shape: tuple[int, ...]) -> Transition:
-    """Uniform with replacement over the filled part: a Transition with leading axes `batch_shape`.
+def sample(key: Array, replay: Replay, layout: Layout, steps: Array, batch_shape: tuple[int, ...]) -> Transition:
+    """Uniform with replacement over the newest `capacity` transitions: a Transition with leading axes `batch_shape`.
 
-    `added` `[]` int32 is how many transitions were ever added, at least 1.
+    `steps` `[]` int32 is how many steps were ever added, at least 1. The module says what `next_obs` is.
     """
-    index = jax.random.randint(key, batch_shape, 0, jnp.minimum(added, ring.shape[0]))
-    return layout.unpack(ring[index])
+    slots, num_envs, _ = replay.rows.shape
+    time = slots - 1
+    index = jax.random.randint(key, batch_shape, 0, jnp.minimum(steps, time) * num_envs)
+    # The newest of the steps that a ring of `time` slots would hold in this place.
+    env, step = index % num_envs, steps - 1 - (steps - 1 - index // num_envs) % time
+    rows = replay.rows[step % slots, env]
+    following = replay.rows[(step + 1) % slots, env, : layout.obs_dim]
+    finals = replay.finals[step // layout.max_episode_steps % replay.finals.shape[0], env]
+    drawn = layout.unpack(rows, following)
+    return drawn._replace(next_obs=jnp.where(drawn.truncated[..., None], finals, following))

@@ -1,25 +1,38 @@
 """Results on disk: one Parquet file and one manifest a shard, each written whole or not at all.
 
-`<folder>/<shard>.partial.parquet` grows while a shard runs (it is replaced at every evaluation) and becomes
-`<folder>/<shard>.parquet` when it is done. The columns are one row per (run, evaluation):
+While a shard runs, `<folder>/<shard>.partial/` holds
+
+runs000000-000063.update000000001000.parquet   the rows of one evaluation of one chunk of runs, written as it comes
+layout.json                                    how many runs train at once, so that a resumed shard does the same
+snapshot/                                      see rlsuite/checkpoint.py
+lock                                           held by the process that runs the shard; no process, no lock
+
+When the last chunk is done the rows are merged into `<folder>/<shard>.parquet` and the partial folder is removed. The
+columns are one row per (evaluation, run), in that order:
 
 experiment, label, algorithm, environment, config_hash   str
 run int32, seed int64, hyper/<name> float64              which run of the shard
-step, update int64; wall_seconds float64                 how far: environment steps and updates of that run,
-                                                         seconds of the whole shard without compiling
+step, update int64; wall_seconds float64                 how far: environment steps and updates of that run, and the
+                                                         seconds its chunk has trained and evaluated, without compiling
 return_mean, return_std, return_min, return_max float64  over the complete episodes of this evaluation
 episode_returns list<float32>, episode_lengths list<int32>
+diverged bool                                            the run became non-finite now or earlier, and is frozen
 metric/<name> float32                                    mean since the last evaluation; null before the first update
-diverged bool                                            the run became non-finite now or earlier
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import platform
+import re
+import shutil
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -32,9 +45,10 @@ from rlsuite.train import Evaluation
 FORMAT = 1
 
 
-def rows(shard: Shard, evaluation: Evaluation) -> pa.Table:
-    """One evaluation of all runs of a shard as a table."""
-    count = len(shard.runs)
+def rows(shard: Shard, evaluation: Evaluation, first: int = 0) -> pa.Table:
+    """One evaluation as a table: of all runs of a shard, or of as many as were evaluated, from the `first`."""
+    count = len(evaluation.diverged)
+    runs = shard.runs[first : first + count]
     returns = evaluation.returns.astype(np.float64)
     cell = shard.cell
 
@@ -47,11 +61,11 @@ def rows(shard: Shard, evaluation: Evaluation) -> pa.Table:
         "algorithm": same(cell.algorithm),
         "environment": same(shard.environment),
         "config_hash": same(shard.config_hash),
-        "run": pa.array(range(count), pa.int32()),
-        "seed": pa.array([seed for seed, _ in shard.runs], pa.int64()),
+        "run": pa.array(range(first, first + count), pa.int32()),
+        "seed": pa.array([seed for seed, _ in runs], pa.int64()),
     }
-    for name in shard.runs[0][1]._fields:
-        columns[f"hyper/{name}"] = pa.array([float(getattr(hypers, name)) for _, hypers in shard.runs], pa.float64())
+    for name in runs[0][1]._fields:
+        columns[f"hyper/{name}"] = pa.array([float(getattr(hypers, name)) for _, hypers in runs], pa.float64())
     columns |= {
         "step": pa.array([evaluation.step] * count, pa.int64()),
         "update": pa.array([evaluation.update] * count, pa.int64()),
@@ -62,19 +76,38 @@ def rows(shard: Shard, evaluation: Evaluation) -> pa.Table:
         "return_max": pa.array(returns.max(axis=1)),
         "episode_returns": pa.array(list(evaluation.returns.astype(np.float32)), pa.list_(pa.float32())),
         "episode_lengths": pa.array(list(evaluation.lengths.astype(np.int32)), pa.list_(pa.int32())),
+        "diverged": pa.array(evaluation.diverged),
     }
     for name, values in evaluation.metrics.items():
         columns[f"metric/{name}"] = pa.array(values.astype(np.float32))
-    columns["diverged"] = pa.array(evaluation.diverged)
     return pa.table(columns)
+
+
+class Part(NamedTuple):
+    """The rows of one evaluation of the runs first, ..., stop - 1."""
+
+    first: int
+    stop: int
+    update: int
+
+    @property
+    def file_name(self) -> str:
+        """Names sort as parts do."""
+        return f"runs{self.first:06}-{self.stop - 1:06}.update{self.update:012}.parquet"
+
+    @classmethod
+    def of(cls, path: Path) -> Part | None:
+        """The part that a file of this name holds; None for any other file."""
+        match = re.fullmatch(r"runs(\d+)-(\d+)\.update(\d+)\.parquet", path.name)
+        return cls(int(match[1]), int(match[2]) + 1, int(match[3])) if match else None
 
 
 class Store:
     """One experiment's folder.
 
     Raises:
-        UserError: the folder cannot be made or written. Its methods: the disk is full or gone, or the shard that they
-            should write is finished, for a finished shard is never replaced.
+        UserError: the folder cannot be made or written. Its methods: the disk is full or gone, or a file that should
+            be there is damaged. A finished shard is never replaced.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -92,45 +125,155 @@ class Store:
         """Where the finished shard lies."""
         return self.folder / f"{shard.name}.parquet"
 
-    def partial_path(self, shard: Shard) -> Path:
-        """Where it lies while it runs."""
-        return self.folder / f"{shard.name}.partial.parquet"
+    def partial(self, shard: Shard) -> Path:
+        """The folder in which it lies while it runs."""
+        return self.folder / f"{shard.name}.partial"
+
+    def manifest_path(self, shard: Shard) -> Path:
+        """Where the facts about the shard lie, running or finished."""
+        return self.folder / f"{shard.name}.json"
 
     def has(self, shard: Shard) -> bool:
-        """Whether the shard is finished."""
-        return self.path(shard).exists()
+        """Whether the shard is finished. Raises UserError if its file is there but damaged."""
+        path = self.path(shard)
+        if not path.exists():
+            return False
+        if damage := damaged(path):
+            raise UserError(
+                f"finished results '{path}' cannot be read ({damage}); "
+                "restore the file, or delete it to train its runs again"
+            )
+        return True
 
-    def write_partial(self, shard: Shard, tables: list[pa.Table]) -> None:
-        """Replace the running shard's file by these evaluations."""
-        self._check_unfinished(shard)
-        table = pa.concat_tables(tables, promote_options="default")
-        self._replace(self.partial_path(shard), lambda target: pq.write_table(table, target, compression="zstd"))
+    # --- One process a shard ------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def claim(self, shard: Shard) -> Iterator[bool]:
+        """Whether this process may run the shard. If so, no other one may, until this one leaves or dies.
+
+        The lock goes away with the folder of a shard that is finished, so look whether it `has` the shard afterwards.
+        """
+        folder = self.partial(shard)
+        while True:
+            try:
+                folder.mkdir(exist_ok=True)
+                lock = open(folder / "lock", "a")  # noqa: SIM115, closed by the `with` below
+                break
+            except FileNotFoundError:  # another process has finished the shard and removed the folder just now
+                continue
+            except OSError as error:
+                raise _cannot_write(folder, error) from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            try:
+                lock.truncate(0)
+                lock.write(f"process {os.getpid()} on {platform.node()}")
+                lock.flush()
+            except OSError as error:
+                raise _cannot_write(folder / "lock", error) from error
+            try:
+                yield True
+            finally:
+                if self.path(shard).exists():
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    def holder(self, shard: Shard) -> str:
+        """Which process runs the shard, in words."""
+        try:
+            return (self.partial(shard) / "lock").read_text() or "another process"
+        except OSError:
+            return "another process"
+
+    # --- While a shard runs -------------------------------------------------------------------------------------------
+
+    def layout(self, shard: Shard) -> dict[str, int] | None:
+        """What `write_layout` wrote when the shard was begun, if it was. Damaged, it is as if there were none."""
+        try:
+            layout = json.loads((self.partial(shard) / "layout.json").read_text())
+            return {name: int(value) for name, value in layout.items()}
+        except (OSError, ValueError, AttributeError):
+            return None
+
+    def write_layout(self, shard: Shard, layout: dict[str, int]) -> None:
+        """Remember how many runs train at once on how many devices."""
+        text = json.dumps(layout) + "\n"
+        self._replace(shard, self.partial(shard) / "layout.json", lambda target: Path(target).write_text(text))
+
+    def write_rows(self, shard: Shard, first: int, evaluation: Evaluation) -> None:
+        """Write one evaluation of the runs from `first`, or write it once more."""
+        part = Part(first, first + len(evaluation.diverged), evaluation.update)
+        table = rows(shard, evaluation, first)
+        path = self.partial(shard) / part.file_name
+        self._replace(shard, path, lambda target: pq.write_table(table, target, compression="zstd"))
+
+    def parts(self, shard: Shard) -> list[Part]:
+        """The parts that are there and whole, in order."""
+        found = []
+        for path in sorted(self.partial(shard).glob("runs*.parquet")):
+            part = Part.of(path)
+            if part and not damaged(path):
+                found.append(part)
+        return found
+
+    def read(self, shard: Shard, part: Part) -> pa.Table:
+        """The rows of a part."""
+        return pq.read_table(self.partial(shard) / part.file_name)
+
+    def forget(self, shard: Shard, first: int, stop: int) -> None:
+        """Remove all parts with a run among first, ..., stop - 1, whole or damaged: these runs begin anew."""
+        for path in self.partial(shard).glob("runs*.parquet"):
+            part = Part.of(path)
+            if part and part.first < stop and first < part.stop:
+                path.unlink(missing_ok=True)
 
     def write_manifest(self, shard: Shard, facts: dict[str, Any]) -> None:
         """Replace the shard's manifest."""
-        self._check_unfinished(shard)
         text = json.dumps({"format": FORMAT, **shard.describe(), **facts}, indent=1) + "\n"
-        self._replace(self.folder / f"{shard.name}.json", lambda target: Path(target).write_text(text))
+        self._replace(shard, self.manifest_path(shard), lambda target: Path(target).write_text(text))
+
+    def manifest(self, shard: Shard) -> dict[str, Any]:
+        """The shard's manifest; empty if there is none that can be read."""
+        try:
+            found = json.loads(self.manifest_path(shard).read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def finish(self, shard: Shard) -> None:
-        """The running shard is done: give its file the finished name."""
-        self._check_unfinished(shard)
-        try:
-            os.replace(self.partial_path(shard), self.path(shard))
-        except OSError as error:
-            raise _cannot_write(self.path(shard), error) from error
-
-    def _check_unfinished(self, shard: Shard) -> None:
-        """Another process may have run the same shard at the same time, and have been faster."""
-        if self.has(shard):
+        """All runs are done: merge the parts into the finished file, one row group an evaluation."""
+        if self.path(shard).exists():
             raise UserError(
                 f"'{self.path(shard)}' was finished meanwhile, by another process? It is kept as it is; "
                 "run the same command again to go on with the rest"
             )
+        parts = self.parts(shard)
+        updates = sorted({part.update for part in parts})
 
-    def _replace(self, path: Path, write: Any) -> None:
-        """Write beside, then rename, so that a reader sees the old file or the new one and never a half."""
-        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        def tables() -> Iterator[pa.Table]:
+            for update in updates:
+                of_update = sorted(part for part in parts if part.update == update)
+                yield pa.concat_tables([self.read(shard, part) for part in of_update])
+
+        # The first evaluation has no metrics yet; the last has all columns.
+        last = self.read(shard, max(parts, key=lambda part: part.update)).schema
+
+        def merge(target: str) -> None:
+            with pq.ParquetWriter(target, last, compression="zstd") as writer:
+                for table in tables():
+                    writer.write_table(pa.concat_tables([last.empty_table(), table], promote_options="default"))
+
+        self._replace(shard, self.path(shard), merge)
+
+    def _replace(self, shard: Shard, path: Path, write: Callable[[str], Any]) -> None:
+        """Write elsewhere, then rename, so that a reader sees the old file or the new one and never a half.
+
+        Elsewhere is the partial folder, so that nothing stays of what a killed process was writing.
+        """
+        beside = self.partial(shard) / f".{path.name}.tmp"
         try:
             write(str(beside))
             with open(beside, "rb") as written:
@@ -140,6 +283,15 @@ class Store:
             raise _cannot_write(path, error) from error
         finally:
             beside.unlink(missing_ok=True)
+
+
+def damaged(path: Path) -> str | None:
+    """What is wrong with a Parquet file, judged by its end, which is written last; None if nothing is."""
+    try:
+        with pq.ParquetFile(path) as file:
+            return None if file.metadata.num_rows else "it has no rows"
+    except (pa.ArrowException, OSError, ValueError) as error:
+        return " ".join(str(error).split())
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:

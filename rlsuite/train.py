@@ -5,12 +5,13 @@ is the loop on the host, which sees the runs only between two segments.
 
 Keys: everything random in a run comes from `fold_in(fold_in(key(seed), stream), index)`. The streams are separate and
 the indices are the loop's own update counter, so evaluating more often, or beside other runs, changes no parameter.
+Metrics are summed in the carry, so that where the host cuts a segment into pieces changes no digit of them either.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,55 +25,105 @@ Array = jax.Array
 
 INIT_STREAM, UPDATE_STREAM, EVALUATION_STREAM = 0, 1, 2
 
+PIECE_SECONDS = 2.0
+"""How long a call of the compiled segment should take: how soon a signal is heard and progress is seen."""
+
 
 def stream_key(seed: Array, stream: int, index: Array | int) -> Array:
     """The key of the `index`-th use of a stream of the run with this seed (`[]` uint32)."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), index)
 
 
-def init(algorithm: Algorithm, task: Task, seed: Array, hypers: Any) -> State:
-    """The state of one run before its first update."""
-    return algorithm.init(stream_key(seed, INIT_STREAM, 0), task, hypers)
+class Learning(NamedTuple):
+    """What one run carries through its segments."""
+
+    state: State
+    """the algorithm's own"""
+    sums: Metrics
+    """every metric, summed over the updates since the last evaluation"""
+
+
+def init(algorithm: Algorithm, task: Task, seed: Array, hypers: Any) -> Learning:
+    """One run before its first update."""
+    state = algorithm.init(stream_key(seed, INIT_STREAM, 0), task, hypers)
+    clock = Clock(jnp.int32(0), jnp.float32(0))
+    metrics = jax.eval_shape(algorithm.update, stream_key(seed, UPDATE_STREAM, 0), task, state, hypers, clock)[1]
+    return Learning(state, jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics))
 
 
 def segment(
-    algorithm: Algorithm, task: Task, state: State, seed: Array, hypers: Any, start: Array, stop: Array, total: Array
-) -> tuple[State, Metrics, Array]:
-    """The updates start, ..., stop - 1 of one run, out of `total` in its budget (all `[]` int32, not batched).
+    algorithm: Algorithm,
+    task: Task,
+    learning: Learning,
+    seed: Array,
+    hypers: Any,
+    start: Array,
+    stop: Array,
+    total: Array,
+    evaluated: Array,
+) -> Learning:
+    """The updates start, ..., stop - 1 of one run, out of `total` in its budget; the last evaluation was after
+    `evaluated` updates (all `[]` int32, not batched)."""
 
-    Returns the state, the mean of every metric over these updates, and whether the run is still finite `[]` bool: false
-    once a metric of any update or a number in the state is NaN or infinite.
-    """
-
-    def body(index: Array, carry: tuple[State, Metrics]) -> tuple[State, Metrics]:
-        state, sums = carry
+    def body(index: Array, learning: Learning) -> Learning:
         clock = Clock(index, index.astype(jnp.float32) / total.astype(jnp.float32))
-        state, metrics = algorithm.update(stream_key(seed, UPDATE_STREAM, index), task, state, hypers, clock)
-        return state, jax.tree.map(jnp.add, sums, metrics)
+        state, metrics = algorithm.update(stream_key(seed, UPDATE_STREAM, index), task, learning.state, hypers, clock)
+        return Learning(state, jax.tree.map(jnp.add, learning.sums, metrics))
 
-    shapes = jax.eval_shape(algorithm.update, jax.random.key(0), task, state, hypers, Clock(start, jnp.float32(0)))[1]
-    zeros = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), shapes)
-    state, sums = jax.lax.fori_loop(start, stop, body, (state, zeros))
-    metrics = jax.tree.map(lambda s: s / (stop - start), sums)
-    floats = [x for x in jax.tree.leaves((state, metrics)) if jnp.issubdtype(x.dtype, jnp.floating)]
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))
-    return state, metrics, finite
+    sums = jax.tree.map(lambda s: jnp.where(start == evaluated, jnp.zeros_like(s), s), learning.sums)
+    return jax.lax.fori_loop(start, stop, body, Learning(learning.state, sums))
 
 
-def evaluation(
-    algorithm: Algorithm, task: Task, state: State, seed: Array, index: Array, num_episodes: int
-) -> Episodes:
-    """Complete episodes of one run after `index` updates."""
-    return evaluate(stream_key(seed, EVALUATION_STREAM, index), algorithm, task, state, num_episodes)
+def is_finite(learning: Learning) -> Array:
+    """`[]` bool: neither a metric since the last evaluation nor a number in the state of a run is NaN or infinite."""
+    floats = [x for x in jax.tree.leaves(learning) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))
+
+
+class Checkup(NamedTuple):
+    """What an evaluation learns of one run."""
+
+    episodes: Episodes
+    metrics: Metrics
+    """mean over the updates since the last evaluation"""
+    finite: Array
+    """`[]` bool, see `is_finite`"""
+
+
+def checkup(
+    algorithm: Algorithm,
+    task: Task,
+    learning: Learning,
+    seed: Array,
+    index: Array,
+    updates: Array,
+    frozen: Array,
+    num_episodes: int,
+) -> Checkup:
+    """Complete episodes and health of one run after `index` updates, `updates` of them since the last evaluation.
+
+    A run that is `frozen` `[]` bool plays no episodes.
+    """
+    metrics = jax.tree.map(lambda total: total / jnp.maximum(updates, 1), learning.sums)
+    key = stream_key(seed, EVALUATION_STREAM, index)
+    episodes = evaluate(key, algorithm, task, learning.state, num_episodes, frozen)
+    return Checkup(episodes, metrics, is_finite(learning))
 
 
 class Programs(NamedTuple):
-    """The three functions above, compiled for all runs of a batch at once (leading axis `[runs]`)."""
+    """The three functions above, compiled for `width` runs at once (leading axis `[width]`)."""
 
-    init: Callable[[], State]
-    segment: Callable[[State, int, int, int], tuple[State, Metrics, Array]]
-    """(state, start, stop, total) -> (state, metrics, finite); the state given is consumed"""
-    evaluate: Callable[[State, int], Episodes]
+    width: int
+    runs: Callable[[Any, Any], Any]
+    """(seeds, hypers), one of each per run, at most `width` -> the runs on their devices, padded to `width`"""
+    init: Callable[[Any], Learning]
+    """runs -> learning"""
+    segment: Callable[[Any, Learning, int, int, int, int], Learning]
+    """(runs, learning, start, stop, total, evaluated) -> learning; the learning given is consumed"""
+    checkup: Callable[[Any, Learning, int, int, np.ndarray], Checkup]
+    """(runs, learning, index, updates, frozen `[width]`) -> checkup"""
+    place: Callable[[Any], Learning]
+    """learning in host memory -> the same on the devices"""
     steps_per_update: int
 
 
@@ -84,15 +135,39 @@ class Evaluation(NamedTuple):
     step: int
     """environment steps done in each run"""
     wall_seconds: float
-    """training and evaluating since the first update began, without compiling"""
+    """training and evaluating these runs since their first update began, without compiling"""
     returns: np.ndarray
     """`[runs, num_episodes]`"""
     lengths: np.ndarray
     """`[runs, num_episodes]`"""
     metrics: dict[str, np.ndarray]
-    """name -> `[runs]`, mean over the updates since the last evaluation; NaN before the first update"""
+    """name -> `[runs]`, mean over the updates since the last evaluation; empty before the first update"""
     diverged: np.ndarray
-    """`[runs]` bool: the run became non-finite now or earlier"""
+    """`[runs]` bool: the run became non-finite now or earlier. From then on it is frozen: its returns, lengths and
+    metrics repeat those of its last finite evaluation"""
+
+
+class Training(NamedTuple):
+    """All that some runs need to go on, in this process or in another one."""
+
+    learning: Learning
+    """`[width]`, on the devices; consumed when training goes on"""
+    update: int
+    """updates done"""
+    evaluation: Evaluation
+    """the last one; whatever lies at or before `update` has been evaluated"""
+    step: int
+    """environment steps done in each run"""
+    seconds: float
+    """training and evaluating so far"""
+
+
+class Pause(NamedTuple):
+    """What the host sees between two calls of compiled programs."""
+
+    training: Training
+    evaluated: bool
+    """whether `training.evaluation` is new"""
 
 
 def evaluation_points(total_updates: int, num_evaluations: int) -> list[int]:
@@ -100,27 +175,72 @@ def evaluation_points(total_updates: int, num_evaluations: int) -> list[int]:
     return sorted({round(i * total_updates / num_evaluations) for i in range(num_evaluations + 1)})
 
 
-def train(programs: Programs, total_updates: int, num_evaluations: int) -> Iterator[Evaluation]:
-    """Train all runs of the batch; yield the untrained policies' evaluation, then one after each segment."""
-    state = programs.init()
-    jax.block_until_ready(state)
-    began = time.perf_counter()
-    metrics: Metrics | None = None
-    diverged: np.ndarray | None = None
-    done = 0
-    for point in evaluation_points(total_updates, num_evaluations):
-        if point > done:
-            state, metrics, finite = programs.segment(state, done, point, total_updates)
-            diverged = ~np.asarray(finite) | (False if diverged is None else diverged)
-            done = point
-        episodes = programs.evaluate(state, done)
-        returns = np.asarray(episodes.returns)
-        yield Evaluation(
-            update=done,
-            step=done * programs.steps_per_update,
+def train(
+    programs: Programs,
+    seeds: Any,
+    hypers: Any,
+    total_updates: int,
+    points: Sequence[int],
+    resumed: Training | None = None,
+) -> Iterator[Pause]:
+    """Train these runs (one of `seeds` and `hypers` for each, at most `programs.width`), from `resumed` if given.
+
+    `points` are the update counts at which to evaluate, see `evaluation_points`. Pauses after every evaluation and
+    every few seconds in between.
+    """
+    runs = programs.runs(seeds, hypers)
+    began = time.perf_counter() - (resumed.seconds if resumed else 0.0)
+
+    def evaluate_all(learning: Learning, update: int, last: Evaluation | None) -> Evaluation:
+        frozen = np.ones(programs.width, bool)  # the padding stays so and plays nothing
+        frozen[: len(seeds)] = False if last is None else last.diverged
+        checked = programs.checkup(runs, learning, update, update - last.update if last else 0, frozen)
+        episodes, metrics, finite = jax.tree.map(lambda x: np.asarray(x)[: len(seeds)], checked)
+        evaluation = Evaluation(
+            update=update,
+            step=update * programs.steps_per_update,
             wall_seconds=time.perf_counter() - began,
-            returns=returns,
-            lengths=np.asarray(episodes.lengths),
-            metrics={} if metrics is None else {name: np.asarray(m) for name, m in metrics.items()},
-            diverged=np.zeros(len(returns), bool) if diverged is None else diverged,
+            returns=episodes.returns,
+            lengths=episodes.lengths,
+            metrics=metrics if update else {},
+            diverged=~finite if last is None else ~finite | last.diverged,
         )
+        return evaluation if last is None else freeze(evaluation, last)
+
+    if resumed is None:
+        learning = jax.block_until_ready(programs.init(runs))
+        began = time.perf_counter()
+        update, evaluation = 0, evaluate_all(learning, 0, None)
+        yield Pause(Training(learning, 0, evaluation, 0, time.perf_counter() - began), True)
+    else:
+        learning, update, evaluation = programs.place(resumed.learning), resumed.update, resumed.evaluation
+
+    count = 1
+    for point in points:
+        while update < point:
+            stop = min(update + count, point)
+            piece_began = time.perf_counter()
+            learning = programs.segment(runs, learning, update, stop, total_updates, evaluation.update)
+            jax.block_until_ready(learning)
+            seconds = time.perf_counter() - piece_began
+            count = max(1, min(4 * count, int((stop - update) * PIECE_SECONDS / seconds)))
+            update = stop
+            evaluated = update == point
+            if evaluated:
+                evaluation = evaluate_all(learning, update, evaluation)
+            step = update * programs.steps_per_update
+            yield Pause(Training(learning, update, evaluation, step, time.perf_counter() - began), evaluated)
+
+
+def freeze(evaluation: Evaluation, last: Evaluation) -> Evaluation:
+    """The evaluation, with what diverged runs show replaced by what they showed last."""
+
+    def keep(new: np.ndarray, old: np.ndarray) -> np.ndarray:
+        return np.where(evaluation.diverged.reshape(-1, *[1] * (new.ndim - 1)), old, new)
+
+    no_metric = np.full(len(evaluation.diverged), np.nan, np.float32)
+    return evaluation._replace(
+        returns=keep(evaluation.returns, last.returns),
+        lengths=keep(evaluation.lengths, last.lengths),
+        metrics={name: keep(new, last.metrics.get(name, no_metric)) for name, new in evaluation.metrics.items()},
+    )

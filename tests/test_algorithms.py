@@ -55,16 +55,17 @@ def train_probe(name: str, env_id: str) -> Trained:
     observations = jnp.asarray([obs for obs, _ in probes.values(env_id, trial.hypers.discount)])
 
     def run(task: Task, seed: Array) -> Trained:
-        state = train.init(algorithm, task, seed, trial.hypers)
-        updates = jnp.int32(trial.updates)
-        state, _, finite = train.segment(algorithm, task, state, seed, trial.hypers, jnp.int32(0), updates, updates)
+        zero, updates = jnp.int32(0), jnp.int32(trial.updates)
+        learning = train.init(algorithm, task, seed, trial.hypers)
+        learning = train.segment(algorithm, task, learning, seed, trial.hypers, zero, updates, updates, zero)
+        state = learning.state
         keys = jax.random.split(jax.random.key(seed), len(observations))
         value = algorithm.value or (lambda key, task, state, obs: jnp.nan)
         of_each = (0, None, None, 0)
         return Trained(
             jax.vmap(value, of_each)(keys, task, state, observations),
             jax.vmap(algorithm.act, of_each)(keys, task, state, observations),
-            finite,
+            train.is_finite(learning),
         )
 
     task = Task(envs.make(env_id))
@@ -104,6 +105,7 @@ class Setup(NamedTuple):
 
     algorithm: Algorithm
     programs: train.Programs
+    runs: Any
 
 
 @functools.cache
@@ -112,9 +114,10 @@ def setup(name: str, runs: int) -> Setup:
     algorithm = spec.make(spec.trial.config)
     # More than one setting of the hyperparameters, so that they are really batched.
     hypers = [type(spec.trial.hypers)(*(h * (1.0 - 0.001 * i) for h in spec.trial.hypers)) for i in range(runs)]
-    programs, seconds = batch.compile_programs(algorithm, Task(probe_for(name)), range(runs), hypers, 2)
-    assert seconds > 0.0
-    return Setup(algorithm, programs)
+    one_device = jax.local_devices()[:1]
+    compiled = batch.compile_programs(algorithm, Task(probe_for(name)), hypers[0], runs, 2, one_device)
+    assert compiled.compile_seconds > 0.0
+    return Setup(algorithm, compiled.programs, compiled.programs.runs(range(runs), hypers))
 
 
 def group(name: str) -> Any:
@@ -125,45 +128,46 @@ by_name = pytest.mark.parametrize("name", [group(name) for name in NAMES])
 UPDATES = 24
 
 
-def final_state(name: str, runs: int, evaluations: list[int]) -> Any:
+def final_learning(name: str, runs: int, evaluations: list[int]) -> Any:
     """Train to UPDATES, evaluating at these update counts."""
-    programs = setup(name, runs).programs
-    state, done = programs.init(), 0
+    _, programs, of_runs = setup(name, runs)
+    learning, done = programs.init(of_runs), 0
     for point in [*evaluations, UPDATES]:
-        state = programs.segment(state, done, point, UPDATES)[0]
-        programs.evaluate(state, point)
+        learning = programs.segment(of_runs, learning, done, point, UPDATES, done)
+        programs.checkup(of_runs, learning, point, point - done, np.zeros(runs, bool))
         done = point
-    return state
+    return learning
 
 
 @by_name
 def test_evaluating_more_often_leaves_everything_bit_identical(name: str) -> None:
-    seldom, often = final_state(name, 3, []), final_state(name, 3, [5, 12, 13])
-    for a, b in zip(jax.tree.leaves(seldom), jax.tree.leaves(often), strict=True):
+    seldom, often = final_learning(name, 3, []), final_learning(name, 3, [5, 12, 13])
+    for a, b in zip(jax.tree.leaves(seldom.state), jax.tree.leaves(often.state), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 @by_name
 def test_a_run_alone_is_the_run_inside_a_batch_of_64(name: str) -> None:
     """Identical at the start, and after the first updates equal up to the order of float32 sums."""
-    alone, many = setup(name, 1).programs, setup(name, 64).programs
-    state_alone, state_many = alone.init(), many.init()
-    for a, b in zip(jax.tree.leaves(state_alone), jax.tree.leaves(state_many), strict=True):
+    (_, alone, one), (_, many, all_runs) = setup(name, 1), setup(name, 64)
+    of_one, of_many = alone.init(one), many.init(all_runs)
+    for a, b in zip(jax.tree.leaves(of_one), jax.tree.leaves(of_many), strict=True):
         np.testing.assert_array_equal(a[0], b[0])
-    state_alone = alone.segment(state_alone, 0, UPDATES, 100)[0]
-    state_many = many.segment(state_many, 0, UPDATES, 100)[0]
-    for a, b in zip(jax.tree.leaves(state_alone), jax.tree.leaves(state_many), strict=True):
+    of_one = alone.segment(one, of_one, 0, UPDATES, 100, 0)
+    of_many = many.segment(all_runs, of_many, 0, UPDATES, 100, 0)
+    for a, b in zip(jax.tree.leaves(of_one), jax.tree.leaves(of_many), strict=True):
         np.testing.assert_allclose(a[0], b[0], rtol=1e-3, atol=1e-4)
 
 
 @by_name
 def test_runs_of_a_batch_differ_by_their_seed_and_hypers(name: str) -> None:
-    state = final_state(name, 3, [])
-    differing = [x for x in jax.tree.leaves(state) if not np.array_equal(x[0], x[1])]
+    learning = final_learning(name, 3, [])
+    differing = [x for x in jax.tree.leaves(learning) if not np.array_equal(x[0], x[1])]
     assert differing
     # Untrained: policies that have learned the same best actions earn the same.
-    untrained = setup(name, 64).programs
-    returns = np.asarray(untrained.evaluate(untrained.init(), 0).returns)
+    _, programs, runs = setup(name, 64)
+    checked = programs.checkup(runs, programs.init(runs), 0, 0, np.zeros(64, bool))
+    returns = np.asarray(checked.episodes.returns)
     assert len({of_run.tobytes() for of_run in returns}) > 1
 
 
@@ -177,8 +181,8 @@ def test_nothing_compiles_twice(name: str) -> None:
     zero = jnp.int32(0)
     before = jax.eval_shape(functools.partial(train.init, algorithm), task, jnp.uint32(0), hypers)
     after = jax.eval_shape(
-        functools.partial(train.segment, algorithm), task, before, jnp.uint32(0), hypers, zero, zero, zero
-    )[0]
+        functools.partial(train.segment, algorithm), task, before, jnp.uint32(0), hypers, zero, zero, zero, zero
+    )
     assert jax.tree.structure(before) == jax.tree.structure(after)
     for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         assert (a.shape, a.dtype, a.weak_type) == (b.shape, b.dtype, b.weak_type)
@@ -188,7 +192,7 @@ def test_nothing_compiles_twice(name: str) -> None:
 def test_acts_inside_the_action_space(name: str) -> None:
     setting = setup(name, 3)
     task = Task(probe_for(name))
-    states = setting.programs.init()
+    states = setting.programs.init(setting.runs).state
     obs = jnp.asarray([[-1e6], [0.0], [1e6]])
     act = jax.vmap(setting.algorithm.act, (0, None, 0, 0))
     action = act(jax.random.split(jax.random.key(0), 3), task, states, obs)

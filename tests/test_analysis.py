@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 from rliable import metrics
 
 from analysis import ResultsError, Scores, bootstrap, load, manifests, plots, score
+from analysis import scores as reading
 from analysis.__main__ import main
 from analysis.scores import matrix
 from analysis.tables import AGGREGATES, summarise
@@ -35,13 +37,16 @@ def write_shard(
     steps: tuple[int, ...] = STEPS,
     budget: int = 1000,
     diverged: Any = None,
-    partial: bool = False,
+    running: Sequence[int] | None = None,
     reference: dict[str, Any] | None = REFERENCE,
     seeds: range | None = None,
     extra: dict[str, float] | None = None,
     **manifest: Any,
 ) -> str:
-    """Write one shard as rlsuite does; `returns` and `diverged` are `[runs, evaluations]`. Gives the shard's name."""
+    """Write one shard as rlsuite does; `returns` and `diverged` are `[runs, evaluations]`. Gives the shard's name.
+
+    `running` is the number of evaluations that each run has so far; then it is a folder of parts, of two runs each.
+    """
     returns = np.asarray(returns, dtype=np.float64)
     runs, evaluations = returns.shape
     steps = steps[:evaluations]
@@ -71,9 +76,21 @@ def write_shard(
     }
     columns |= {name: np.full(run.size, value) for name, value in (extra or {}).items()}
     folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), folder / f"{shard}{'.partial' if partial else ''}.parquet")
+    table = pa.table(columns)
+    if running is None:
+        pq.write_table(table, folder / f"{shard}.parquet")
+    else:
+        parts = folder / f"{shard}.partial"
+        parts.mkdir(exist_ok=True)
+        there = evaluation < np.asarray(running)[run]
+        for update, first in sorted(set(zip(evaluation[there], run[there] // 2 * 2, strict=True))):
+            part = table.filter(there & (evaluation == update) & (run // 2 * 2 == first))
+            if update == 0:
+                part = part.drop_columns([name for name in columns if name.startswith("metric/")])
+            pq.write_table(part, parts / f"runs{first:06d}-{first + 1:06d}.update{update:012d}.parquet")
     facts = {"format": 1, "shard": shard, "experiment": experiment, "algorithm": label, "environment": environment}
     facts |= {"label": label, "steps": budget, "reference": reference, "created": "2025-01-01T00:00:00", **manifest}
+    facts |= {"seeds": list(seeds or range(runs))}
     (folder / f"{shard}.json").write_text(json.dumps(facts))
     return shard
 
@@ -129,15 +146,84 @@ def test_labels_come_from_the_manifest_and_tell_experiments_apart(tmp_path: Path
     assert list(load(tmp_path / "one")["label"].unique()) == ["ppo, wide"]
 
 
-def test_partial_shard_is_read_until_the_finished_one_is_there(folder: Path) -> None:
-    write_shard(folder, "ppo", "a", ramp(2)[:, :2], partial=True)
-    assert load(folder)["partial"].all()
-    assert any("2 of 2 runs end before the budget of 1,000 steps" in note for note in read(folder).notes)
-    write_shard(folder, "ppo", "a", ramp(2))
+def test_a_running_shard_is_read_until_the_finished_one_is_there(folder: Path) -> None:
+    shard = write_shard(folder, "ppo", "a", ramp(4), running=[3, 2, 1, 0], extra={"metric/kl": 0.01})
+    parts = folder / f"{shard}.partial"
+    (parts / "lock").touch()
+    (parts / "snapshot").mkdir()
+    for other in ("snapshot/x.parquet", ".runs000000-000001.update000000000009.parquet.77.tmp", "snapshot.parquet"):
+        (parts / other).write_bytes(b"not Parquet")
+    frame = load(folder, episodes=True)
+    assert frame["partial"].all()
+    assert len(manifests(folder)) == 1
+    order = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0)]
+    assert list(zip(frame["update"], frame["run"], strict=True)) == order
+    assert frame["return_mean"].tolist() == [ramp(4)[run, update] for update, run in order]
+    assert frame["metric/kl"].isna().tolist() == [True] * 3 + [False] * 3
+    write_shard(folder, "ppo", "a", ramp(4))
     frame = load(folder)
-    assert len(frame) == 2 * 3 and not frame["partial"].any()
+    assert len(frame) == 4 * 3 and not frame["partial"].any()
     assert len(manifests(folder)) == 1
     assert read(folder).notes == ()
+
+
+def test_a_shard_without_an_evaluation_is_not_there_yet(folder: Path) -> None:
+    shard = write_shard(folder, "ppo", "a", ramp(4), running=[0] * 4)
+    (folder / f"{shard}.json").unlink()  # it may be written last
+    with pytest.raises(ResultsError, match=r"no evaluation in the results of .* yet"):
+        load(folder)
+    assert manifests(folder) == []
+    write_shard(folder, "sac", "a", ramp(2))
+    write_shard(folder, "sac", "b", ramp(2), running=[1, 0])
+    assert list(read(folder).tasks) == [("sac", "a"), ("sac", "b")]
+    # The same from the folder above.
+    assert list(read(folder.parent).tasks) == [("sac", "a"), ("sac", "b")]
+
+
+def finish(folder: Path) -> None:
+    write_shard(folder, "ppo", "a", ramp(4))
+    shutil.rmtree(folder / "ppo-a.partial")
+
+
+def add_parts(folder: Path) -> None:
+    write_shard(folder, "ppo", "a", ramp(4), running=[2] * 4)
+
+
+@pytest.mark.parametrize(("change", "rows"), [(finish, 4 * 3), (add_parts, 4)])
+@pytest.mark.parametrize("part", range(2))
+@pytest.mark.parametrize("before", [True, False])
+def test_a_shard_that_goes_on_while_it_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None], rows: int, part: int, before: bool
+) -> None:
+    write_shard(folder, "ppo", "a", ramp(4), running=[1] * 4)
+    real, reads = reading._read_table, []
+
+    def meanwhile(*arguments: Any) -> pa.Table:
+        reads.append(arguments)
+        if before and len(reads) == part + 1:
+            change(folder)
+        table = real(*arguments)
+        if not before and len(reads) == part + 1:
+            change(folder)
+        return table
+
+    monkeypatch.setattr(reading, "_read_table", meanwhile)
+    frame = load(folder)
+    assert len(frame) == rows
+    assert frame["partial"].all() == (change is add_parts)
+
+
+def test_a_shard_that_never_rests_is_an_error_and_no_endless_loop(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shard(folder, "ppo", "a", ramp(4), running=[1] * 4)
+
+    def gone(*arguments: Any) -> pa.Table:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(reading, "_read_table", gone)
+    with pytest.raises(ResultsError, match=r"ppo-a.parquet' changed \d+ times while they were read; try again"):
+        load(folder)
 
 
 def break_parquet(file: Path) -> None:
@@ -188,6 +274,27 @@ def test_damaged_files_are_named_with_a_remedy(
     assert capsys.readouterr().err == f"error: {caught.value}\n"
 
 
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (break_parquet, "cannot read results"),
+        (foreign_parquet, "not a result shard of rlsuite, it has no column 'experiment'"),
+        (doubled_rows, "two evaluations at one step"),
+    ],
+)
+def test_a_damaged_part_is_named_with_a_remedy(
+    folder: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None], message: str
+) -> None:
+    shard = write_shard(folder, "ppo", "a", ramp(4), running=[2] * 4)
+    file = folder / f"{shard}.partial" / "runs000002-000003.update000000000001.parquet"
+    damage(file)
+    assert main([str(folder)]) == 2
+    printed = capsys.readouterr().err
+    assert message in printed and printed.count("\n") == 1
+    assert (str(file.parent) if damage is doubled_rows else str(file)) in printed
+    assert printed.endswith("; run the same command again, which trains its runs anew\n")
+
+
 def test_folders_without_results(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match="no such results folder"):
         load(tmp_path / "none")
@@ -220,14 +327,63 @@ def test_final_auc_and_untrained(folder: Path) -> None:
 
 def test_shards_of_one_label_are_pooled_although_they_stop_at_different_steps(folder: Path) -> None:
     write_shard(folder, "ppo", "a", [[1.0, 20.0, 40.0]], shard="first", seeds=range(0, 1))
-    write_shard(folder, "ppo", "a", [[3.0, 10.0]], shard="second", seeds=range(1, 2), partial=True)
+    write_shard(folder, "ppo", "a", [[3.0, 10.0]], shard="second", seeds=range(1, 2))
     scores = read(folder)
     task = scores.tasks["ppo", "a"]
     assert task.final.tolist() == [40.0, 10.0]
     assert task.last_steps.tolist() == [1000, 500]
     assert task.evaluated.tolist() == [[True, True, True], [True, True, False]]
     assert task.steps_per_second == (1000 + 500) / (4.0 + 2.0)
-    assert any("1 of 2 runs end before the budget" in note for note in scores.notes)
+    assert scores.notes == (
+        "'ppo' on a: 1 of 2 runs end before the budget of 1,000 steps; "
+        "their final score is that of their last evaluation",
+    )
+    assert task.counted.all() and task.planned == 2
+
+
+def test_runs_of_a_running_shard_count_once_they_have_come_farthest(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    returns = [[1.0, 20.0, 40.0], [3.0, 10.0, np.nan], [5.0, 90.0, 90.0], [7.0, 95.0, 95.0], [9.0] * 3, [9.0] * 3]
+    write_shard(folder, "ppo", "a", returns, running=[3, 3, 2, 1, 0, 0])
+    write_shard(folder, "sac", "a", ramp(3))
+    scores = read(folder)
+    task = scores.tasks["ppo", "a"]
+    assert (task.runs, task.planned) == (4, 6)
+    assert task.last_steps.tolist() == [1000, 1000, 500, 0]
+    # A run that diverged has come as far as the others, and keeps its last finite score.
+    assert task.counted.tolist() == [True, True, False, False]
+    assert task.final.tolist() == [40.0, 10.0]
+    assert task.auc.tolist() == [30.0, 10.0]
+    assert task.untrained.tolist() == [1.0, 3.0]
+    assert scores.normalised(["a"])["ppo"][0].tolist() == [0.4, 0.1]
+    assert task.steps_per_second == (1000 + 1000 + 500) / 4.0
+    assert scores.notes == (
+        "'ppo' on a: still running, or interrupted; 2 of 6 runs have come to step 1,000 of 1,000; "
+        "final scores and aggregates are theirs alone",
+    )
+    assert main([str(folder), "--repetitions", "40"]) == 0
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["a", "ppo", "2/6", "1", "2", "25"] in [line[:6] for line in printed]
+    assert ["sac", "3", "0"] in [line[:3] for line in printed]
+    csv = pd.read_csv(folder / "report.csv")
+    final = csv[csv["statistic"] == "final_iqm"].set_index("label")
+    assert final.loc["ppo", ["runs", "planned_runs", "diverged", "estimate"]].tolist() == [2, 6, 1, 25.0]
+    assert final.loc["ppo", ["first_final_step", "last_final_step"]].tolist() == [1000, 1000]
+    assert final.loc["sac", ["runs", "planned_runs"]].tolist() == [3, 3]
+
+
+def test_before_any_run_is_finished_those_that_came_farthest_count(folder: Path) -> None:
+    write_shard(folder, "ppo", "a", ramp(6), running=[2, 2, 1, 1, 1, 1])
+    task = read(folder).tasks["ppo", "a"]
+    assert task.counted.tolist() == [True] * 2 + [False] * 4
+    assert task.final.tolist() == ramp(6)[:2, 1].tolist()
+    assert "2 of 6 runs have come to step 500 of 1,000" in read(folder).notes[0]
+    # Runs of a finished shard of the same label came farther, so that none of the running one counts.
+    write_shard(folder, "ppo", "a", ramp(2), shard="finished", seeds=range(6, 8))
+    task = read(folder).tasks["ppo", "a"]
+    assert (task.runs, task.planned) == (8, 8)
+    assert task.final.tolist() == ramp(2)[:, 2].tolist()
 
 
 @pytest.mark.parametrize("missing", [np.nan, np.inf, -np.inf])
@@ -529,9 +685,7 @@ def test_plot_draws_the_iqm_of_the_runs_that_were_evaluated(folder: Path, monkey
         first, second = [[0.0, 50.0, 80.0]] * 2, [[20.0, 70.0]] * 2
         common: dict[str, Any] = {"steps": steps, "budget": budget, "reference": reference}
         write_shard(folder, "ppo", environment, first, shard=f"{environment}-1", seeds=range(2), **common)
-        write_shard(
-            folder, "ppo", environment, second, shard=f"{environment}-2", seeds=range(2, 4), partial=True, **common
-        )
+        write_shard(folder, "ppo", environment, second, shard=f"{environment}-2", seeds=range(2, 4), **common)
     lines = []
     monkeypatch.setattr(plots, "_line", lambda axis, x, values, complete, look: lines.append((x, values[0], complete)))
     plots.sample_efficiency(read(folder), folder / "plot.png", repetitions=40)
@@ -540,13 +694,39 @@ def test_plot_draws_the_iqm_of_the_runs_that_were_evaluated(folder: Path, monkey
         assert x.tolist() == [0, budget / 2, budget]
         assert iqm.tolist() == [10.0, 60.0, 80.0]
         assert complete.tolist() == [True, True, False]
-    shares, normalised, _ = lines[2]
+    shares, normalised, aggregate_complete = lines[2]
     # All runs came half way: on a from 0.0 to 0.5 and 0.2 to 0.7, normalised; on b to half of that. All are pooled.
     assert shares[[0, -1]].tolist() == [0.0, 0.5]
     ends = [np.array([0, 0, 0.2, 0.2, 0, 0, 0.1, 0.1]), np.array([0.5, 0.5, 0.7, 0.7, 0.25, 0.25, 0.35, 0.35])]
     assert normalised[[0, -1]] == pytest.approx([metrics.aggregate_iqm(end[:, None]) for end in ends])
+    assert aggregate_complete.all()
     half_way = (ends[0] + ends[1]) / 2
     assert normalised[shares.tolist().index(0.25)] == pytest.approx(metrics.aggregate_iqm(half_way[:, None]))
+
+
+def test_plot_of_running_shards_is_dashed_where_runs_are_missing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    returns = [[0.0, 50.0, 80.0]] * 2 + [[20.0, 70.0, 90.0]] * 2
+    write_shard(folder, "ppo", "a", returns, running=[3, 3, 2, 2])
+    write_shard(folder, "ppo", "b", returns, running=[2, 2, 0, 0])
+    write_shard(folder, "ppo", "c", returns)
+    lines, looks = [], []
+    monkeypatch.setattr(plots, "_line", lambda axis, x, values, complete, look: lines.append((x, values[0], complete)))
+    monkeypatch.setattr(plots.Figure, "supxlabel", lambda self, text, **settings: looks.append(text))
+    scores = read(folder)
+    plots.sample_efficiency(scores, folder / "plot.png", repetitions=40)
+    a, b, c, aggregate = lines
+    assert (a[0].tolist(), a[1].tolist(), a[2].tolist()) == ([0, 500, 1000], [10, 60, 80], [True, True, False])
+    assert (b[0].tolist(), b[1].tolist(), b[2].tolist()) == ([0, 500], [0, 50], [False, False])
+    assert c[1].tolist() == [10, 60, 85] and c[2].all()
+    # Of a and of b the first two runs, which came farthest; only half way, as far as those of b came; all runs of c.
+    shares, normalised, complete = aggregate
+    assert shares[[0, -1]].tolist() == [0.0, 0.5] and not complete.any()
+    ends = [np.array([0, 0, 0, 0, 0, 0, 0.2, 0.2]), np.array([0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.7, 0.7])]
+    assert scores.tasks["ppo", "c"].counted.all()
+    tasks = [[end[:2], end[2:4], end[4:]] for end in ends]
+    assert normalised[[0, -1]] == pytest.approx([bootstrap.estimate(task, bootstrap.iqm) for task in tasks])
+    assert "Dashed" in looks[0]
+    assert plots._runs(scores, "ppo") == "8 of 12 runs"
 
 
 @pytest.mark.parametrize("runs", [1, 3])
@@ -563,7 +743,7 @@ def test_report_on_one_label_without_a_reference(folder: Path, capsys: pytest.Ca
 
 def test_report_on_a_shard_that_has_only_begun(folder: Path) -> None:
     write_shard(folder, "ppo", "a", ramp(4))
-    write_shard(folder, "sac", "a", ramp(4)[:, :1], partial=True)
+    write_shard(folder, "sac", "a", ramp(4), running=[1] * 4)
     assert main([str(folder), "--repetitions", "40"]) == 0
     csv = pd.read_csv(folder / "report.csv").set_index(["label", "statistic"])
     sac = csv.loc[("sac", "final_iqm")]

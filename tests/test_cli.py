@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import rlsuite
-from rlsuite import algorithms, batch, cli, local
+from rlsuite import algorithms, batch, cli, local, sweep
 from rlsuite.train import Evaluation
 from rlsuite.train import train as real_train
 
@@ -83,7 +83,13 @@ ERRORS: dict[str, tuple[list[str], list[str]]] = {
     "no environment": (["run", "ppo"], ["--env", "rlsuite run ppo --help"]),
     "text for a number": (["run", "ppo", *ENV, "--steps", "many"], ["--steps", "'many'", "int"]),
     "fraction for a number": (["run", "ppo", *ENV, "--seeds", "2.5"], ["--seeds", "'2.5'", "int"]),
-    "text for a hyperparameter": (["run", "ppo", *ENV, "--discount", "high"], ["--discount", "'high'", "float"]),
+    "text for a hyperparameter": (
+        ["run", "ppo", *ENV, "--discount", "high"],
+        ["--discount", "'high'", "must be numbers, such as 0.9 or 0.9,0.99"],
+    ),
+    "text among hyperparameters": (["run", "ppo", *ENV, "--discount", "0.9,x"], ["--discount", "'0.9,x'", "numbers"]),
+    "hyperparameters with a gap": (["run", "ppo", *ENV, "--discount", "0.9,,1"], ["--discount", "'0.9,,1'", "numbers"]),
+    "a setting twice": (["run", "ppo", *ENV, "--discount", "0.9,0.9"], ["discount=0.9", "twice"]),
     "negative seeds": (["run", "ppo", *ENV, "--seeds", "-3"], ["seeds=-3", "at least 1"]),
     "no seeds": (["run", "ppo", *ENV, "--seeds", "0"], ["seeds=0", "at least 1"]),
     "negative first seed": (["run", "ppo", *ENV, "--first-seed", "-1"], ["first_seed=-1", "0 .. 4294967295"]),
@@ -110,6 +116,7 @@ ERRORS: dict[str, tuple[list[str], list[str]]] = {
     "sizes with a gap": (["run", "ppo", *ENV, "--hidden-sizes", "64,"], ["--hidden-sizes", "'64,'"]),
     "size of zero": (["run", "ppo", *ENV, "--hidden-sizes", "64,0"], ["--hidden-sizes", "'64,0'", "at least 1"]),
     "hyperparameter NaN": (["run", "ppo", *ENV, "--learning-rate", "nan"], ["learning_rate=nan", "finite"]),
+    "NaN among hyperparameters": (["run", "ppo", *ENV, "--discount", "0.9,nan"], ["discount=nan", "finite"]),
     "hyperparameter infinite": (["run", "ppo", *ENV, "--max-grad-norm", "inf"], ["max_grad_norm=inf", "finite"]),
     "experiment name that escapes": (["run", "ppo", *ENV, "--name", "../x"], ["experiment name '../x'", "letters"]),
     "experiment name empty": (["run", "ppo", *ENV, "--name", ""], ["experiment name ''"]),
@@ -245,6 +252,8 @@ def test_help_of_run_names_every_field_with_its_default(
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
         entry = entries["--" + field.replace("_", "-")]
         assert entry.count(f"({shown})") == 1, entry
+    for field in spec.hypers._fields:  # type: ignore[attr-defined]
+        assert entries["--" + field.replace("_", "-")].split()[1] == "X,X,..."
     texts = cli.field_texts(spec.config)
     assert set(texts) == {field.name for field in dataclasses.fields(spec.config)}, "every field is explained"
     for field, explanation in texts.items():
@@ -328,6 +337,25 @@ def results(finished: Finished, tmp_path: Path) -> Path:
             (finished.folder / (finished.shard + suffix)).read_bytes()
         )
     return tmp_path
+
+
+def test_lists_of_hyperparameters_are_a_grid_of_settings(
+    here: Path, monkeypatch: pytest.MonkeyPatch, no_report: None
+) -> None:
+    asked: list[sweep.Shard] = []
+    monkeypatch.setattr(local, "run", lambda shards, store: asked.extend(shards))
+    command = ["run", "ppo", *ENV, "--seeds", "2", "--first-seed", "5"]
+    assert cli.main([*command, "--learning-rate", "1e-3,3e-4", "--discount", "0.99,0.997"]) == 0
+    assert cli.main([*command, "--learning-rate", "1e-3"]) == 0
+    several, single = asked
+    assert [(seed, hypers.learning_rate, hypers.discount) for seed, hypers in several.runs] == [
+        (seed, rate, discount) for rate in (1e-3, 3e-4) for discount in (0.99, 0.997) for seed in (5, 6)
+    ]
+    hypers = algorithms.get("ppo").hypers
+    assert {hypers.gae_lambda for _, hypers in several.runs} == {0.95}
+    # One value is the same shard, under the same name, as the cell of an experiment file that has these Hypers alone.
+    cell = sweep.Cell("ppo", ENV[1], 100_000, seeds=2, first_seed=5, hypers=hypers(learning_rate=1e-3))
+    assert single.name == sweep.shard("run", cell).name
 
 
 @pytest.fixture

@@ -352,20 +352,29 @@ def test_one_whole_update(policy_delay: int, learn_alpha: bool) -> None:
     )
     rng = np.random.default_rng(0)
     nets = random_nets(rng, MODERATE)
-    # Rows 0 to 9 of 16 are filled; whoever reads the row of another time reads NaN. One environment is about to run out
-    # of time.
+    # Five steps of the eight that are kept are filled; whoever reads another one reads NaN. One environment terminated
+    # before, one ran out of time and is about to do so again.
     updates_done = 5
     stored = updates_done * NUM_ENVS
     past = random_batch(rng, stored)
+    past.terminated[:] = np.isin(np.arange(stored), [2, 8])
+    past.truncated[:] = np.arange(stored) == 5
     obs, steps = np.stack([START, normal(rng, 3)]), np.array([0, TIME_LIMIT - 1])
+    follows = np.concatenate([past.obs[NUM_ENVS:], obs])
+    ended = (past.terminated | past.truncated)[:, None]
+    past = past._replace(next_obs=np.where(ended, past.next_obs, follows))
 
     algorithm, task, hypers = sac.make(config), Task(Toy()), HYPERS
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         layout = replay.Layout.of(task.env)
-        buffer = np.full((CAPACITY, layout.width), np.nan)
-        buffer[:stored] = jax.jit(layout.pack)(Transition(*cast(tuple(past), jnp.float64)))
+        add = jax.jit(lambda buffer, batch, obs, step: replay.add(buffer, layout, Transition(*batch), obs, step))
+        buffer = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan), replay.init(layout, NUM_ENVS, CAPACITY))
+        for step in range(updates_done):
+            now = slice(step * NUM_ENVS, (step + 1) * NUM_ENVS)
+            batch = cast(tuple(column[now] for column in past), jnp.float64)
+            buffer = add(buffer, batch, jnp.asarray(follows[now]), jnp.int32(step))
         carry = EnvCarry(EpisodeState(jnp.asarray(obs), jnp.asarray(steps, jnp.int32)), jnp.asarray(obs))
-        state = sac.State(learner(nets, jnp.float64), jnp.asarray(buffer), carry)
+        state = sac.State(learner(nets, jnp.float64), buffer, carry)
         fresh = jax.eval_shape(algorithm.init, jax.random.key(0), task, hypers)
         chex.assert_trees_all_equal_structs(fresh, state)
 
@@ -373,16 +382,18 @@ def test_one_whole_update(policy_delay: int, learn_alpha: bool) -> None:
         clock = Clock(jnp.int32(updates_done), jnp.asarray(0.5))
         new, metrics = jax.jit(algorithm.update)(key, task, state, cast(hypers, jnp.float64), clock)
 
-        in_buffer = jax.jit(layout.unpack)(new.buffer)
-
         # One step of both environments ...
         collect_key, batch_key, noise_key = jax.random.split(key, 3)
         policy_key, _ = jax.random.split(jax.random.split(collect_key, 1)[0])
         action = sampled(nets.actor, obs, np.asarray(jax.random.normal(policy_key, (NUM_ENVS, ACTION_DIM)))).action
         next_obs, reward, terminated = toy_transition(obs, action)
         truncated = steps + 1 >= TIME_LIMIT
+        done = terminated | truncated
+        assert done[1]
+        seen_next = np.where(done[:, None], START, next_obs)
         # ... goes into the buffer, where actions are float32 ...
         present = Batch(obs, exact(action), reward, next_obs, terminated, truncated)
+        want_buffer = add(buffer, cast(tuple(present), jnp.float64), jnp.asarray(seen_next), jnp.int32(updates_done))
         rows = Batch(*(np.concatenate(pair) for pair in zip(past, present, strict=True)))
         # ... from which all minibatches are drawn.
         index = np.asarray(
@@ -395,9 +406,6 @@ def test_one_whole_update(policy_delay: int, learn_alpha: bool) -> None:
     got = Nets(new.learner.actor, new.learner.critics, new.learner.target_critics, new.learner.log_alpha)
     assert_moved(got, want, nets, 1e-8)
     assert float(metrics["alpha"]) == pytest.approx(np.exp(want.log_alpha), rel=1e-12)
-    for got_column, want_column in zip(in_buffer, rows, strict=True):
-        np.testing.assert_allclose(np.asarray(got_column)[: stored + NUM_ENVS], want_column, rtol=1e-6)
-    assert np.all(np.isnan(np.asarray(new.buffer)[stored + NUM_ENVS :]))
-    done = terminated | truncated
-    assert done[1]
-    np.testing.assert_allclose(new.envs.obs, np.where(done[:, None], START, next_obs), rtol=1e-12)
+    for got_part, want_part in zip(new.buffer, want_buffer, strict=True):
+        np.testing.assert_allclose(got_part, want_part, rtol=1e-6)  # NaN where NaN is expected, too
+    np.testing.assert_allclose(new.envs.obs, seen_next, rtol=1e-12)

@@ -194,60 +194,106 @@ def test_tanh_squash_in_saturation(x64: bool) -> None:
 # rlsuite/replay.py
 
 
-def transitions(rng: np.random.Generator, n: int, action_dim: int) -> Transition:
-    """`n` random transitions; `action_dim` 0 means discrete actions."""
+def random_episodes(
+    rng: np.random.Generator, steps: int, num_envs: int, action_dim: int, limit: int
+) -> tuple[Transition, Any]:
+    """`steps` random steps of every environment and what the policy sees after each: `[steps, num_envs, ...]`.
+
+    Episodes terminate at random and are truncated after `limit` steps; `action_dim` 0 means discrete actions.
+    """
 
     def normal(*shape: int) -> np.ndarray[Any, Any]:
-        return rng.normal(size=shape).astype(np.float32)
+        return rng.normal(size=(steps, num_envs, *shape)).astype(np.float32)
 
-    action = normal(n, action_dim) if action_dim else rng.integers(1000, size=n, dtype=np.int32)
-    terminated, truncated = rng.random((2, n)) < 0.5
-    return Transition(*cast((normal(n, 4), action, normal(n), normal(n, 4), terminated, truncated), jnp.float32))
-
-
-@pytest.mark.parametrize("action_dim", [0, 1, 3])
-def test_packing_loses_nothing(action_dim: int) -> None:
-    layout = replay.Layout(obs_dim=4, action_dim=action_dim)
-    given = transitions(np.random.default_rng(7), 24, action_dim)
-    given = jax.tree.map(lambda x: x.reshape(2, 12, *x.shape[1:]), given)
-    rows, back = jax.jit(lambda t: (layout.pack(t), layout.unpack(layout.pack(t))))(given)
-    assert rows.shape == (2, 12, layout.width)
-    for name, before, after in zip(Transition._fields, given, back, strict=True):
-        assert after.dtype == before.dtype, name
-        np.testing.assert_array_equal(after, before, err_msg=name)
+    terminated = rng.random((steps, num_envs)) < 0.2
+    truncated = np.zeros_like(terminated)
+    clock = rng.integers(limit, size=num_envs)
+    for t in range(steps):
+        clock += 1
+        truncated[t] = clock >= limit
+        clock[terminated[t] | truncated[t]] = 0
+    action = normal(action_dim) if action_dim else rng.integers(1000, size=(steps, num_envs), dtype=np.int32)
+    next_obs = normal(4)
+    after_reset = np.where((terminated | truncated)[..., None], normal(4), next_obs)
+    obs = np.concatenate([normal(4)[:1], after_reset[:-1]])
+    return Transition(obs, action, normal(), next_obs, terminated, truncated), after_reset
 
 
-def test_the_ring_overwrites_the_oldest() -> None:
-    layout, capacity, n = replay.Layout(obs_dim=4, action_dim=2), 12, 3
-    ring = replay.init(layout, capacity)
-    assert ring.shape == (capacity, layout.width)
-    add = jax.jit(replay.add, static_argnums=1)
-    rng = np.random.default_rng(8)
-    history: list[np.ndarray[Any, Any]] = []
-    for added in range(0, 10 * n, n):
-        batch = transitions(rng, n, 2)
-        ring = add(ring, layout, batch, jnp.int32(added))
-        history += list(np.asarray(layout.pack(batch)))
-        newest = history[-capacity:]
-        filled = np.asarray(ring)[: len(newest)]
-        # As sets: where in the ring a row lies is nobody's business, but rows of one transition stay together.
-        assert {row.tobytes() for row in filled} == {row.tobytes() for row in newest}
-        assert np.all(np.asarray(ring)[len(newest) :] == 0.0)
+# (steps of each environment that are kept, time limit): windows of whole blocks of the limit, longer or shorter ones by
+# a step or two, limits beyond the window, and the least of each.
+WINDOWS = [(1, 1), (1, 5), (2, 2), (5, 1), (6, 2), (7, 2), (8, 3), (6, 4), (5, 9)]
 
 
-@pytest.mark.parametrize(("added", "filled"), [(1, 1), (3, 3), (11, 11), (12, 12), (13, 12), (1000, 12)])
-def test_sampling_reaches_all_that_is_filled_and_nothing_else(added: int, filled: int) -> None:
-    layout = replay.Layout(obs_dim=1, action_dim=0)
-    ring = jnp.full((12, layout.width), jnp.arange(12.0)[:, None])
+@pytest.mark.parametrize(("time", "limit"), WINDOWS)
+@pytest.mark.parametrize(("num_envs", "action_dim"), [(1, 0), (3, 2)])
+def test_the_compact_buffer_returns_what_a_plain_ring_does(
+    time: int, limit: int, num_envs: int, action_dim: int
+) -> None:
+    """The ring keeps whole transitions; only where one terminated may the buffer give another `next_obs`."""
+    layout, capacity, steps = replay.Layout(4, action_dim, limit), time * num_envs, 12 * (time + limit)
+    transitions, after_reset = random_episodes(np.random.default_rng(time), steps, num_envs, action_dim, limit)
+
+    def step(buffer: replay.Replay, inputs: Any) -> tuple[replay.Replay, Any]:
+        t, key, transition, obs = inputs
+        buffer = replay.add(buffer, layout, transition, obs, t)
+        shape = (8, 4 * capacity)
+        # The places that are drawn in the ring.
+        index = jax.random.randint(key, shape, 0, jnp.minimum((t + 1) * num_envs, capacity))
+        return buffer, (index, replay.sample(key, buffer, layout, t + 1, shape))
+
+    def whole(transitions: Transition, after_reset: Array) -> Any:
+        # Whatever was never written must not be read.
+        empty = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), replay.init(layout, num_envs, capacity))
+        keys = jax.random.split(jax.random.key(0), steps)
+        return jax.lax.scan(step, empty, (jnp.arange(steps), keys, transitions, after_reset))[1]
+
+    # Compiling is the cost: half the time, and nothing here is computed but places.
+    quick_to_compile = jax.jit(whole, compiler_options={"xla_backend_optimization_level": 0})
+    indices, drawn = jax.tree.map(np.asarray, quick_to_compile(transitions, after_reset))
+
+    ring = jax.tree.map(lambda x: np.zeros((capacity, *x.shape[2:]), x.dtype), transitions)
+    seen = np.zeros(3, int)
+    for t in range(steps):
+        for column, values in zip(ring, transitions, strict=True):
+            column[(t * num_envs + np.arange(num_envs)) % capacity] = values[t]
+        got, want = (jax.tree.map(lambda x, at=at: x[at], tree) for tree, at in ((drawn, t), (ring, indices[t])))
+        exact = ~want.terminated | want.truncated
+        seen += [exact.sum(), want.truncated.sum(), want.terminated.sum()]
+        for name, a, b in zip(Transition._fields, got, want, strict=True):
+            assert a.dtype == b.dtype, name
+            a, b = (a[exact], b[exact]) if name == "next_obs" else (a, b)
+            np.testing.assert_array_equal(a, b, err_msg=f"{name} at step {t}")
+        # Where a terminated transition led to is a known observation all the same, which a target can mask.
+        assert np.all(np.isfinite(got.next_obs))
+    assert np.all(seen > 0)
+
+
+def test_the_buffer_stores_each_observation_once() -> None:
+    layout = replay.Layout(obs_dim=11, action_dim=3, max_episode_steps=1000)
+    buffer = replay.init(layout, num_envs=4, capacity=40_000)
+    floats = sum(leaf.size for leaf in jax.tree.leaves(buffer))
+    # One slot behind the newest, and where the truncated led to: one in a thousand and the block in two parts.
+    assert floats == 40_000 * (11 + 3 + 2) + 4 * (11 + 3 + 2) + 4 * 11 * (10 + 1)
+
+
+@pytest.mark.parametrize(("steps", "filled"), [(1, 2), (2, 4), (5, 10), (6, 12), (7, 12), (500, 12)])
+def test_sampling_is_uniform_over_all_that_is_filled(steps: int, filled: int) -> None:
+    layout = replay.Layout(obs_dim=1, action_dim=0, max_episode_steps=100)
+    # Seven slots of two environments, numbered from 0 to 13.
+    buffer = replay.init(layout, num_envs=2, capacity=12)
+    buffer = buffer._replace(rows=jnp.full((7, 2, layout.width), jnp.arange(14.0).reshape(7, 2, 1)))
     sample = jax.jit(replay.sample, static_argnums=(2, 4))
-    batch = sample(jax.random.key(0), ring, layout, jnp.int32(added), (40, 60))
+    batch = sample(jax.random.key(0), buffer, layout, jnp.int32(steps), (40, 60))
     assert batch.obs.shape == (40, 60, 1)
     assert batch.reward.shape == (40, 60)
     index = np.asarray(batch.reward).astype(int).ravel()
     np.testing.assert_array_equal(np.asarray(batch.obs)[..., 0].ravel(), index)
-    counts = np.bincount(index, minlength=12)
-    assert np.all(counts[filled:] == 0)
-    assert scipy.stats.chisquare(counts[:filled]).pvalue > 1e-3 if filled > 1 else counts[0] == 2400
+    counts = np.bincount(index, minlength=14)
+    # Of the slots, the one behind the newest has no transition yet, or no longer.
+    newest = [2 * (step % 7) + env for step in range(max(steps - 6, 0), steps) for env in range(2)]
+    assert len(newest) == filled
+    assert np.all(np.delete(counts, newest) == 0)
+    assert scipy.stats.chisquare(counts[newest]).pvalue > 1e-3
 
 
 # rlsuite/networks.py

@@ -92,10 +92,12 @@ def learner(name: str) -> Any:
 
     def learn(tape: Tape, observations: Array) -> tuple[Array, Array]:
         task, seed = Task(tape), jnp.uint32(0)
-        state = train.init(algorithm, task, seed, trial.hypers)
-        state, _, finite = train.segment(algorithm, task, state, seed, trial.hypers, jnp.int32(0), updates, updates)
+        zero = jnp.int32(0)
+        learning = train.init(algorithm, task, seed, trial.hypers)
+        learning = train.segment(algorithm, task, learning, seed, trial.hypers, zero, updates, updates, zero)
         key = jax.random.key(0)
-        return jax.vmap(lambda obs: learned_of(key, task, state, obs))(observations), finite
+        learned = jax.vmap(lambda obs: learned_of(key, task, learning.state, obs))(observations)
+        return learned, train.is_finite(learning)
 
     return jax.jit(learn, compiler_options={"xla_backend_optimization_level": 0})
 

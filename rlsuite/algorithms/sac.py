@@ -87,8 +87,7 @@ class State(NamedTuple):
     """All that one run carries from update to update."""
 
     learner: Learner
-    buffer: Array
-    """`[capacity, width]`, see rlsuite/replay.py"""
+    buffer: replay.Replay
     envs: rollout.EnvCarry
 
 
@@ -206,7 +205,7 @@ def make(config: Config) -> Algorithm:
             critic_opt=optax.adam(hypers.critic_learning_rate).init(critics),
             alpha_opt=optax.adam(hypers.alpha_learning_rate).init(log_alpha),
         )
-        buffer = replay.init(replay.Layout.of(task.env), config.buffer_size)
+        buffer = replay.init(replay.Layout.of(task.env), config.num_envs, config.buffer_size)
         return State(learner, buffer, rollout.start(envs_key, task.env, config.num_envs))
 
     def learn_critics(
@@ -253,11 +252,10 @@ def make(config: Config) -> Algorithm:
 
         envs, transitions, _ = rollout.collect(collect_key, env, state.envs, policy, 1)
         transitions = jax.tree.map(lambda x: x[0], transitions)
-        buffer = replay.add(state.buffer, layout, transitions, clock.update * config.num_envs)
-        stored = (clock.update + 1) * config.num_envs
+        buffer = replay.add(state.buffer, layout, transitions, envs.obs, clock.update)
 
         # Draw the batches of all gradient steps in one gather, outside the conditional: it never carries the buffer.
-        batches = replay.sample(batch_key, buffer, layout, stored, (config.gradient_steps, config.batch_size))
+        batches = replay.sample(batch_key, buffer, layout, clock.update + 1, (config.gradient_steps, config.batch_size))
 
         def learn(learner: Learner) -> tuple[Learner, Metrics]:
             def gradient_step(learner: Learner, inputs: tuple[Array, Array, Transition]) -> tuple[Learner, Metrics]:

@@ -1,0 +1,253 @@
+"""The plan of a shard: how many runs train at once, on how many devices, within how much memory.
+
+Wider is not always faster: on a processor the states of many runs leave its caches, on an accelerator narrow programs
+leave it idle. So a few widths are tried on the real program, beginning with a good guess and going on in the direction
+that pays, while trying costs little against the training ahead. What was measured is kept for the next time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+import rlsuite
+from rlsuite import batch, memory
+from rlsuite.core import Algorithm, Task, UserError
+from rlsuite.progress import quantity
+
+WIDTHS = (1, 8, 64, 512, 4096)
+"""Runs per device that are worth a try."""
+FIRST_ON_CPU = 8
+MEASURED_SECONDS = 0.5
+"""How long one speed is measured."""
+WORTH_TRYING = 10
+"""Another width is compiled and tried if training takes at least so many times as long as compiling."""
+
+
+class Limits(NamedTuple):
+    """What the user says about how a shard may run."""
+
+    width: int | None = None
+    """runs at once on each device; None chooses by measuring"""
+    devices: int | None = None
+    """local devices to use; None uses all"""
+    memory_share: float = 0.75
+    """share of the memory that is free now which the runs may take"""
+
+
+class Plan(NamedTuple):
+    """How a shard runs, and its compiled programs."""
+
+    width: int
+    """runs at once on each device"""
+    devices: int
+    compiled: batch.Compiled
+    rates: dict[int, float]
+    """width -> run-updates per second of all devices together, where measured now or before"""
+    peak_memory: int
+    """bytes in use at the most, on each device; of the whole process where devices are processor cores"""
+
+    @property
+    def lanes(self) -> int:
+        """Runs at once, on all devices."""
+        return self.width * self.devices
+
+    def describe(self, num_runs: int) -> str:
+        """The plan on one line."""
+        chunks = -(-num_runs // self.lanes)
+        text = f"{min(self.lanes, num_runs)} runs at once"
+        if self.devices > 1:
+            text += f" on {self.devices} devices"
+        if chunks > 1:
+            text += f", {chunks} chunks"
+        text += f"; peak memory {quantity(self.peak_memory)}B planned"
+        if len(self.rates) > 1:
+            rates = ", ".join(f"{width}: {quantity(rate)}" for width, rate in sorted(self.rates.items()))
+            text += f"; run-updates/s by width {rates}"
+        return text
+
+
+class Work(NamedTuple):
+    """What there is to do, as far as its speed and memory go."""
+
+    name: str
+    """of the algorithm"""
+    config: Any
+    algorithm: Algorithm
+    task: Task
+    hypers: Any
+    """an example"""
+    num_runs: int
+    total_updates: int
+    num_episodes: int
+
+
+def balanced(width: int, num_runs: int, devices: int) -> int:
+    """The narrowest program that does the runs in as many chunks as this width: the last chunk is nearly full."""
+    chunks = -(-num_runs // (width * devices))
+    return -(-num_runs // (chunks * devices))
+
+
+def compile_for(work: Work, width: int, devices: int) -> batch.Compiled:
+    """The programs for so many runs on each of the first `devices` devices."""
+    return batch.compile_programs(
+        work.algorithm, work.task, work.hypers, width * devices, work.num_episodes, jax.local_devices()[:devices]
+    )
+
+
+def choose(work: Work, limits: Limits) -> Plan:
+    """Choose by memory first, then by speed.
+
+    Raises:
+        UserError: not even one run fits, or a limit that cannot be kept.
+    """
+    devices = num_devices(work.num_runs, limits.devices)
+    free = memory.free_bytes(devices)
+    budget = int(limits.memory_share * free)
+    needed = least_bytes(work)
+    if needed > budget:
+        raise UserError(
+            f"one run takes {quantity(needed)}B a device, but {limits.memory_share:.0%} of the free memory are "
+            f"{quantity(budget)}B; make its buffer or networks smaller, or raise --memory-share"
+        )
+    if limits.width is not None:
+        width = balanced(limits.width, work.num_runs, devices)
+        if width * needed > budget:
+            raise UserError(
+                f"width={limits.width} takes at least {quantity(width * needed)}B a device, but "
+                f"{limits.memory_share:.0%} of the free memory are {quantity(budget)}B; "
+                f"choose at most {budget // needed}"
+            )
+        return plan_of(work, width, devices, compile_for(work, width, devices), {})
+
+    most = min(budget // needed, -(-work.num_runs // devices))
+    widths = sorted({balanced(min(width, most), work.num_runs, devices) for width in (*WIDTHS, most)})
+    known = {width: rate for width, rate in load_rates(work, devices).items() if width in widths}
+    tried: dict[int, batch.Compiled] = {}
+
+    def rate(width: int) -> float:
+        """Run-updates per second, 0 if it takes too much memory."""
+        if width not in known:
+            tried[width] = compile_for(work, width, devices)
+            if bytes_of(tried[width]) > budget:
+                known[width] = 0.0
+            elif len(widths) > 1:
+                known[width] = measure(work, tried[width])
+                save_rates(work, devices, known)
+            else:
+                known[width] = 1.0
+        return known[width]
+
+    def worth_trying(width: int, best: int) -> bool:
+        if width in known:
+            return True
+        ahead = work.num_runs * work.total_updates / max(known[best], 1e-9)
+        return known[best] == 0.0 or ahead > WORTH_TRYING * compile_seconds(tried)
+
+    on_cpu = jax.local_devices()[0].platform == "cpu"
+    best = first = max((i for i in range(len(widths)) if widths[i] <= FIRST_ON_CPU or not on_cpu), default=0)
+    rate(widths[best])
+    for step in (1, -1):
+        i = first + step
+        while 0 <= i < len(widths) and worth_trying(widths[i], widths[best]) and rate(widths[i]) > known[widths[best]]:
+            best, i = i, i + step
+    width = widths[best]
+    if known[width] == 0.0:
+        raise UserError(
+            f"not even {width} run(s) a device fit {limits.memory_share:.0%} of the free memory "
+            f"({quantity(budget)}B); make the buffer or networks smaller, or raise --memory-share"
+        )
+    compiled = tried.get(width) or compile_for(work, width, devices)
+    return plan_of(work, width, devices, compiled, {w: r for w, r in known.items() if len(widths) > 1})
+
+
+def plan_of(work: Work, width: int, devices: int, compiled: batch.Compiled, rates: dict[int, float]) -> Plan:
+    """The plan for programs that are compiled."""
+    return Plan(width, devices, compiled, rates, memory.peak_with(bytes_of(compiled), devices))
+
+
+def num_devices(num_runs: int, wanted: int | None) -> int:
+    """How many local devices are used: no more than there are runs."""
+    there = jax.local_device_count()
+    if wanted is not None and not 1 <= wanted <= there:
+        raise UserError(f"devices={wanted}, but this machine shows {there}; choose 1 to {there}")
+    return min(wanted or there, num_runs)
+
+
+def least_bytes(work: Work) -> int:
+    """What one run takes on its device before anything is compiled: its state, and the copy that a snapshot makes."""
+    return batch.learning_bytes(work.algorithm, work.task, work.hypers) * (1 + memory.copies())
+
+
+def bytes_of(compiled: batch.Compiled) -> int:
+    """What the programs take on each device, with the copy that a snapshot makes."""
+    return compiled.memory.peak + memory.copies() * compiled.memory.learning
+
+
+def measure(work: Work, compiled: batch.Compiled) -> float:
+    """Run-updates per second of all devices together, in the middle of the budget, where every learner learns."""
+    programs = compiled.programs
+    runs = programs.runs([0] * programs.width, [work.hypers] * programs.width)
+    learning = programs.init(runs)
+    middle, total = work.total_updates // 2, work.total_updates
+    count, seconds = 1, 0.0
+    learning = jax.block_until_ready(programs.segment(runs, learning, middle, middle + 1, total, 0))
+    while seconds < MEASURED_SECONDS:
+        count = max(count, min(8 * count, int(count * 1.2 * MEASURED_SECONDS / seconds)) if seconds else count)
+        began = time.perf_counter()
+        learning = jax.block_until_ready(programs.segment(runs, learning, middle, middle + count, total, 0))
+        seconds = time.perf_counter() - began
+    return programs.width * count / seconds
+
+
+def compile_seconds(tried: dict[int, batch.Compiled]) -> float:
+    """Of the last program that was compiled; 0 before the first."""
+    return list(tried.values())[-1].compile_seconds if tried else 0.0
+
+
+# --- What was measured before -----------------------------------------------------------------------------------------
+
+
+def rates_path(work: Work, devices: int) -> Path:
+    """The file of this program's speeds on this machine."""
+    device = jax.local_devices()[0]
+    key = [
+        [platform.node(), device.platform, device.device_kind, devices, memory.num_cores()],
+        [jax.__version__, rlsuite.__version__],
+        [work.name, repr(work.config), work.task.env.id, work.task.env.max_episode_steps],
+    ]
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    return cache_folder() / "speed" / f"{work.name}-{digest}.json"
+
+
+def cache_folder() -> Path:
+    """Where measurements and compiled programs are kept for this user."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rlsuite"
+
+
+def load_rates(work: Work, devices: int) -> dict[int, float]:
+    """Width -> run-updates per second; empty where nothing can be read."""
+    try:
+        return {int(width): float(rate) for width, rate in json.loads(rates_path(work, devices).read_text()).items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def save_rates(work: Work, devices: int, rates: dict[int, float]) -> None:
+    """Keep them, if that is possible; training goes on without."""
+    path = rates_path(work, devices)
+    merged = load_rates(work, devices) | {width: rate for width, rate in rates.items() if rate > 0}
+    beside = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(json.dumps({str(width): rate for width, rate in sorted(merged.items())}))
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)
