@@ -4,6 +4,8 @@ PYTHON ?= python3
 SWEEP ?= experiments/quick.py
 RESULTS ?= results/quick
 PYTEST_ARGS ?=
+KILLS ?= 200
+SEED ?= 0
 
 VERSION := $(shell '$(PYTHON)' -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 VENV := .venv-$(VERSION)
@@ -15,7 +17,7 @@ PACKAGES := analysis envs experiments rlsuite
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup sweep report test learning lint bench clean
+.PHONY: help setup sweep report test learning soak lint bench clean
 
 help:
 	@echo 'make setup      create the virtual environment (every target below does so by itself)'
@@ -23,6 +25,7 @@ help:
 	@echo 'make report     statistics and figure of RESULTS=$(RESULTS)'
 	@echo 'make test       the tests; PYTEST_ARGS="-k ppo" to choose'
 	@echo 'make learning   the slow tests: train to known scores'
+	@echo 'make soak       kill a sweep KILLS=$(KILLS) times at moments of SEED=$(SEED), resume, compare every row'
 	@echo 'make lint       ruff (lint and format) and mypy'
 	@echo 'make bench      measure speed'
 	@echo 'make clean      remove environments, caches and build outputs; results/ stays'
@@ -59,6 +62,10 @@ test: $(INSTALLED)
 learning: $(INSTALLED)
 	@echo 'training to known scores on Python $(VERSION) ...'
 	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+soak: $(INSTALLED)
+	@echo 'killing and resuming ...'
+	@$(BIN)/python tests/soak.py --kills $(KILLS) --seed $(SEED)
 
 lint: $(INSTALLED)
 	@echo 'checking style and types ...'

@@ -84,7 +84,7 @@ class Env(Protocol):
 
     @property
     def max_episode_steps(self) -> int:
-        """Steps after which `truncated` becomes true. No episode is longer."""
+        """Steps after which `truncated` becomes true. No episode is longer, and nothing else truncates one."""
         ...
 
     def reset(self, key: Array) -> tuple[EnvState, Array]:

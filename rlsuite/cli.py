@@ -1,4 +1,4 @@
-"""The command line: rlsuite run | sweep | list | report."""
+"""The command line: rlsuite run | sweep | report | bench | list."""
 
 from __future__ import annotations
 
@@ -206,20 +206,33 @@ def report_after(folder: Path) -> int:
 
 
 def run_bench(arguments: list[str]) -> int:
-    """`rlsuite bench`: steps per second against the number of runs, on this machine."""
-    from rlsuite.bench import bench
+    """`rlsuite bench`: speed and memory against the number of runs, on this machine."""
+    from rlsuite.bench import BENCHMARKS, DEFAULT, bench
 
-    parser = Parser(prog="rlsuite bench", description="Steps per second against the number of runs, on this machine.")
+    parser = Parser(prog="rlsuite bench", description="Speed and memory against the number of runs, on this machine.")
+    parser.add_argument(
+        "benchmarks",
+        nargs="*",
+        metavar="BENCHMARK",
+        default=DEFAULT,
+        help=f"of {', '.join(BENCHMARKS)} ({', '.join(DEFAULT)})",
+    )
     parser.add_argument(
         "--runs",
         metavar="LIST",
         type=reader(tuple[int, ...]),
-        default=(1, 4, 16, 64),
-        help="numbers of runs (1,4,16,64)",
+        default=(1, 4, 16, 64, 256, 1024),
+        help="numbers of runs (1,4,16,64,256,1024)",
     )
+    parser.add_argument("--output", metavar="FILE", type=Path, help="write the table there too, as JSON")
+    add_execution_options(parser)
     options = parser.parse_args(arguments)
+    for name in options.benchmarks:
+        if name not in BENCHMARKS:
+            raise UserError(f"unknown benchmark '{name}'; there are: {', '.join(BENCHMARKS)}")
+    limits = execution_settings(vars(options)).limits
     prepare_jax()
-    bench(options.runs)
+    bench(options.benchmarks, options.runs, limits, options.output)
     return 0
 
 
@@ -227,7 +240,7 @@ COMMANDS = {
     "run": (run, "train one algorithm on one environment at many seeds"),
     "sweep": (run_sweep, "run every cell of an experiment file that has no results yet"),
     "report": (report, "compare the results in a folder: table and plot"),
-    "bench": (run_bench, "measure steps per second against the number of runs"),
+    "bench": (run_bench, "measure speed and memory against the number of runs"),
     "list": (list_registered, "show the algorithms and the environments"),
 }
 

@@ -158,13 +158,17 @@ def choose(work: Work, limits: Limits) -> Plan:
         i = first + step
         while 0 <= i < len(widths) and worth_trying(widths[i], widths[best]) and rate(widths[i]) > known[widths[best]]:
             best, i = i, i + step
+        if best != first:
+            break  # wider is faster, so narrower is not
+    # Speeds may be known from a time with more memory.
+    while bytes_of(compiled := tried.get(widths[best]) or compile_for(work, widths[best], devices)) > budget:
+        if best == 0:
+            raise UserError(
+                f"{widths[0]} run(s) a device take {quantity(bytes_of(compiled))}B, but {limits.memory_share:.0%} of "
+                f"the free memory are {quantity(budget)}B; make the buffer or networks smaller, or raise --memory-share"
+            )
+        best -= 1
     width = widths[best]
-    if known[width] == 0.0:
-        raise UserError(
-            f"not even {width} run(s) a device fit {limits.memory_share:.0%} of the free memory "
-            f"({quantity(budget)}B); make the buffer or networks smaller, or raise --memory-share"
-        )
-    compiled = tried.get(width) or compile_for(work, width, devices)
     return plan_of(work, width, devices, compiled, {w: r for w, r in known.items() if len(widths) > 1})
 
 

@@ -14,3 +14,5 @@ CACHE_HOME = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE_HOME / "rlsuite" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# Devices that stand for several accelerators. What is compiled for one of them only is no slower for it.
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")

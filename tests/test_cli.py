@@ -8,9 +8,10 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,16 +21,24 @@ import pytest
 
 import rlsuite
 from rlsuite import algorithms, batch, cli, local, sweep
-from rlsuite.train import Evaluation
+from rlsuite.local import Settings
+from rlsuite.plan import Limits
+from rlsuite.train import Pause
 from rlsuite.train import train as real_train
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# One worker, so that TINY is compiled once.
+pytestmark = pytest.mark.xdist_group("cli")
 
 # One tiny program for all tests that train: two updates of 2 x 8 steps on an environment of one step an episode.
 ENV = ["--env", "probe/action/discrete"]
 TINY = ["run", "ppo", *ENV, "--num-envs", "2", "--num-steps", "8", "--num-minibatches", "2", "--num-epochs", "1"]
 TINY += ["--hidden-sizes", "8,4", "--no-clip-value", "--learning-rate", "1e-2", "--discount", "0.9", "--steps", "32"]
 TINY += ["--seeds", "2", "--first-seed", "5", "--evaluations", "2", "--eval-episodes", "3"]
+# Left to itself, the plan would depend on the machine, and another width or number of devices is another program.
+PLANNED = ["--width", "2", "--devices", "1"]
+TINY += PLANNED
 
 EXPERIMENT = """
 from rlsuite.algorithms import ppo
@@ -129,6 +138,19 @@ ERRORS: dict[str, tuple[list[str], list[str]]] = {
     "report on nothing": (["report"], ["results", "--help"]),
     "report on a missing folder": (["report", "nosuch"], ["no such results folder 'nosuch'"]),
     "report on an empty folder": (["report", "."], ["no results in '.'"]),
+    "no width": (["run", "ppo", *ENV, "--width", "0"], ["--width 0", "at least 1", "leave it out"]),
+    "negative width": (["sweep", "nosuch.py", "--width", "-2"], ["--width -2", "at least 1", "leave it out"]),
+    "fraction for a width": (["run", "ppo", *ENV, "--width", "1.5"], ["--width", "'1.5'", "int"]),
+    "no devices": (["run", "ppo", *ENV, "--devices", "0"], ["--devices 0", "at least 1", "leave it out"]),
+    "no memory": (["run", "ppo", *ENV, "--memory-share", "0"], ["--memory-share 0.0", "above 0 and at most 1", "0.75"]),
+    "memory in percent": (["sweep", "nosuch.py", "--memory-share", "75"], ["--memory-share 75.0", "at most 1", "0.75"]),
+    "memory NaN": (["run", "ppo", *ENV, "--memory-share", "nan"], ["--memory-share nan", "at most 1"]),
+    "saving before": (
+        ["run", "ppo", *ENV, "--save-every", "-1"],
+        ["--save-every -1.0", "0 (at every pause)", "seconds"],
+    ),
+    "saving at no time": (["sweep", "nosuch.py", "--save-every", "nan"], ["--save-every nan", "seconds"]),
+    "saving in words": (["run", "ppo", *ENV, "--save-every", "5min"], ["--save-every", "'5min'", "float"]),
     "list with an argument": (["list", "ppo"], ["ppo", "rlsuite list --help"]),
 }
 
@@ -315,17 +337,44 @@ class Finished(NamedTuple):
         return manifest
 
 
-def run_tiny(results: Path) -> Finished:
+def run_here(command: list[str]) -> str:
+    """What a command prints that succeeds in this process."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        assert cli.main([*TINY, "--results", str(results)]) == 0
+        assert cli.main(command) == 0
+    return printed.getvalue()
+
+
+def run_tiny(results: Path) -> Finished:
+    printed = run_here([*TINY, "--results", str(results)])
     [finished] = (results / "run").glob("*.parquet")
-    return Finished(results / "run", printed.getvalue(), finished.stem)
+    return Finished(results / "run", printed, finished.stem)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    return run_tiny(tmp_path_factory.mktemp("finished"))
+def compiled() -> list[batch.Compiled]:
+    """What `finished` has compiled."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, compiled: list[batch.Compiled]) -> Finished:
+    compile_programs = batch.compile_programs
+
+    def kept(*arguments: Any) -> batch.Compiled:
+        compiled.append(compile_programs(*arguments))
+        return compiled[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch, "compile_programs", kept)
+        return run_tiny(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture
+def ready(finished: Finished, compiled: list[batch.Compiled], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out compiling, which takes longer than all else: the programs of TINY do for every run of its config."""
+    [programs] = compiled
+    monkeypatch.setattr(batch, "compile_programs", lambda *arguments: programs)
 
 
 @pytest.fixture
@@ -343,7 +392,7 @@ def test_lists_of_hyperparameters_are_a_grid_of_settings(
     here: Path, monkeypatch: pytest.MonkeyPatch, no_report: None
 ) -> None:
     asked: list[sweep.Shard] = []
-    monkeypatch.setattr(local, "run", lambda shards, store: asked.extend(shards))
+    monkeypatch.setattr(local, "run", lambda shards, store, settings: asked.extend(shards))
     command = ["run", "ppo", *ENV, "--seeds", "2", "--first-seed", "5"]
     assert cli.main([*command, "--learning-rate", "1e-3,3e-4", "--discount", "0.99,0.997"]) == 0
     assert cli.main([*command, "--learning-rate", "1e-3"]) == 0
@@ -356,6 +405,28 @@ def test_lists_of_hyperparameters_are_a_grid_of_settings(
     # One value is the same shard, under the same name, as the cell of an experiment file that has these Hypers alone.
     cell = sweep.Cell("ppo", ENV[1], 100_000, seeds=2, first_seed=5, hypers=hypers(learning_rate=1e-3))
     assert single.name == sweep.shard("run", cell).name
+
+
+@pytest.mark.parametrize(
+    ("options", "settings"),
+    [
+        ([], Settings(Limits(width=None, devices=None, memory_share=0.75), save_every=300.0)),
+        (
+            ["--width", "64", "--devices", "3", "--memory-share", "0.5", "--save-every", "0"],
+            Settings(Limits(width=64, devices=3, memory_share=0.5), save_every=0.0),
+        ),
+    ],
+    ids=["default", "given"],
+)
+def test_execution_options_reach_the_executor(
+    options: list[str], settings: Settings, here: Path, monkeypatch: pytest.MonkeyPatch, no_report: None
+) -> None:
+    Path("mine.py").write_text(EXPERIMENT)
+    asked: list[tuple[int, Settings]] = []
+    monkeypatch.setattr(local, "run", lambda shards, store, settings: asked.append((len(shards), settings)))
+    assert cli.main(["run", "ppo", *ENV, *options]) == 0
+    assert cli.main(["sweep", "mine.py", *options]) == 0
+    assert asked == [(1, settings), (2, settings)]
 
 
 @pytest.fixture
@@ -424,7 +495,7 @@ def test_the_manifest_says_all_that_was_run(finished: Finished) -> None:
     measured = {"compile_seconds", "run_seconds", "peak_memory_bytes"}
     assert {name for name in measured if manifest[name] <= 0} == set()
     described = {"config", "config_hash", "hypers", "device", "matmul_precision", "versions", "git_revision"}
-    described |= {"command", "created"}
+    described |= {"command", "created", "plan", "sessions"}
     assert {name: value for name, value in manifest.items() if name not in measured | described} == {
         "format": 1,
         "shard": finished.shard,
@@ -445,14 +516,19 @@ def test_the_manifest_says_all_that_was_run(finished: Finished) -> None:
     assert described <= set(manifest)
     assert manifest["versions"]["rlsuite"] == rlsuite.__version__
     assert manifest["run_seconds"] == finished.table["wall_seconds"].to_pylist()[-1]
+    planned = manifest["plan"].pop("peak_memory_bytes")
+    assert manifest["plan"] == {"width": 2, "devices": 1}
+    assert planned > 0
+    assert manifest["sessions"] == [{name: manifest[name] for name in ("created", "device", "git_revision")}]
 
 
 def test_a_run_shows_compile_time_apart_and_ends_with_the_report(finished: Finished) -> None:
     lines = finished.printed.splitlines()
     assert lines[0] == "[1/1] ppo on probe/action/discrete, 2 runs x 32 steps"
-    assert re.fullmatch(r"  compiled in \d+\.\ds", lines[1])
+    assert re.fullmatch(r"  compiled in \S+s; 2 runs at once; peak memory \S+B planned", lines[1])
     assert [line.split()[0] for line in lines[2:5]] == ["0%", "50%", "100%"]
     assert "ETA" in lines[3] and "steps/s" in lines[3] and "ETA" not in lines[4]
+    assert all(re.search(r"  peak \S+B$", line) for line in lines[2:5])
     assert lines[5].startswith(f"1 of 1 shards in {finished.folder} after ")
     assert f"Plot:  {finished.folder / 'sample_efficiency.png'}" in finished.printed
     assert (finished.folder / "sample_efficiency.png").is_file()
@@ -492,20 +568,20 @@ def test_a_sweep_runs_only_the_cell_that_is_missing(
     finished: Finished,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+    ready: None,
     no_report: None,
 ) -> None:
-    compiled: list[tuple[int, ...]] = []
-    real: Callable[..., Any] = batch.compile_programs
+    trained: list[tuple[int, ...]] = []
 
-    def compile_programs(algorithm: Any, task: Any, seeds: Any, hypers: Any, num_episodes: int) -> Any:
-        compiled.append(tuple(seeds))
-        return real(algorithm, task, seeds, hypers, num_episodes)
+    def watched(programs: Any, seeds: Any, *arguments: Any) -> Iterator[Pause]:
+        trained.append(tuple(seeds))
+        return real_train(programs, seeds, *arguments)
 
-    monkeypatch.setattr(batch, "compile_programs", compile_programs)
+    monkeypatch.setattr(local, "train", watched)
     there = (results / "run" / f"{finished.shard}.parquet").read_bytes()
     (results / "mine.py").write_text(EXPERIMENT)
-    assert cli.main(["sweep", str(results / "mine.py"), "--results", str(results)]) == 0
-    assert compiled == [(7, 8)]
+    assert cli.main(["sweep", str(results / "mine.py"), "--results", str(results), *PLANNED]) == 0
+    assert trained == [(7, 8)]
     assert (results / "run" / f"{finished.shard}.parquet").read_bytes() == there
     [added] = set((results / "run").glob("*.parquet")) - {results / "run" / f"{finished.shard}.parquet"}
     assert set(pq.read_table(added)["seed"].to_pylist()) == {7, 8}
@@ -514,45 +590,114 @@ def test_a_sweep_runs_only_the_cell_that_is_missing(
     assert "[1/2] ppo on probe/action/discrete, 2 runs: done before, kept\n[2/2] " in printed
 
 
+def partial(folder: Path, shard: str) -> dict[str, bytes | None]:
+    """What there is of a shard that is not finished: no other file than these may be there."""
+    found = contents(folder)
+    assert {name.split("/")[0] for name in found} == {f"{shard}.partial", f"{shard}.json"}
+    return contents(folder / f"{shard}.partial")
+
+
+def part(update: int) -> str:
+    """The file of one evaluation of both runs."""
+    return f"runs000000-000001.update{update:012}.parquet"
+
+
 def test_rows_are_saved_at_every_evaluation(
-    tmp_path: Path, finished: Finished, monkeypatch: pytest.MonkeyPatch, no_report: None
+    tmp_path: Path, finished: Finished, monkeypatch: pytest.MonkeyPatch, ready: None, no_report: None
 ) -> None:
-    seen: list[tuple[int, bool, bool]] = []
+    seen: list[set[str]] = []
     folder = tmp_path / "run"
 
-    def watched(*arguments: Any) -> Iterator[Evaluation]:
-        for evaluation in real_train(*arguments):
-            yield evaluation
+    def watched(*arguments: Any) -> Iterator[Pause]:
+        for pause in real_train(*arguments):
+            yield pause
             # The loop comes back here once the evaluation is written.
-            saved = pq.read_table(folder / f"{finished.shard}.partial.parquet")
-            manifest = (folder / f"{finished.shard}.json").is_file()
-            seen.append((saved.num_rows, manifest, (folder / f"{finished.shard}.parquet").exists()))
+            seen.append({name for name in partial(folder, finished.shard) if name.endswith(".parquet")})
+            for update in range(len(seen)):
+                saved = pq.read_table(folder / f"{finished.shard}.partial" / part(update))
+                assert saved["run"].to_pylist() == [0, 1] and set(saved["update"].to_pylist()) == {update}
 
     monkeypatch.setattr(local, "train", watched)
     assert run_tiny(tmp_path).shard == finished.shard
-    assert seen == [(2, True, False), (4, True, False), (6, True, False)]
+    assert seen == [{part(0)}, {part(0), part(1)}, {part(0), part(1), part(2)}]
     assert set(contents(folder)) == {f"{finished.shard}.parquet", f"{finished.shard}.json"}
 
 
 def test_a_crash_keeps_what_was_computed_and_a_rerun_completes_it(
-    tmp_path: Path, finished: Finished, no_report: None
+    tmp_path: Path, finished: Finished, ready: None, no_report: None
 ) -> None:
-    def crashing(*arguments: Any) -> Iterator[Evaluation]:
+    def crashing(*arguments: Any) -> Iterator[Pause]:
         yield next(real_train(*arguments))
         raise RuntimeError("the device fell over")
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="fell over"):
         patch.setattr(local, "train", crashing)
         cli.main([*TINY, "--results", str(tmp_path)])
-    assert set(contents(tmp_path / "run")) == {f"{finished.shard}.partial.parquet", f"{finished.shard}.json"}
+    assert set(partial(tmp_path / "run", finished.shard)) == {part(0), "layout.json", "lock", "snapshot"}
     clock = ["wall_seconds"]
-    kept = pq.read_table(tmp_path / "run" / f"{finished.shard}.partial.parquet")
+    kept = pq.read_table(tmp_path / "run" / f"{finished.shard}.partial" / part(0))
     shared = [name for name in COLUMNS if not name.startswith("metric/") and name not in clock]
     assert kept.select(shared).equals(finished.table.slice(0, 2).select(shared))
 
     again = run_tiny(tmp_path)
     assert set(contents(tmp_path / "run")) == {f"{finished.shard}.parquet", f"{finished.shard}.json"}
     assert again.table.drop_columns(clock).equals(finished.table.drop_columns(clock))
+
+
+# The same program as TINY's for some seconds, with an evaluation now and then.
+LONG = [*TINY, "--steps", "96000", "--evaluations", "20", "--save-every", "300"]
+
+
+def stopped_after(here: Path, lines: int, number: signal.Signals) -> tuple[int, str, str]:
+    """LONG in a process that gets the signal once it has shown so many evaluations: its status and what it printed."""
+    command = [sys.executable, "-m", "rlsuite.cli", *LONG]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=here, env=variables, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            assert process.stdout is not None
+            printed = ""
+            while len(re.findall(r"^ +\d+%  step ", printed, re.MULTILINE)) < lines:
+                line = process.stdout.readline()
+                assert line, printed + process.communicate()[1]
+                printed += line
+            process.send_signal(number)
+            rest, errors = process.communicate()
+        finally:
+            process.kill()
+    return process.returncode, printed + rest, errors
+
+
+def test_a_signal_saves_and_the_same_command_goes_on(
+    here: Path, finished: Finished, ready: None, no_report: None
+) -> None:
+    """SIGTERM, as from a cluster's scheduler, then Ctrl-C, then to the end: the rows are those of a run undisturbed."""
+    went_on: list[int] = []
+    for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        returned, printed, errors = stopped_after(here, 2, number)
+        assert returned == status, printed + errors
+        assert one_line(errors) == (f"rlsuite: {number.name}; all is saved, the same command goes on from here\n")
+        went_on += map(int, re.findall(r"^  runs 0-1 go on from update (\d+) of 6000$", printed, re.MULTILINE))
+        assert "100%" not in printed
+        [running] = (here / "results" / "run").glob("*.partial")
+        assert [folder for folder in (running / "snapshot").iterdir() if folder.is_dir()] != []
+        assert list((here / "results" / "run").glob("*.parquet")) == []
+    printed = run_here([*LONG, "--results", str(here / "results")])
+    went_on += map(int, re.findall(r"^  runs 0-1 go on from update (\d+) of 6000$", printed, re.MULTILINE))
+    assert len(went_on) == 2
+    assert 300 <= went_on[0] < went_on[1] < 6_000
+    assert list((here / "results" / "run").glob("*.partial")) == []
+
+    run_here([*LONG, "--results", str(here / "undisturbed")])
+    [got] = (here / "results" / "run").glob("*.parquet")
+    [expected] = (here / "undisturbed" / "run").glob("*.parquet")
+    assert got.name == expected.name
+    interrupted, undisturbed = pq.read_table(got), pq.read_table(expected)
+    assert interrupted.num_rows == 2 * 21
+    clock = ["wall_seconds"]
+    assert interrupted.drop_columns(clock).equals(undisturbed.drop_columns(clock))
+    seconds = interrupted["wall_seconds"].to_pylist()
+    assert seconds == sorted(seconds)
 
 
 def test_ctrl_c_is_no_traceback(

@@ -6,9 +6,13 @@ import errno
 import io
 import json
 import os
-from collections.abc import Callable
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +21,11 @@ import pytest
 
 from rlsuite.algorithms import ppo
 from rlsuite.core import UserError
-from rlsuite.store import Store, rows
+from rlsuite.store import Part, Store, rows
 from rlsuite.sweep import Cell, Shard, shard
 from rlsuite.train import Evaluation
 
+ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = (ppo.Hypers(learning_rate=0.1), ppo.Hypers(learning_rate=0.2))
 
 
@@ -35,23 +40,24 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "mine")
 
 
-def evaluation(update: int, **changes: Any) -> Evaluation:
-    """What the host learns of four runs, with three episodes each."""
+def evaluation(update: int, first: int = 0, stop: int = 4, **changes: Any) -> Evaluation:
+    """What the host learns of the four runs, or of some, with three episodes each."""
     returns = np.arange(12, dtype=np.float32).reshape(4, 3) + update
     given = Evaluation(
         update=update,
         step=update * 16,
         wall_seconds=0.5 * update,
-        returns=returns,
-        lengths=np.full((4, 3), 7, np.int64),
-        metrics={"loss": np.arange(4.0)} if update else {},
-        diverged=np.zeros(4, bool),
+        returns=returns[first:stop],
+        lengths=np.full((stop - first, 3), 7, np.int64),
+        metrics={"loss": np.arange(4.0)[first:stop]} if update else {},
+        diverged=np.zeros(stop - first, bool),
     )
     return given._replace(**changes)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """Every file below a folder, hidden ones included."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 # --- Rows -------------------------------------------------------------------------------------------------------------
@@ -80,16 +86,14 @@ def test_each_row_is_of_its_own_run(two_by_two: Shard) -> None:
     assert {(row["experiment"], row["label"], row["algorithm"]) for row in table} == {("mine", "A b", "ppo")}
 
 
+def test_the_rows_of_some_runs_are_those_of_all(two_by_two: Shard) -> None:
+    everything = rows(two_by_two, evaluation(2))
+    assert rows(two_by_two, evaluation(2, 1, 3), first=1).equals(everything.slice(1, 2))
+
+
 def test_a_hyperparameter_is_kept_to_the_last_digit(two_by_two: Shard) -> None:
     """As it was given, not as the program's float32 holds it."""
     assert rows(two_by_two, evaluation(0))["hyper/gae_lambda"].to_pylist() == [0.95] * 4
-
-
-def test_metrics_are_null_before_the_first_update(store: Store, two_by_two: Shard) -> None:
-    store.write_partial(two_by_two, [rows(two_by_two, evaluation(update)) for update in (0, 1)])
-    saved = pq.read_table(store.partial_path(two_by_two))
-    assert saved["metric/loss"].to_pylist() == [None] * 4 + [0, 1, 2, 3]
-    assert saved.schema.field("metric/loss").type == pa.float32()
 
 
 def test_a_run_that_diverged_is_kept_with_its_nan(two_by_two: Shard) -> None:
@@ -99,22 +103,114 @@ def test_a_run_that_diverged_is_kept_with_its_nan(two_by_two: Shard) -> None:
     assert table["diverged"].to_pylist() == [True] * 4
 
 
-# --- Whole or not at all ----------------------------------------------------------------------------------------------
+# --- Parts ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_name_of_a_part_tells_the_part() -> None:
+    assert Part(0, 64, 1000).file_name == "runs000000-000063.update000000001000.parquet"
+    parts = [
+        Part(0, 1, 0),
+        Part(0, 1, 9),
+        Part(0, 1, 10),
+        Part(0, 64, 0),
+        Part(9, 10, 5),
+        Part(10, 11, 2),
+        Part(10, 99, 1),
+    ]
+    parts += [Part(0, 1, 2**31 - 1), Part(99_999, 100_000, 0)]
+    assert [Part.of(Path("anywhere") / part.file_name) for part in parts] == parts
+    assert sorted(part.file_name for part in parts) == [part.file_name for part in sorted(parts)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "layout.json",
+        "lock",
+        ".runs000000-000001.update000000000000.parquet.tmp",
+        "runs000000-000001.update000000000000.parquet.old",
+        "runs000000.update000000000000.parquet",
+        "runs000000-000001.parquet",
+    ],
+)
+def test_other_files_are_no_parts(name: str) -> None:
+    assert Part.of(Path(name)) is None
 
 
 @pytest.fixture
-def running(store: Store, two_by_two: Shard) -> Store:
-    """A store in which the shard has one evaluation."""
-    store.write_manifest(two_by_two, {"run_seconds": 0.0})
-    store.write_partial(two_by_two, [rows(two_by_two, evaluation(0))])
-    return store
+def running(store: Store, two_by_two: Shard) -> Iterator[Store]:
+    """A store in which this process runs the shard and has written one evaluation of its first two runs."""
+    with store.claim(two_by_two) as ours:
+        assert ours
+        store.write_manifest(two_by_two, {"run_seconds": 0.0})
+        store.write_rows(two_by_two, 0, evaluation(0, 0, 2))
+        yield store
 
 
-def write_evaluation(store: Store, one: Shard) -> None:
-    store.write_partial(one, [rows(one, evaluation(update)) for update in (0, 1)])
+def test_parts_hold_what_was_written(running: Store, two_by_two: Shard) -> None:
+    running.write_rows(two_by_two, 2, evaluation(1, 2, 4))
+    running.write_rows(two_by_two, 2, evaluation(0, 2, 4))
+    assert running.parts(two_by_two) == [Part(0, 2, 0), Part(2, 4, 0), Part(2, 4, 1)]
+    assert running.read(two_by_two, Part(2, 4, 1)).equals(rows(two_by_two, evaluation(1)).slice(2, 2))
 
 
-def half_a_file(error: BaseException) -> Callable[..., NoReturn]:
+def test_a_part_that_is_written_again_is_there_once(running: Store, two_by_two: Shard) -> None:
+    """As after resuming from a snapshot that is older than the last evaluation."""
+    running.write_rows(two_by_two, 0, evaluation(0, 0, 2, wall_seconds=9.0))
+    assert running.parts(two_by_two) == [Part(0, 2, 0)]
+    assert running.read(two_by_two, Part(0, 2, 0))["wall_seconds"].to_pylist() == [9.0, 9.0]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda whole: b"",
+    "one byte": lambda whole: whole[:1],
+    "only the beginning": lambda whole: whole[:4],
+    "half": lambda whole: whole[: len(whole) // 2],
+    "without its end": lambda whole: whole[:-8],
+    "without the last byte": lambda whole: whole[:-1],
+    "zeros, as after a power failure": lambda whole: bytes(len(whole)),
+    "the last half zeros": lambda whole: whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_part_does_not_count_and_may_be_written_again(damage: str, running: Store, two_by_two: Shard) -> None:
+    running.write_rows(two_by_two, 2, evaluation(0, 2, 4))
+    path = running.partial(two_by_two) / Part(0, 2, 0).file_name
+    path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    assert running.parts(two_by_two) == [Part(2, 4, 0)]
+    running.write_rows(two_by_two, 0, evaluation(0, 0, 2))
+    assert running.parts(two_by_two) == [Part(0, 2, 0), Part(2, 4, 0)]
+
+
+def test_runs_that_begin_anew_leave_nothing_of_themselves(running: Store, two_by_two: Shard) -> None:
+    """As when the shard goes on with chunks of another width: parts that only overlap are gone as well."""
+    for update in (0, 1):
+        for first, stop in ((0, 1), (0, 2), (1, 3), (2, 3), (3, 4)):
+            running.write_rows(two_by_two, first, evaluation(update, first, stop))
+    for part in (Part(1, 3, 0), Part(3, 4, 0)):
+        path = running.partial(two_by_two) / part.file_name
+        path.write_bytes(path.read_bytes()[:100])
+    others = {name: data for name, data in contents(running.folder).items() if "runs" not in name}
+    running.forget(two_by_two, 1, 3)
+    left = {running.partial(two_by_two) / part.file_name for part in (Part(0, 1, 0), Part(0, 1, 1))}
+    left |= {running.partial(two_by_two) / part.file_name for part in (Part(3, 4, 0), Part(3, 4, 1))}
+    assert set(running.partial(two_by_two).glob("*runs*")) == left
+    assert {name: data for name, data in contents(running.folder).items() if "runs" not in name} == others
+
+
+# --- Whole or not at all ----------------------------------------------------------------------------------------------
+
+DISK_FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+REASONS = {
+    "full disk": (DISK_FULL, "No space left on device"),
+    "Arrow's full disk": (OSError("Error writing bytes.\nDetail: full"), "Error writing bytes. Detail: full"),
+    "read-only file system": (OSError(errno.EROFS, os.strerror(errno.EROFS)), "Read-only file system"),
+    "no permission": (PermissionError(errno.EACCES, os.strerror(errno.EACCES)), "Permission denied"),
+}
+
+
+def half_a_table(error: BaseException) -> Callable[..., NoReturn]:
     """A `pq.write_table` that fails in the middle."""
     write_table = pq.write_table
 
@@ -127,110 +223,110 @@ def half_a_file(error: BaseException) -> Callable[..., NoReturn]:
     return write
 
 
-DISK_FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def half_a_merge(error: BaseException) -> type[pq.ParquetWriter]:
+    """A `pq.ParquetWriter` that takes one evaluation and then fails."""
+
+    class Failing(pq.ParquetWriter):  # type: ignore[misc]
+        taken = 0
+
+        def write_table(self, *arguments: Any, **options: Any) -> None:
+            if self.taken:
+                raise error
+            self.taken += 1
+            super().write_table(*arguments, **options)
+
+    return Failing
+
+
+def half_a_text(error: BaseException) -> Callable[[Path, str], NoReturn]:
+    """A `Path.write_text` that fails in the middle."""
+    write_text = Path.write_text
+
+    def write(path: Path, text: str) -> NoReturn:
+        write_text(path, text[: len(text) // 2])
+        raise error
+
+    return write
+
+
+def failing(error: BaseException) -> Callable[..., NoReturn]:
+    """An `os.replace`, `os.fsync` or `Path.mkdir` that fails."""
+
+    def fail(*arguments: Any, **options: Any) -> NoReturn:
+        raise error
+
+    return fail
+
+
+# What is written, and every step in which that may fail.
+ROWS = (lambda store, one: store.write_rows(one, 0, evaluation(1, 0, 2)), "update000000000001.parquet")
+AGAIN = (lambda store, one: store.write_rows(one, 0, evaluation(0, 0, 2)), "update000000000000.parquet")
+MANIFEST = (lambda store, one: store.write_manifest(one, {"run_seconds": 1.0}), ".json")
+LAYOUT = (lambda store, one: store.write_layout(one, {"width": 2, "devices": 1}), "layout.json")
+FINISH = (lambda store, one: store.finish(one), ".parquet")
+STEPS: dict[str, tuple[tuple[Callable[[Store, Shard], None], str], Any, str, Callable[[BaseException], Any]]] = {
+    "rows, while writing": (ROWS, pq, "write_table", half_a_table),
+    "rows, on their way to the disk": (ROWS, os, "fsync", failing),
+    "rows, while renaming": (ROWS, os, "replace", failing),
+    "rows once more, while writing": (AGAIN, pq, "write_table", half_a_table),
+    "manifest, while writing": (MANIFEST, Path, "write_text", half_a_text),
+    "manifest, while renaming": (MANIFEST, os, "replace", failing),
+    "layout, while writing": (LAYOUT, Path, "write_text", half_a_text),
+    "layout, while renaming": (LAYOUT, os, "replace", failing),
+    "finish, while writing": (FINISH, pq, "ParquetWriter", half_a_merge),
+    "finish, on its way to the disk": (FINISH, os, "fsync", failing),
+    "finish, while renaming": (FINISH, os, "replace", failing),
+}
+
+
+@contextmanager
+def broken(step: str, error: BaseException) -> Iterator[Callable[[Store, Shard], None]]:
+    """The write that fails at this step, while it does."""
+    (write, _), owner, name, half = STEPS[step]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, half(error))
+        yield write
 
 
 @pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (DISK_FULL, "No space left on device"),
-        (OSError("Error writing bytes.\nDetail: full"), "Error writing bytes. Detail: full"),
-    ],
-    ids=["of the system", "of Arrow"],
+    ("step", "reason"),
+    [*((step, "full disk") for step in STEPS), *(("rows, while writing", reason) for reason in [*REASONS][1:])],
 )
-def test_a_full_disk_leaves_the_former_rows(
-    error: OSError, reason: str, running: Store, two_by_two: Shard, monkeypatch: pytest.MonkeyPatch
+def test_what_cannot_be_written_leaves_what_was_there(
+    step: str, reason: str, running: Store, two_by_two: Shard
 ) -> None:
-    before = contents(running.folder)
-    monkeypatch.setattr(pq, "write_table", half_a_file(error))
-    with pytest.raises(UserError) as raised:
-        write_evaluation(running, two_by_two)
+    running.write_rows(two_by_two, 2, evaluation(0, 2, 4))
+    running.write_rows(two_by_two, 2, evaluation(2, 2, 4))
+    before, parts = contents(running.folder), running.parts(two_by_two)
+    error, text = REASONS[reason]
+    with broken(step, error) as write, pytest.raises(UserError) as raised:
+        write(running, two_by_two)
     message = str(raised.value)
-    expected = [str(running.partial_path(two_by_two)), f"cannot be written ({reason})", "intact", "--results"]
+    (_, end), *_ = STEPS[step]
+    expected = [f"{end}' cannot be written ({text})", str(running.folder), "intact", "--results", "same command"]
     assert [part for part in expected if part not in message] == [], message
     assert "\n" not in message
     assert contents(running.folder) == before
-    assert pq.read_table(running.partial_path(two_by_two)).num_rows == 4
-
-
-def test_an_interruption_in_the_middle_leaves_the_former_rows(
-    running: Store, two_by_two: Shard, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = contents(running.folder)
-    monkeypatch.setattr(pq, "write_table", half_a_file(KeyboardInterrupt()))
-    with pytest.raises(KeyboardInterrupt):
-        write_evaluation(running, two_by_two)
-    assert contents(running.folder) == before
-
-
-def test_a_full_disk_leaves_the_former_manifest(
-    running: Store, two_by_two: Shard, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = contents(running.folder)
-    write_text = Path.write_text
-
-    def half(path: Path, text: str) -> NoReturn:
-        write_text(path, text[: len(text) // 2])
-        raise DISK_FULL
-
-    monkeypatch.setattr(Path, "write_text", half)
-    with pytest.raises(UserError, match="No space left on device"):
-        running.write_manifest(two_by_two, {"run_seconds": 1.0})
-    assert contents(running.folder) == before
-
-
-def test_rows_that_the_disk_did_not_take_are_not_renamed(
-    running: Store, two_by_two: Shard, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A write may succeed in memory and fail on its way to the disk."""
-    before = contents(running.folder)
-
-    def fsync(descriptor: int) -> NoReturn:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(UserError, match="Input/output error"):
-        write_evaluation(running, two_by_two)
-    assert contents(running.folder) == before
-
-
-def test_the_rows_grow_and_then_get_the_finished_name(running: Store, two_by_two: Shard) -> None:
+    assert running.parts(two_by_two) == parts
     assert not running.has(two_by_two)
-    write_evaluation(running, two_by_two)
-    written = running.partial_path(two_by_two).read_bytes()
-    assert pq.read_table(running.partial_path(two_by_two)).num_rows == 8
-    running.finish(two_by_two)
-    assert running.has(two_by_two)
-    assert set(contents(running.folder)) == {f"{two_by_two.name}.parquet", f"{two_by_two.name}.json"}
-    assert running.path(two_by_two).read_bytes() == written
+    # The disk has space again.
+    write(running, two_by_two)
+    assert contents(running.folder) != before or step.startswith("rows once more")
 
 
-@pytest.mark.parametrize(
-    "replace",
-    [write_evaluation, lambda store, one: store.write_manifest(one, {}), lambda store, one: store.finish(one)],
-    ids=["rows", "manifest", "finish"],
-)
-def test_a_finished_shard_is_never_replaced(
-    replace: Callable[[Store, Shard], None], running: Store, two_by_two: Shard
-) -> None:
-    """As when two processes run the same experiment, and the other one was faster."""
-    running.finish(two_by_two)
-    running.partial_path(two_by_two).write_bytes(b"what this process wrote before the other one finished")
+@pytest.mark.parametrize("step", STEPS)
+def test_an_interruption_leaves_what_was_there(step: str, running: Store, two_by_two: Shard) -> None:
+    running.write_rows(two_by_two, 2, evaluation(0, 2, 4))
+    running.write_rows(two_by_two, 2, evaluation(2, 2, 4))
     before = contents(running.folder)
-    with pytest.raises(UserError, match=r"\.parquet' was finished meanwhile"):
-        replace(running, two_by_two)
+    with broken(step, KeyboardInterrupt()) as write, pytest.raises(KeyboardInterrupt):
+        write(running, two_by_two)
     assert contents(running.folder) == before
-
-
-def test_a_shard_whose_rows_are_gone_cannot_be_finished(running: Store, two_by_two: Shard) -> None:
-    running.partial_path(two_by_two).unlink()
-    with pytest.raises(UserError, match="No such file or directory"):
-        running.finish(two_by_two)
-    assert not running.has(two_by_two)
 
 
 def test_the_manifest_holds_the_facts_and_the_shard(running: Store, two_by_two: Shard) -> None:
-    manifest = json.loads((running.folder / f"{two_by_two.name}.json").read_text())
+    manifest = running.manifest(two_by_two)
+    assert manifest == json.loads((running.folder / f"{two_by_two.name}.json").read_text())
     assert manifest == {
         "format": 1,
         "run_seconds": 0.0,
@@ -239,6 +335,187 @@ def test_the_manifest_holds_the_facts_and_the_shard(running: Store, two_by_two: 
     }
     assert manifest["seeds"] == [3, 4, 3, 4]
     assert [setting["learning_rate"] for setting in manifest["hypers"]] == [0.1, 0.2]
+
+
+def test_the_layout_is_remembered_while_the_shard_runs(running: Store, two_by_two: Shard) -> None:
+    assert running.layout(two_by_two) is None
+    running.write_layout(two_by_two, {"width": 2, "devices": 1})
+    assert running.layout(two_by_two) == {"width": 2, "devices": 1}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[2, 1]", "2", '{"width": "many"}'])
+def test_a_damaged_layout_or_manifest_is_as_none(text: str, running: Store, two_by_two: Shard) -> None:
+    (running.partial(two_by_two) / "layout.json").write_text(text)
+    running.manifest_path(two_by_two).write_text(text)
+    assert running.layout(two_by_two) is None
+    assert running.manifest(two_by_two) == (json.loads(text) if text.startswith('{"') else {})
+
+
+# --- Finishing --------------------------------------------------------------------------------------------------------
+
+
+def write_all(store: Store, one: Shard) -> None:
+    """Three evaluations of three chunks of different sizes, the last chunk first."""
+    for first, stop in ((3, 4), (1, 3), (0, 1)):
+        for update in (2, 1, 0):
+            store.write_rows(one, first, evaluation(update, first, stop))
+
+
+def test_finishing_merges_all_rows_in_order_of_evaluation_and_run(store: Store, two_by_two: Shard) -> None:
+    with store.claim(two_by_two):
+        write_all(store, two_by_two)
+        store.finish(two_by_two)
+    assert store.has(two_by_two)
+    merged = pq.read_table(store.path(two_by_two))
+    assert [(row["update"], row["run"]) for row in merged.to_pylist()] == [
+        (update, run) for update in (0, 1, 2) for run in (0, 1, 2, 3)
+    ]
+    # As if there had been no chunks.
+    whole = [rows(two_by_two, evaluation(update)) for update in (0, 1, 2)]
+    assert merged.equals(pa.concat_tables([whole[1].schema.empty_table(), *whole], promote_options="default"))
+    assert merged["metric/loss"].to_pylist() == [None] * 4 + [0, 1, 2, 3] * 2
+    assert merged.schema.field("metric/loss").type == pa.float32()
+    assert pq.ParquetFile(store.path(two_by_two)).num_row_groups == 3
+
+
+def test_a_finished_shard_is_all_that_is_left(store: Store, two_by_two: Shard) -> None:
+    """Also of what a killed process left in the middle of a write."""
+    with store.claim(two_by_two):
+        store.write_manifest(two_by_two, {})
+        write_all(store, two_by_two)
+        (store.partial(two_by_two) / f".{Part(0, 1, 1).file_name}.tmp").write_bytes(b"half")
+        (store.partial(two_by_two) / "snapshot" / "7").mkdir(parents=True)
+        (store.partial(two_by_two) / "snapshot" / "7" / "array").write_bytes(b"state")
+        store.finish(two_by_two)
+    assert set(store.folder.rglob("*")) == {store.path(two_by_two), store.manifest_path(two_by_two)}
+
+
+def test_a_shard_that_is_left_unfinished_is_kept(store: Store, two_by_two: Shard) -> None:
+    with store.claim(two_by_two):
+        write_all(store, two_by_two)
+        before = contents(store.folder)
+    assert contents(store.folder) == before
+    assert len(store.parts(two_by_two)) == 9
+    assert not store.has(two_by_two)
+
+
+@pytest.mark.parametrize(
+    "write", [ROWS[0], MANIFEST[0], LAYOUT[0], FINISH[0]], ids=["rows", "manifest", "layout", "finish"]
+)
+def test_finished_rows_are_never_replaced(
+    write: Callable[[Store, Shard], None], running: Store, two_by_two: Shard
+) -> None:
+    """As if two processes had run the shard in spite of the lock, and the other one was faster."""
+    running.finish(two_by_two)
+    rows_before = running.path(two_by_two).read_bytes()
+    running.write_rows(two_by_two, 2, evaluation(0, 2, 4))
+    if write is FINISH[0]:
+        before = contents(running.folder)
+        with pytest.raises(UserError, match=r"\.parquet' was finished meanwhile"):
+            write(running, two_by_two)
+        assert contents(running.folder) == before
+    else:
+        write(running, two_by_two)
+    assert running.path(two_by_two).read_bytes() == rows_before
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_finished_file_is_named_and_kept(damage: str, running: Store, two_by_two: Shard) -> None:
+    running.finish(two_by_two)
+    path = running.path(two_by_two)
+    path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    before = contents(running.folder)
+    with pytest.raises(UserError) as raised:
+        running.has(two_by_two)
+    message = str(raised.value)
+    assert message.startswith(f"finished results '{path}' cannot be read (")
+    assert message.endswith("); restore the file, or delete it to train its runs again")
+    assert "\n" not in message
+    assert contents(running.folder) == before
+
+
+# --- One process a shard ----------------------------------------------------------------------------------------------
+
+# All that a claim needs to know of a shard is its name.
+HOLD = """
+import sys, time, types
+from rlsuite.store import Store
+
+with Store(sys.argv[1]).claim(types.SimpleNamespace(name=sys.argv[2])) as ours:
+    print(ours, flush=True)
+    time.sleep(600)
+"""
+
+
+@contextmanager
+def another_process(store: Store, one: Shard) -> Iterator[subprocess.Popen[str]]:
+    """One that has claimed the shard, and is killed afterwards if it has not been before."""
+    command = [sys.executable, "-c", HOLD, str(store.folder), one.name]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "True\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_shard_belongs_to_one_process_until_that_is_killed(store: Store, two_by_two: Shard) -> None:
+    with another_process(store, two_by_two) as other:
+        before = contents(store.folder)
+        with store.claim(two_by_two) as ours:
+            assert not ours
+            assert store.holder(two_by_two) == f"process {other.pid} on {platform.node()}"
+        assert contents(store.folder) == before
+        other.kill()  # SIGKILL, which nobody can handle
+        other.wait()
+        with store.claim(two_by_two) as ours:
+            assert ours
+            assert store.holder(two_by_two) == f"process {os.getpid()} on {platform.node()}"
+
+
+def test_a_shard_is_claimed_once_and_again_after_leaving(store: Store, two_by_two: Shard) -> None:
+    other = shard("mine", Cell("ppo", "probe/action/discrete", 32, seeds=1))
+    for _ in range(2):
+        with store.claim(two_by_two) as first, store.claim(two_by_two) as second, store.claim(other) as third:
+            assert (first, second, third) == (True, False, True)
+
+
+def test_a_claim_ends_with_an_error_too(store: Store, two_by_two: Shard) -> None:
+    with pytest.raises(RuntimeError, match="fell over"), store.claim(two_by_two):
+        raise RuntimeError("the device fell over")
+    with store.claim(two_by_two) as ours:
+        assert ours
+
+
+def test_a_claim_outlives_another_process_that_finishes_the_shard(
+    store: Store, two_by_two: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It removes the folder between the moment this one has made sure of it and the moment it opens the lock."""
+    opened: list[str] = []
+
+    def after_the_other_one(path: Path, mode: str) -> IO[str]:
+        if not opened:
+            store.partial(two_by_two).rmdir()
+        opened.append(path.name)
+        return open(path, mode)
+
+    monkeypatch.setattr("rlsuite.store.open", after_the_other_one, raising=False)
+    with store.claim(two_by_two) as ours:
+        assert ours
+    assert opened == ["lock", "lock"]
+
+
+@pytest.mark.parametrize("reason", ["full disk", "read-only file system", "no permission"])
+def test_a_folder_that_cannot_be_claimed_is_named(
+    reason: str, store: Store, two_by_two: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error, text = REASONS[reason]
+    monkeypatch.setattr(Path, "mkdir", failing(error))
+    with pytest.raises(UserError) as raised, store.claim(two_by_two):
+        pass
+    assert str(raised.value).startswith(f"'{store.partial(two_by_two)}' cannot be written ({text}); ")
 
 
 # --- The folder -------------------------------------------------------------------------------------------------------

@@ -1,25 +1,41 @@
-"""From an experiment to shards and through the local executor, with made-up training: nothing is compiled here."""
+"""From an experiment to shards and through the local executor, with made-up programs: nothing is compiled here."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from jax import ShapeDtypeStruct
+from test_store import another_process
 
-from rlsuite import batch, local, sweep
+from rlsuite import batch, local, memory, progress, sweep
+from rlsuite import train as training
 from rlsuite.algorithms import ppo, sac
-from rlsuite.core import UserError
-from rlsuite.progress import duration, evaluation_line, interquartile_mean, quantity
-from rlsuite.store import Store
+from rlsuite.core import Stopped, UserError
+from rlsuite.evaluate import Episodes
+from rlsuite.local import Settings
+from rlsuite.plan import Limits
+from rlsuite.progress import duration, interquartile_mean, quantity
+from rlsuite.store import Part, Store
 from rlsuite.sweep import Cell, Experiment, Reference, Shard
-from rlsuite.train import Evaluation, evaluation_points
+from rlsuite.train import Checkup, Evaluation, Learning, Pause, Programs, Training
 
+ROOT = Path(__file__).resolve().parent.parent
 CELL = Cell("ppo", "probe/action/discrete", 4096, seeds=4, evaluations=2, eval_episodes=3)
 REFERENCE = Reference(0.5, 1.0, "the uniform policy", "the optimal policy")
 
@@ -198,55 +214,136 @@ def test_a_missing_file_shows_what_there_is(tmp_path: Path, monkeypatch: pytest.
 # --- The local executor -----------------------------------------------------------------------------------------------
 
 
-def made_up(diverged: int = 0) -> Callable[..., Iterator[Evaluation]]:
-    """A `train` that takes a second an evaluation and learns nothing; the last runs diverge after the first one."""
+class Clock:
+    """Stands in for the module `time`: seconds pass only where a test lets them."""
 
-    def train(programs: tuple[int, int], total_updates: int, num_evaluations: int) -> Iterator[Evaluation]:
-        runs, episodes = programs
-        for i, update in enumerate(evaluation_points(total_updates, num_evaluations)):
-            yield Evaluation(
-                update=update,
-                step=update * 2048,
-                wall_seconds=i + 1.0,
-                returns=np.ones((runs, episodes), np.float32),
-                lengths=np.ones((runs, episodes), np.int32),
-                metrics={},
-                diverged=np.arange(runs) >= runs - (diverged if update else 0),
-            )
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.on_sleep: Callable[[], None] = lambda: None
 
-    return train
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.on_sleep()
+
+
+class MadeUp:
+    """Programs that need no compiler, under the real loop, executor, snapshots and store.
+
+    Compiling takes 90 seconds, starting takes one and so does every update; evaluations and all else take no time. What
+    a run computes depends on its seed and on the order of all its updates.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.clock = Clock()
+        self.started: list[tuple[int, ...]] = []
+        """the seeds of every chunk that was trained, as a whole or to its end"""
+        self.updates: list[tuple[int, int]] = []
+        """(first seed, index) of every update of a chunk"""
+        self.before_update: Callable[[int, int], None] = lambda first_seed, index: None
+        self.diverging = 0
+        """that many of the last runs of a chunk are not finite after the first update"""
+        for module in (local, progress, training):
+            patch.setattr(module, "time", self.clock)
+        patch.setattr(batch, "compile_programs", self.compile)
+        patch.setattr(batch, "learning_bytes", lambda algorithm, task, hypers: 8)
+        patch.setattr(local, "git_revision", lambda: None)  # which asks git about the whole tree
+        patch.setattr(memory, "peak_bytes", lambda: 10**9)
+        patch.setattr(memory, "peak_with", lambda device_bytes, devices: 2 * 10**9)
+
+    def compile(
+        self, algorithm: Any, task: Any, hypers: Any, width: int, num_episodes: int, devices: Any = None
+    ) -> batch.Compiled:
+        self.clock.now += 90
+
+        def runs(seeds: Sequence[int], hypers: Any) -> np.ndarray:
+            self.started.append(tuple(seeds))
+            return np.array([*seeds, *[seeds[-1]] * (width - len(seeds))], np.int64)
+
+        def init(runs: np.ndarray) -> Learning:
+            self.clock.now += 1
+            return Learning({"value": 1.0 * runs, "unused": np.zeros((width, 0))}, {"loss": np.zeros(width)})
+
+        def segment(
+            runs: np.ndarray, learning: Learning, start: int, stop: int, total: int, evaluated: int
+        ) -> Learning:
+            value = learning.state["value"]
+            loss = learning.sums["loss"] * (start != evaluated)
+            for index in range(start, stop):
+                self.before_update(int(runs[0]), index)
+                self.updates.append((int(runs[0]), index))
+                self.clock.now += 1
+                value = 0.5 * value + runs + index
+                loss = loss + value
+            return Learning({**learning.state, "value": value}, {"loss": loss})
+
+        def checkup(runs: np.ndarray, learning: Learning, index: int, updates: int, frozen: np.ndarray) -> Checkup:
+            returns = learning.state["value"][:, None] + np.arange(num_episodes)
+            episodes = Episodes(returns, np.ones((width, num_episodes), np.int32))
+            chunk = len(self.started[-1])
+            finite = np.arange(width) < chunk - (self.diverging if index else 0)
+            return Checkup(episodes, {"loss": learning.sums["loss"] / max(updates, 1)}, finite)
+
+        learning = Learning(
+            {"value": ShapeDtypeStruct((width,), np.float64), "unused": ShapeDtypeStruct((width, 0), np.float64)},
+            {"loss": ShapeDtypeStruct((width,), np.float64)},
+        )
+        programs = Programs(width, runs, init, segment, checkup, lambda learning: learning, algorithm.steps_per_update)
+        return batch.Compiled(programs, learning, batch.Memory(learning=8, peak=64), 90.0)
 
 
 @pytest.fixture
-def compiled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Training replaced by a made-up one; the seeds of every shard that was started."""
-    started: list[tuple[int, ...]] = []
+def made_up(monkeypatch: pytest.MonkeyPatch) -> MadeUp:
+    return MadeUp(monkeypatch)
 
-    def compile_programs(algorithm: Any, task: Any, seeds: Any, hypers: Any, episodes: int) -> tuple[Any, float]:
-        started.append(tuple(seeds))
-        return (len(seeds), episodes), 90.0
 
-    monkeypatch.setattr(batch, "compile_programs", compile_programs)
-    monkeypatch.setattr(local, "train", made_up())
-    return started
+def at_once(width: int, save_every: float = 300.0) -> Settings:
+    """So many runs at once, on one device."""
+    return Settings(Limits(width=width, devices=1), save_every)
 
 
 def three_shards() -> list[Shard]:
+    """Of four runs and two updates each."""
     cells = tuple(dataclasses.replace(CELL, first_seed=4 * i, reference=REFERENCE) for i in range(3))
     return sweep.shards(Experiment("mine", "text", cells))
 
 
-def test_only_what_is_missing_runs(
-    tmp_path: Path, compiled: list[tuple[int, ...]], capsys: pytest.CaptureFixture[str]
-) -> None:
+def long_shard() -> Shard:
+    """Five runs of twelve updates, evaluated after 0, 4, 8 and 12."""
+    return sweep.shard("mine", dataclasses.replace(CELL, steps=12 * 2048, seeds=5, evaluations=3))
+
+
+def rows_of(store: Store, shard: Shard, clock: bool = False) -> list[dict[str, Any]]:
+    """The finished rows, without the one column that may differ, or with it."""
+    table = pq.read_table(store.path(shard))
+    return (table if clock else table.drop_columns(["wall_seconds"])).to_pylist()
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.fixture
+def undisturbed(tmp_path: Path, made_up: MadeUp) -> list[dict[str, Any]]:
+    """The rows of `long_shard` from one process that nothing stops, two runs at once; their clock included."""
+    store = Store(tmp_path / "undisturbed")
+    local.run([long_shard()], store, at_once(2))
+    made_up.started.clear()
+    made_up.updates.clear()
+    return rows_of(store, long_shard(), clock=True)
+
+
+def test_only_what_is_missing_runs(tmp_path: Path, made_up: MadeUp, capsys: pytest.CaptureFixture[str]) -> None:
     store, shards = Store(tmp_path), three_shards()
-    local.run(shards[1:2], store)
-    assert compiled == [(4, 5, 6, 7)]
+    local.run(shards[1:2], store, at_once(4))
+    assert made_up.started == [(4, 5, 6, 7)]
     there = store.path(shards[1]).read_bytes()
     capsys.readouterr()
 
-    local.run(shards, store)
-    assert compiled[1:] == [(0, 1, 2, 3), (8, 9, 10, 11)]
+    local.run(shards, store, at_once(4))
+    assert made_up.started[1:] == [(0, 1, 2, 3), (8, 9, 10, 11)]
     assert store.path(shards[1]).read_bytes() == there
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line.startswith("[")] == [
@@ -255,13 +352,11 @@ def test_only_what_is_missing_runs(
         "[3/3] ppo on probe/action/discrete, 4 runs x 4.1k steps",
     ]
     assert lines[-1].startswith(f"3 of 3 shards in {tmp_path} after ")
-    assert {path.name for path in tmp_path.iterdir()} == {
-        f"{one.name}{suffix}" for one in shards for suffix in (".parquet", ".json")
-    }
+    assert names_in(tmp_path) == {f"{one.name}{suffix}" for one in shards for suffix in (".parquet", ".json")}
 
 
 def test_a_failing_shard_leaves_the_finished_ones(
-    tmp_path: Path, compiled: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, made_up: MadeUp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, shards = Store(tmp_path), three_shards()
     write_table = pq.write_table
@@ -271,51 +366,448 @@ def test_a_failing_shard_leaves_the_finished_ones(
             raise OSError(28, "No space left on device")
         write_table(table, target, **options)
 
-    monkeypatch.setattr(pq, "write_table", full)
-    message = refusal(lambda: local.run(shards, store))
+    with monkeypatch.context() as patch:
+        patch.setattr(pq, "write_table", full)
+        message = refusal(lambda: local.run(shards, store, at_once(4)))
     assert shards[1].name in message and "No space left on device" in message
     assert [store.has(one) for one in shards] == [True, False, False]
-    assert not store.partial_path(shards[1]).exists()
+    assert store.parts(shards[1]) == []
+    # With space again, the same command does the rest, and nothing is left of the failure.
+    local.run(shards, store, at_once(4))
+    assert names_in(tmp_path) == {f"{one.name}{suffix}" for one in shards for suffix in (".parquet", ".json")}
+    assert made_up.started == [(0, 1, 2, 3), (4, 5, 6, 7), (4, 5, 6, 7), (8, 9, 10, 11)]
 
 
-def test_the_manifest_of_a_finished_shard(tmp_path: Path, compiled: list[tuple[int, ...]]) -> None:
+def test_the_manifest_of_a_finished_shard(tmp_path: Path, made_up: MadeUp) -> None:
     store, shards = Store(tmp_path), three_shards()
-    local.run(shards[:1], store)
+    local.run(shards[:1], store, at_once(4))
     manifest = json.loads((tmp_path / f"{shards[0].name}.json").read_text())
-    assert (manifest["compile_seconds"], manifest["run_seconds"], manifest["total_updates"]) == (90.0, 3.0, 2)
+    # Neither compiling nor starting is training.
+    assert (manifest["compile_seconds"], manifest["run_seconds"], manifest["total_updates"]) == (90.0, 2.0, 2)
+    assert manifest["plan"] == {"width": 4, "devices": 1, "peak_memory_bytes": 2 * 10**9}
+    assert manifest["peak_memory_bytes"] == 10**9
     assert manifest["reference"] == REFERENCE._asdict()
     assert manifest["diverged"] == 0
+    assert len(manifest["sessions"]) == 1
+
+
+def test_a_damaged_result_is_neither_kept_nor_replaced(tmp_path: Path, made_up: MadeUp) -> None:
+    store, [one, *_] = Store(tmp_path), three_shards()
+    local.run([one], store, at_once(4))
+    store.path(one).write_bytes(store.path(one).read_bytes()[:-1])
+    before = store.path(one).read_bytes()
+    assert "cannot be read" in refusal(lambda: local.run([one], store, at_once(4)))
+    assert store.path(one).read_bytes() == before
+    assert len(made_up.started) == 1
+
+
+# --- Chunks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("width", "planned", "chunks"),
+    [
+        (1, "1 runs at once, 5 chunks", [(0,), (1,), (2,), (3,), (4,)]),
+        (2, "2 runs at once, 3 chunks", [(0, 1), (2, 3), (4,)]),
+        # Two chunks of nearly the same size rather than one of four and one of one.
+        (4, "3 runs at once, 2 chunks", [(0, 1, 2), (3, 4)]),
+        (5, "5 runs at once", [(0, 1, 2, 3, 4)]),
+        (64, "5 runs at once", [(0, 1, 2, 3, 4)]),
+    ],
+)
+def test_the_width_is_kept_and_changes_no_row(
+    width: int,
+    planned: str,
+    chunks: list[tuple[int, ...]],
+    tmp_path: Path,
+    made_up: MadeUp,
+    undisturbed: list[dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store, one = Store(tmp_path), long_shard()
+    capsys.readouterr()
+    local.run([one], store, at_once(width))
+    assert capsys.readouterr().out.splitlines()[1] == f"  compiled in 1m30s; {planned}; peak memory 2GB planned"
+    assert made_up.started == chunks
+    got = rows_of(store, one)
+    assert [(row["update"], row["run"]) for row in got] == [(u, run) for u in (0, 4, 8, 12) for run in range(5)]
+    assert got == [{name: row[name] for name in row if name != "wall_seconds"} for row in undisturbed]
+
+
+def test_a_device_that_refuses_the_width_gets_half_of_it(
+    tmp_path: Path, made_up: MadeUp, undisturbed: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(first_seed: int, index: int) -> None:
+        if len(made_up.started[-1]) > 2 and index > 4:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
+
+    made_up.before_update = refuse
+    store, one = Store(tmp_path), long_shard()
+    capsys.readouterr()
+    local.run([one], store, at_once(4))
+    assert "  the device refused 3 runs at once; going on with 2\n" in capsys.readouterr().out
+    assert made_up.started == [(0, 1, 2), (0, 1), (2, 3), (4,)]
+    assert rows_of(store, one, clock=True) == undisturbed
+
+
+def test_a_device_that_refuses_one_run_is_an_error(tmp_path: Path, made_up: MadeUp) -> None:
+    def refuse(first_seed: int, index: int) -> None:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nwhile trying")
+
+    made_up.before_update = refuse
+    message = refusal(lambda: local.run([long_shard()], Store(tmp_path), at_once(2)))
+    assert made_up.started == [(0, 1), (0,)]
+    assert message.startswith("ppo on probe/action/discrete: the device has no memory for even one run (RESOURCE_EXHAU")
+    assert "smaller" in message
+
+
+def test_another_error_of_the_device_is_no_reason_for_another_width(tmp_path: Path, made_up: MadeUp) -> None:
+    def fail(first_seed: int, index: int) -> None:
+        raise jax.errors.JaxRuntimeError("INTERNAL: fell over")
+
+    made_up.before_update = fail
+    with pytest.raises(jax.errors.JaxRuntimeError, match="fell over"):
+        local.run([long_shard()], Store(tmp_path), at_once(2))
+    assert made_up.started == [(0, 1)]
+
+
+# --- Stopped and resumed ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_after_saving_and_the_rest_is_done_later(
+    number: signal.Signals,
+    tmp_path: Path,
+    made_up: MadeUp,
+    undisturbed: list[dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stop_the_second_chunk(first_seed: int, index: int) -> None:
+        if (first_seed, index) == (2, 5):
+            os.kill(os.getpid(), number)
+
+    made_up.before_update = stop_the_second_chunk
+    store, one = Store(tmp_path), long_shard()
+    handlers = [signal.getsignal(other) for other in (signal.SIGTERM, signal.SIGINT)]
+    capsys.readouterr()
+    with pytest.raises(Stopped) as raised:
+        local.run([one], store, at_once(2))
+    assert (raised.value.number, str(raised.value)) == (number, number.name)
+    assert [signal.getsignal(other) for other in (signal.SIGTERM, signal.SIGINT)] == handlers
+    assert f"{number.name}: finishing the segment and saving; once more to leave at once\n" in capsys.readouterr().out
+    assert [part for part in store.parts(one) if part.first == 2] == [Part(2, 4, 0), Part(2, 4, 4)]
+    assert names_in(store.partial(one) / "snapshot") == {"1"}
+
+    made_up.before_update = lambda first_seed, index: None
+    local.run([one], store, at_once(2))
+    printed = capsys.readouterr().out
+    assert "  2 of 5 runs were done before, kept\n" in printed
+    [update] = re.findall(r"^  runs 2-3 go on from update (\d+) of 12$", printed, re.MULTILINE)
+    assert int(update) > 5
+    assert made_up.started == [(0, 1), (2, 3), (2, 3), (4,)]
+    # Every update was done once, in its order, in all.
+    assert made_up.updates == [(first_seed, index) for first_seed in (0, 2, 4) for index in range(12)]
+    assert rows_of(store, one, clock=True) == undisturbed
+    assert names_in(tmp_path) - {"undisturbed"} == {f"{one.name}.parquet", f"{one.name}.json"}
+    assert len(store.manifest(one)["sessions"]) == 2
+
+
+def test_a_second_signal_does_not_wait(tmp_path: Path, made_up: MadeUp, undisturbed: list[dict[str, Any]]) -> None:
+    def twice(first_seed: int, index: int) -> None:
+        if index == 5:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    made_up.before_update = twice
+    store, one = Store(tmp_path), long_shard()
+    with pytest.raises(KeyboardInterrupt):
+        local.run([one], store, at_once(2))
+    assert store.parts(one) == [Part(0, 2, 0), Part(0, 2, 4)]
+    made_up.before_update = lambda first_seed, index: None
+    local.run([one], store, at_once(2))
+    assert rows_of(store, one, clock=True) == undisturbed
+
+
+def test_a_signal_between_two_shards_is_heard(tmp_path: Path, made_up: MadeUp) -> None:
+    """The last update of a shard is followed by no snapshot: the shard is finished first."""
+
+    def stop_at_the_end(first_seed: int, index: int) -> None:
+        if index == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    made_up.before_update = stop_at_the_end
+    store, shards = Store(tmp_path), three_shards()
+    with pytest.raises(Stopped):
+        local.run(shards, store, at_once(4))
+    assert [store.has(one) for one in shards] == [True, False, False]
+    assert names_in(tmp_path) == {f"{shards[0].name}.parquet", f"{shards[0].name}.json"}
+
+
+@pytest.mark.parametrize(
+    ("save_every", "resumed"), [(0.0, 10), (4.0, 8), (300.0, None)], ids=["at every pause", "at times", "never"]
+)
+def test_a_crash_costs_what_came_after_the_newest_snapshot(
+    save_every: float,
+    resumed: int | None,
+    tmp_path: Path,
+    made_up: MadeUp,
+    undisturbed: list[dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def crash(first_seed: int, index: int) -> None:
+        if index == 11:
+            raise RuntimeError("the device fell over")
+
+    made_up.before_update = crash
+    store, one = Store(tmp_path), long_shard()
+    with pytest.raises(RuntimeError, match="fell over"):
+        local.run([one], store, at_once(2, save_every))
+    assert store.parts(one) == [Part(0, 2, 0), Part(0, 2, 4), Part(0, 2, 8)]
+    made_up.before_update = lambda first_seed, index: None
+    made_up.updates.clear()
+    capsys.readouterr()
+    local.run([one], store, at_once(2, save_every))
+    expected = [] if resumed is None else [str(resumed)]
+    assert re.findall(r"^  runs 0-1 go on from update (\d+) of 12$", capsys.readouterr().out, re.MULTILINE) == expected
+    assert made_up.updates[0] == (0, resumed or 0)
+    assert rows_of(store, one) == [{n: row[n] for n in row if n != "wall_seconds"} for row in undisturbed]
+
+
+def test_a_snapshot_without_its_rows_is_not_resumed(
+    tmp_path: Path, made_up: MadeUp, undisturbed: list[dict[str, Any]]
+) -> None:
+    """What it has evaluated would be missing in the end."""
+    made_up.before_update = lambda first_seed, index: signal.raise_signal(signal.SIGTERM) if index == 9 else None
+    store, one = Store(tmp_path), long_shard()
+    with pytest.raises(Stopped):
+        local.run([one], store, at_once(2))
+    path = store.partial(one) / Part(0, 2, 4).file_name
+    path.write_bytes(path.read_bytes()[:-1])
+    made_up.before_update = lambda first_seed, index: None
+    made_up.updates.clear()
+    local.run([one], store, at_once(2))
+    assert made_up.updates == [(first_seed, index) for first_seed in (0, 2, 4) for index in range(12)]
+    assert rows_of(store, one, clock=True) == undisturbed
+
+
+def test_a_snapshot_of_other_runs_is_not_resumed(
+    tmp_path: Path, made_up: MadeUp, undisturbed: list[dict[str, Any]]
+) -> None:
+    """The first chunk leaves one early in its updates; the second one crashes later than that, before its own."""
+
+    def slow_then_crash(first_seed: int, index: int) -> None:
+        if (first_seed, index) == (0, 1):
+            made_up.clock.now += 100
+        if (first_seed, index) == (2, 9):
+            raise RuntimeError("the device fell over")
+
+    made_up.before_update = slow_then_crash
+    store, one = Store(tmp_path), long_shard()
+    with pytest.raises(RuntimeError, match="fell over"):
+        local.run([one], store, at_once(2, save_every=50.0))
+    assert names_in(store.partial(one) / "snapshot") == {"1"}
+    made_up.before_update = lambda first_seed, index: None
+    made_up.updates.clear()
+    local.run([one], store, at_once(2))
+    assert made_up.updates == [(first_seed, index) for first_seed in (2, 4) for index in range(12)]
+    assert rows_of(store, one) == [{n: row[n] for n in row if n != "wall_seconds"} for row in undisturbed]
+
+
+def test_a_shard_goes_on_with_the_width_it_was_begun_with(
+    tmp_path: Path, made_up: MadeUp, undisturbed: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_up.before_update = lambda first_seed, index: signal.raise_signal(signal.SIGTERM) if index == 5 else None
+    store, one = Store(tmp_path), long_shard()
+    with pytest.raises(Stopped):
+        local.run([one], store, at_once(2))
+    made_up.before_update = lambda first_seed, index: None
+    capsys.readouterr()
+    local.run([one], store, at_once(5))
+    assert "  goes on with 2 runs a device, as it was begun; --width 5 is for" in capsys.readouterr().out
+    assert made_up.started == [(0, 1), (0, 1), (2, 3), (4,)]
+    assert rows_of(store, one, clock=True) == undisturbed
+
+
+def test_outside_of_the_main_thread_signals_are_left_alone(tmp_path: Path, made_up: MadeUp) -> None:
+    """Python lets no other thread handle them."""
+    store, [one, *_] = Store(tmp_path), three_shards()
+    thread = threading.Thread(target=local.run, args=([one], store, at_once(4)))
+    thread.start()
+    thread.join()
+    assert store.has(one)
+
+
+# --- Several processes ------------------------------------------------------------------------------------------------
+
+
+def test_a_shard_of_another_process_is_left_to_it_and_done_if_it_dies(
+    tmp_path: Path, made_up: MadeUp, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, shards = Store(tmp_path), three_shards()
+    with another_process(store, shards[1]) as other:
+        slept: list[bool] = []
+
+        def wait() -> None:
+            slept.append(store.has(shards[0]) and store.has(shards[2]))
+            if len(slept) == 3:
+                other.kill()
+                other.wait()
+
+        made_up.clock.on_sleep = wait
+        local.run(shards, store, at_once(4))
+    assert slept == [True, True, True]
+    assert made_up.started == [(0, 1, 2, 3), (8, 9, 10, 11), (4, 5, 6, 7)]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[2/3]")]
+    assert lines == [
+        f"[2/3] ppo on probe/action/discrete, 4 runs: process {other.pid} on {platform.node()} runs it; left to it",
+        "[2/3] ppo on probe/action/discrete, 4 runs x 4.1k steps",
+    ]
+    assert names_in(tmp_path) == {f"{one.name}{suffix}" for one in shards for suffix in (".parquet", ".json")}
+
+
+def test_waiting_for_another_process_can_be_stopped(tmp_path: Path, made_up: MadeUp) -> None:
+    store, [one, *_] = Store(tmp_path), three_shards()
+    made_up.clock.on_sleep = lambda: signal.raise_signal(signal.SIGTERM)
+    with store.claim(one) as ours, pytest.raises(Stopped):
+        assert ours
+        local.run([one], store, at_once(4))
+    assert made_up.started == []
+
+
+def test_what_a_process_left_that_died_while_tidying_up_is_removed(
+    tmp_path: Path, made_up: MadeUp, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The finished file has its name already, and the partial folder is still there."""
+    store, [one, *_] = Store(tmp_path), three_shards()
+    local.run([one], store, at_once(4))
+    before = store.path(one).read_bytes()
+    store.partial(one).mkdir()
+    (store.partial(one) / Part(0, 4, 2).file_name).write_bytes(before)
+    capsys.readouterr()
+    local.run([one], store, at_once(4))
+    assert "[1/1] ppo on probe/action/discrete, 4 runs: done before, kept\n" in capsys.readouterr().out
+    assert len(made_up.started) == 1
+    assert names_in(tmp_path) == {f"{one.name}.parquet", f"{one.name}.json"}
+    assert store.path(one).read_bytes() == before
+
+
+def test_what_another_process_finishes_meanwhile_is_kept(
+    tmp_path: Path, made_up: MadeUp, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Between the look whether the shard is there and the claim."""
+    store, [one, *_] = Store(tmp_path), three_shards()
+    local.run([one], Store(tmp_path / "other"), at_once(4))
+    finished = {path.name: path.read_bytes() for path in (tmp_path / "other").iterdir()}
+    claim = Store.claim
+
+    def just_too_late(store: Store, shard: Shard) -> AbstractContextManager[bool]:
+        for name, data in finished.items():
+            (tmp_path / name).write_bytes(data)
+        return claim(store, shard)
+
+    monkeypatch.setattr(Store, "claim", just_too_late)
+    capsys.readouterr()
+    local.run([one], store, at_once(4))
+    assert capsys.readouterr().out.startswith("[1/1] ppo on probe/action/discrete, 4 runs: done before, kept\n")
+    assert made_up.started == [(0, 1, 2, 3)]
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == finished
+    assert names_in(tmp_path) == {*finished, "other"}
+
+
+# Both processes have begun a shard before either of them does its first update.
+TOGETHER = """
+import os, sys, time
+from pathlib import Path
+
+import pytest
+import test_sweep
+from rlsuite import local
+from rlsuite.store import Store
+
+folder = Path(sys.argv[1])
+
+
+def meet(first_seed, index):
+    (folder / f"begun-{os.getpid()}").touch()
+    while len(list(folder.glob("begun-*"))) < 2:
+        time.sleep(0.02)
+
+
+with pytest.MonkeyPatch.context() as patch:
+    made_up = test_sweep.MadeUp(patch)
+    made_up.before_update = meet
+    made_up.clock.on_sleep = lambda: time.sleep(0.02)
+    local.run(test_sweep.three_shards()[:2], Store(folder / "results"), test_sweep.at_once(4))
+"""
+
+
+def test_two_processes_share_the_shards(tmp_path: Path) -> None:
+    paths = [str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TOGETHER, str(tmp_path)],
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    try:
+        ends = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], ends
+    store, shards = Store(tmp_path / "results"), three_shards()[:2]
+    trained = [re.findall(r"^\[(\d)/2\] .* x 4.1k steps$", printed, re.MULTILINE) for printed, _ in ends]
+    assert sorted(trained) == [["1"], ["2"]]
+    assert all(printed.splitlines()[-1].startswith("2 of 2 shards in ") for printed, _ in ends)
+    assert names_in(store.folder) == {f"{one.name}{suffix}" for one in shards for suffix in (".parquet", ".json")}
+    assert [len(store.manifest(one)["sessions"]) for one in shards] == [1, 1]
+    assert [len(rows_of(store, one)) for one in shards] == [12, 12]
 
 
 # --- Progress ---------------------------------------------------------------------------------------------------------
 
 
 def test_compile_time_is_shown_apart_from_speed_and_eta(
-    tmp_path: Path,
-    compiled: list[tuple[int, ...]],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, made_up: MadeUp, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(local, "train", made_up(diverged=3))
+    made_up.diverging = 3
     [one, *_] = three_shards()
-    local.run([one], Store(tmp_path))
+    local.run([one], Store(tmp_path), at_once(4))
     # 2048 steps of 4 runs in 2 seconds, 4096 in 3: the 90 seconds of compiling are in neither speed nor ETA.
     assert capsys.readouterr().out.splitlines()[1:5] == [
-        "  compiled in 1m30s",
-        "    0%  step     0  return IQM      1.00",
-        "   50%  step 2.05k  return IQM      1.00   4.1k steps/s  ETA 2.0s  DIVERGED 3/4",
-        "  100%  step  4.1k  return IQM      1.00  5.46k steps/s  DIVERGED 3/4",
+        "  compiled in 1m30s; 4 runs at once; peak memory 2GB planned",
+        "    0%  step     0  return IQM      2.50  peak 1GB",
+        "   50%  step 2.05k  return IQM      2.50   4.1k steps/s  ETA 2.0s  peak 1GB  DIVERGED 3/4",
+        "  100%  step  4.1k  return IQM      2.50  5.46k steps/s  peak 1GB  DIVERGED 3/4",
     ]
     manifest = json.loads((tmp_path / f"{one.name}.json").read_text())
     assert manifest["diverged"] == 3
 
 
-def test_a_run_that_diverged_does_not_hide_the_others() -> None:
-    shard = sweep.shard("mine", CELL)
+def test_a_run_that_diverged_does_not_hide_the_others(made_up: MadeUp, capsys: pytest.CaptureFixture[str]) -> None:
     returns = np.array([[np.nan], [1.0], [3.0], [np.inf]])
     evaluation = Evaluation(1, 2048, 1.0, returns, np.ones((4, 1)), {}, np.array([True, False, False, True]))
-    line = evaluation_line(shard, evaluation, 8192)
+    shown = progress.Progress(runs=4, total_steps=8192, done=0, diverged=0)
+    shown.pause(0, 4, Pause(Training(None, 0, evaluation, 0, 0.0), evaluated=False))
+    made_up.clock.now += 1
+    shown.pause(0, 4, Pause(Training(None, 1, evaluation, 2048, 1.0), evaluated=True))
+    [line] = capsys.readouterr().out.splitlines()
     assert "return IQM      2.00" in line and "DIVERGED 2/4" in line and "ETA 3.0s" in line
+
+
+def test_chunks_show_how_many_runs_are_done_and_that_they_live(
+    tmp_path: Path, made_up: MadeUp, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line at the end of each chunk, and an evaluation's own only after half a minute of silence."""
+    made_up.before_update = lambda first_seed, index: made_up.clock.sleep(30 if (first_seed, index) == (2, 5) else 0)
+    local.run([long_shard()], Store(tmp_path), at_once(2))
+    shares = re.findall(r"^ *(\d+)%  runs (\d)/5 done  step +(\S+) ", capsys.readouterr().out, re.MULTILINE)
+    assert shares == [("40", "2", "24.6k"), ("67", "2", "16.4k"), ("80", "4", "24.6k"), ("100", "5", "24.6k")]
 
 
 def test_the_interquartile_mean_is_of_the_middle_half() -> None:

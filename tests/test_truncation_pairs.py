@@ -43,7 +43,7 @@ class Tape:
     """leading axis `[LIMIT]`; what comes after the end of the episode is never played"""
     action_space: Space = struct.field(pytree_node=False)
     id: str = struct.field(pytree_node=False, default="tape")
-    max_episode_steps: int = struct.field(pytree_node=False, default=LIMIT)
+    max_episode_steps: int = struct.field(pytree_node=False, kw_only=True)
 
     @property
     def obs_dim(self) -> int:
@@ -67,7 +67,8 @@ def truncated_tape(env_id: str) -> Tape:
     if np.array_equal(shown.obs[last], start):
         shown.obs[last] += 1.0
     at_last = np.arange(LIMIT) == last
-    return Tape(start, shown._replace(terminated=np.zeros(LIMIT, bool), truncated=at_last), space)
+    shown = shown._replace(terminated=np.zeros(LIMIT, bool), truncated=at_last)
+    return Tape(start, shown, space, max_episode_steps=last + 1)
 
 
 def read_as_terminated(tape: Tape) -> Tape:

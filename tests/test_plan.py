@@ -1,0 +1,184 @@
+"""The plan: memory first, then speed, and what happens where the device says no."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import pyarrow.parquet as pq
+import pytest
+
+import envs
+from rlsuite import algorithms, batch, local, memory, plan
+from rlsuite.algorithms import ppo
+from rlsuite.core import Task, UserError
+from rlsuite.plan import Limits, Work, balanced, choose
+from rlsuite.store import Store
+from rlsuite.sweep import Cell, shard
+
+MIB = 2**20
+
+
+def work(num_runs: int, total_updates: int = 10**9) -> Work:
+    """Runs of PPO's trial that would take for ever, unless said otherwise."""
+    spec = algorithms.get("ppo")
+    config = spec.trial.config
+    task = Task(envs.make("probe/action/discrete"))
+    return Work("ppo", config, spec.make(config), task, spec.trial.hypers, num_runs, total_updates, 2)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[int]]:
+    """Stand-ins for compiling and measuring: (speed of a width, bytes of a width, free bytes) -> widths compiled."""
+
+    def describe(
+        speed: Callable[[int], float], bytes_: Callable[[int], int] = lambda width: width * MIB, free: int = 10**6 * MIB
+    ) -> list[int]:
+        widths: list[int] = []
+
+        def compile_for(work: Work, width: int, devices: int) -> batch.Compiled:
+            widths.append(width)
+            return batch.Compiled(width, None, batch.Memory(0, bytes_(width)), 1.0)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(plan, "compile_for", compile_for)
+        monkeypatch.setattr(plan, "measure", lambda work, compiled: speed(compiled.programs))
+        monkeypatch.setattr(memory, "free_bytes", lambda devices: free // devices)
+        return widths
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return describe
+
+
+ONE_DEVICE = Limits(devices=1)
+
+
+@pytest.mark.parametrize("num_runs", [1, 2, 7, 8, 9, 63, 100, 4096])
+@pytest.mark.parametrize("devices", [1, 3, 4])
+@pytest.mark.parametrize("width", [1, 8, 64])
+def test_balanced_widths_take_no_more_chunks_and_little_padding(num_runs: int, devices: int, width: int) -> None:
+    narrow = balanced(width, num_runs, devices)
+    chunks = -(-num_runs // (width * devices))
+    assert 1 <= narrow <= width and narrow * devices * chunks >= num_runs
+    assert narrow * devices * chunks - num_runs < chunks * devices
+
+
+@pytest.mark.parametrize("best", [1, 8, 64, 512, 4096])
+def test_the_fastest_width_wins(machine: Callable[..., list[int]], best: int) -> None:
+    machine(lambda width: 1000.0 / (1 + abs(width.bit_length() - best.bit_length())))
+    assert choose(work(4096), ONE_DEVICE).width == best
+
+
+def test_the_search_stops_where_it_gets_slower(machine: Callable[..., list[int]]) -> None:
+    compiled = machine(lambda width: {8: 100.0, 64: 90.0, 1: 50.0}[width])
+    assert choose(work(4096), ONE_DEVICE).width == 8
+    assert compiled == [8, 64, 1]
+
+
+def test_short_training_is_not_held_up_by_measuring(machine: Callable[..., list[int]]) -> None:
+    compiled = machine(lambda width: 1000.0)
+    choose(work(64, total_updates=10), ONE_DEVICE)
+    assert compiled == [8]
+
+
+def test_measurements_are_kept_for_the_next_time(machine: Callable[..., list[int]], tmp_path: Path) -> None:
+    machine(lambda width: float(width))
+    first = choose(work(512), ONE_DEVICE)
+    compiled = machine(lambda width: pytest.fail("measured again"))
+    again = choose(work(512), ONE_DEVICE)
+    assert (again.width, compiled) == (first.width, [first.width]) == (512, [512])
+    (kept,) = (tmp_path / "rlsuite" / "speed").iterdir()
+    assert json.loads(kept.read_text()) == {"8": 8.0, "64": 64.0, "512": 512.0}
+    kept.write_text("{")  # damaged: measured anew
+    machine(lambda width: float(width))
+    assert choose(work(512), ONE_DEVICE).width == 512
+
+
+def test_a_width_that_takes_too_much_memory_is_not_chosen(machine: Callable[..., list[int]]) -> None:
+    """Only the compiled program tells: it takes a MiB a run, and 100 MiB are free, of which three quarters are used."""
+    machine(float, free=100 * MIB)
+    chosen = choose(work(512), ONE_DEVICE)
+    assert chosen.width == 64
+    assert choose(work(512), Limits(devices=1, memory_share=0.5)).width == 8
+
+
+def test_not_even_one_run_fits(machine: Callable[..., list[int]]) -> None:
+    machine(float, free=1000)
+    with pytest.raises(UserError, match=r"one run takes .*B a device, but 75% of the free memory .*--memory-share"):
+        choose(work(4), ONE_DEVICE)
+
+
+def test_a_width_by_hand_is_kept_or_refused(machine: Callable[..., list[int]]) -> None:
+    compiled = machine(lambda width: pytest.fail("measured"))
+    assert choose(work(100), Limits(width=40, devices=1)).width == 34  # three chunks of 34 waste less than of 40
+    assert compiled == [34]
+    machine(float, free=10 * plan.least_bytes(work(1)))
+    with pytest.raises(UserError, match=r"width=40 takes at least .* choose at most 7"):
+        choose(work(100), Limits(width=40, devices=1))
+
+
+def test_devices_are_no_more_than_there_are_and_than_runs() -> None:
+    there = jax.local_device_count()
+    assert plan.num_devices(1, None) == 1
+    assert plan.num_devices(1000, None) == there
+    with pytest.raises(UserError, match=rf"devices={there + 1}, but this machine shows {there}"):
+        plan.num_devices(1000, there + 1)
+
+
+def test_free_memory_is_below_the_container_s_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine_has = memory.free_host_bytes()
+    assert machine_has > 0
+    (tmp_path / "memory.max").write_text(f"{50 * MIB}\n")
+    (tmp_path / "memory.current").write_text(f"{20 * MIB}\n")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    assert memory.free_host_bytes() == 30 * MIB
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.free_host_bytes() > 30 * MIB
+
+
+# --- Where the device refuses -----------------------------------------------------------------------------------------
+
+
+SMALL = ppo.Config(num_envs=2, num_steps=8, num_epochs=1, num_minibatches=2, hidden_sizes=(4,))
+CELL = Cell("ppo", "probe/action/discrete", 16 * 6, seeds=7, config=SMALL, evaluations=3, eval_episodes=2)
+
+
+def refuse_above(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that has memory for programs of at most this width, and says so when it should train."""
+    real = batch.compile_programs
+
+    def compile_programs(*arguments: Any) -> batch.Compiled:
+        compiled = real(*arguments)
+        if compiled.programs.width <= width:
+            return compiled
+
+        def segment(*arguments: Any) -> Any:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes")
+
+        return compiled._replace(programs=compiled.programs._replace(segment=segment))
+
+    monkeypatch.setattr(batch, "compile_programs", compile_programs)
+
+
+@pytest.mark.xdist_group("batch")
+def test_a_refused_chunk_is_halved_and_no_row_is_lost_or_doubled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refuse_above(2, monkeypatch)
+    store, sharded = Store(tmp_path / "halved"), shard("halved", CELL)
+    local.run([sharded], store, local.Settings(Limits(width=4, devices=1)))
+    printed = capsys.readouterr().out
+    assert "the device refused 4 runs at once; going on with 2" in printed
+    table = pq.read_table(store.path(sharded))
+    pairs = list(zip(table["update"].to_pylist(), table["run"].to_pylist(), strict=True))
+    assert pairs == [(update, run) for update in (0, 2, 4, 6) for run in range(7)]
+
+
+@pytest.mark.xdist_group("batch")
+def test_a_device_without_memory_for_one_run_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_above(0, monkeypatch)
+    with pytest.raises(UserError, match="no memory for even one run") as raised:
+        local.run([shard("none", CELL)], Store(tmp_path / "none"), local.Settings(Limits(width=1, devices=1)))
+    assert "\n" not in str(raised.value)
