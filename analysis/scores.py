@@ -457,7 +457,9 @@ def _task_scores(label: str, environment: str, rows: pd.DataFrame, floor: float,
     running = np.zeros(runs, dtype=bool)
     running[run_index] = rows["partial"].to_numpy(bool)
     run_steps = rows.groupby([*shard_keys, "run"])["step"].max().sum()
-    seconds = rows.groupby(shard_keys)["wall_seconds"].max().sum()
+    # Runs that trained at once have their seconds in common, to the last digit; chunks of runs took turns.
+    of_runs = rows.groupby([*shard_keys, "run"])["wall_seconds"].max().reset_index()
+    seconds = of_runs.drop_duplicates([*shard_keys, "wall_seconds"])["wall_seconds"].sum()
     return TaskScores(
         label=label,
         environment=environment,

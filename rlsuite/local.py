@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
@@ -117,6 +117,18 @@ def run(shards: Sequence[Shard], store: Store, settings: Settings | None = None)
     say(f"{len(shards)} of {len(shards)} shards in {store.folder} after {duration(time.perf_counter() - began)}")
 
 
+class Job(NamedTuple):
+    """A shard that this process has claimed, and all it takes to run it."""
+
+    shard: Shard
+    store: Store
+    work: Work
+    points: list[int]
+    """update counts at which to evaluate"""
+    settings: Settings
+    signals: Signals
+
+
 def run_shard(shard: Shard, store: Store, settings: Settings, signals: Signals) -> None:
     """Train all runs of one shard that this process has claimed, chunk after chunk, and merge their rows."""
     cell = shard.cell
@@ -125,74 +137,54 @@ def run_shard(shard: Shard, store: Store, settings: Settings, signals: Signals) 
     algorithm = spec.make(config)
     task = Task(envs.make(shard.environment, max_episode_steps=cell.max_episode_steps))
     total_updates = -(-cell.steps // algorithm.steps_per_update)
-    points = evaluation_points(total_updates, cell.evaluations)
     work = Work(
         cell.algorithm, config, algorithm, task, shard.runs[0][1], len(shard.runs), total_updates, cell.eval_episodes
     )
-    plan = make_plan(shard, store, work, settings.limits)
+    job = Job(shard, store, work, evaluation_points(total_updates, cell.evaluations), settings, signals)
+    plan = begin(job)
     say(f"  compiled in {duration(plan.compiled.compile_seconds)}; {plan.describe(len(shard.runs))}")
-    store.write_layout(shard, {"width": plan.width, "devices": plan.devices})
+    facts = facts_of(job)
 
-    facts = {
-        "total_updates": total_updates,
-        "steps_per_update": algorithm.steps_per_update,
-        "device": describe_device(),
-        "matmul_precision": str(jax.config.values["jax_default_matmul_precision"] or "default"),
-        "versions": versions(),
-        "git_revision": git_revision(),
-        "command": sys.argv,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-    sessions = store.manifest(shard).get("sessions", [])
-    facts["sessions"] = [*sessions, {name: facts[name] for name in ("created", "device", "git_revision")}]
-
-    def write_manifest(diverged: int) -> None:
-        planned = {"width": plan.width, "devices": plan.devices, "peak_memory_bytes": plan.peak_memory}
-        measured = {
-            "compile_seconds": plan.compiled.compile_seconds,
-            "peak_memory_bytes": memory.peak_bytes(),
-            "run_seconds": sum(seconds_of(shard, store, part) for part in finished_parts(store.parts(shard), points)),
-        }
-        store.write_manifest(shard, {**facts, "plan": planned, **measured, "diverged": diverged})
-
-    finished = finished_parts(store.parts(shard), points)
+    finished = finished_parts(job)
     done = sum(part.stop - part.first for part in finished)
     diverged = sum(int(store.read(shard, part)["diverged"].to_numpy().sum()) for part in finished)
     if done:
         say(f"  {done} of {len(shard.runs)} runs were done before, kept")
-    write_manifest(diverged)
+    write_manifest(job, plan, facts, diverged)
     progress = Progress(len(shard.runs), total_updates * algorithm.steps_per_update, done, diverged)
     with contextlib.closing(Snapshots(store.partial(shard) / "snapshot")) as snapshots:
-        while gap := next(gaps(store, shard, points), None):
+        while gap := first_gap(job):
             first, stop = gap[0], min(gap[1], gap[0] + plan.lanes)
+            signals.check()
             try:
-                train_chunk(shard, store, plan, work, (first, stop), points, snapshots, progress, settings, signals)
+                train_chunk(job, plan, first, stop, snapshots, progress)
+                write_manifest(job, plan, facts, progress.diverged)
+                continue
             except (jax.errors.JaxRuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
+                if not memory.is_out_of_memory(error):
                     raise
                 if plan.width == 1:
                     raise UserError(
                         f"{shard.label} on {shard.environment}: the device has no memory for even one run "
                         f"({' '.join(str(error).split())[:120]}); make its buffer or networks smaller"
                     ) from error
-            else:
-                write_manifest(progress.diverged)
-                continue
             # Outside of the handler, which would keep the chunk's arrays alive.
             width = -(-plan.width // 2)
             say(f"  the device refused {plan.width} runs at once; going on with {width}")
-            plan = planning.plan_of(
-                work, width, plan.devices, planning.compile_for(work, width, plan.devices), plan.rates
-            )
-            store.write_layout(shard, {"width": plan.width, "devices": plan.devices})
+            compiled = planning.compile_for(work, width, plan.devices)
+            plan = planning.plan_of(work, width, plan.devices, compiled, plan.rates)
+            write_layout(job, plan)
     store.finish(shard)
 
 
-def make_plan(shard: Shard, store: Store, work: Work, limits: Limits) -> Plan:
-    """The plan that the shard was begun with, else a new one."""
-    layout = store.layout(shard)
+def begin(job: Job) -> Plan:
+    """The plan that the shard was begun with, else a new one, which it is begun with."""
+    work, limits = job.work, job.settings.limits
+    layout = job.store.layout(job.shard)
     if layout is None:
-        return planning.choose(work, limits)
+        plan = planning.choose(work, limits)
+        write_layout(job, plan)
+        return plan
     width, devices = layout["width"], layout["devices"]
     if limits.width not in (None, width):
         say(f"  goes on with {width} runs a device, as it was begun; --width {limits.width} is for shards begun later")
@@ -203,36 +195,31 @@ def make_plan(shard: Shard, store: Store, work: Work, limits: Limits) -> Plan:
     return planning.plan_of(work, width, used, planning.compile_for(work, width, used), {})
 
 
-def train_chunk(
-    shard: Shard,
-    store: Store,
-    plan: Plan,
-    work: Work,
-    chunk: tuple[int, int],
-    points: list[int],
-    snapshots: Snapshots,
-    progress: Progress,
-    settings: Settings,
-    signals: Signals,
-) -> None:
-    """Train the runs of one chunk to the end, from their newest snapshot if there is one."""
-    first, stop = chunk
+def write_layout(job: Job, plan: Plan) -> None:
+    """Have the shard go on with this plan, if it is interrupted."""
+    job.store.write_layout(job.shard, {"width": plan.width, "devices": plan.devices})
+
+
+def train_chunk(job: Job, plan: Plan, first: int, stop: int, snapshots: Snapshots, progress: Progress) -> None:
+    """Train the runs first, ..., stop - 1 to the end, from their newest snapshot if there is one."""
+    shard, store, work, points, settings, signals = job
     seeds, hypers = zip(*shard.runs[first:stop], strict=True)
-    programs = plan.compiled.programs
     snapshot, damaged = snapshots.newest(plan.compiled.learning)
     for line in damaged:
         say(f"  {line}; taking the one before")
     resumed = None
-    if snapshot and (snapshot.first, snapshot.stop) == chunk:
-        written = {part.update for part in store.parts(shard) if (part.first, part.stop) == chunk}
+    if snapshot and (snapshot.first, snapshot.stop) == (first, stop):
+        written = {part.update for part in store.parts(shard) if (part.first, part.stop) == (first, stop)}
         if written.issuperset(point for point in points if point <= snapshot.training.update):
             resumed = snapshot.training
             say(f"  runs {first}-{stop - 1} go on from update {resumed.update} of {work.total_updates}")
     if resumed is None:
         store.forget(shard, first, stop)
 
+    pauses = train(plan.compiled.programs, seeds, hypers, work.total_updates, points, resumed)
+    del snapshot, resumed  # they hold a copy of the state, which `train` has now
     saved = time.perf_counter()
-    for pause in train(programs, seeds, hypers, work.total_updates, points, resumed):
+    for pause in pauses:
         if pause.evaluated:
             store.write_rows(shard, first, pause.training.evaluation)
         progress.pause(first, stop - first, pause)
@@ -246,33 +233,55 @@ def train_chunk(
             signals.check()
 
 
-def finished_parts(parts: Sequence[Part], points: list[int]) -> list[Part]:
-    """The last part of each chunk all of whose evaluations are there."""
+def facts_of(job: Job) -> dict[str, Any]:
+    """What the manifest says of this process and its surroundings, and of those that worked on the shard before."""
+    session = {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": describe_device(),
+        "git_revision": git_revision(),
+    }
+    return {
+        "total_updates": job.work.total_updates,
+        "steps_per_update": job.work.algorithm.steps_per_update,
+        "matmul_precision": str(jax.config.values["jax_default_matmul_precision"] or "default"),
+        "versions": versions(),
+        "command": sys.argv,
+        **session,
+        "sessions": [*job.store.manifest(job.shard).get("sessions", []), session],
+    }
+
+
+def write_manifest(job: Job, plan: Plan, facts: dict[str, Any], diverged: int) -> None:
+    """Replace the shard's manifest by what is known now."""
+    known = {
+        "compile_seconds": plan.compiled.compile_seconds,
+        "run_seconds": sum(
+            float(job.store.read(job.shard, part)["wall_seconds"][0].as_py()) for part in finished_parts(job)
+        ),
+        "peak_memory_bytes": memory.peak_bytes(),
+        "plan": {"width": plan.width, "devices": plan.devices, "peak_memory_bytes": plan.peak_memory},
+        "diverged": diverged,
+    }
+    job.store.write_manifest(job.shard, {**facts, **known})
+
+
+def finished_parts(job: Job) -> list[Part]:
+    """The last part of each chunk all of whose evaluations are there, in the order of their runs."""
     found: dict[tuple[int, int], set[int]] = {}
-    for part in parts:
+    for part in job.store.parts(job.shard):
         found.setdefault((part.first, part.stop), set()).add(part.update)
-    return [Part(first, stop, points[-1]) for (first, stop), updates in found.items() if updates.issuperset(points)]
+    last = job.points[-1]
+    return sorted(Part(*runs, last) for runs, updates in found.items() if updates.issuperset(job.points))
 
 
-def gaps(store: Store, shard: Shard, points: list[int]) -> Iterator[tuple[int, int]]:
-    """The ranges of runs that are not finished."""
+def first_gap(job: Job) -> tuple[int, int] | None:
+    """The first range of runs that are not finished; None if all are."""
     first = 0
-    for part in sorted(finished_parts(store.parts(shard), points)):
+    for part in finished_parts(job):
         if part.first > first:
-            yield first, part.first
-        first = max(first, part.stop)
-    if first < len(shard.runs):
-        yield first, len(shard.runs)
-
-
-def seconds_of(shard: Shard, store: Store, part: Part) -> float:
-    """How long the chunk of this part has trained."""
-    return float(store.read(shard, part)["wall_seconds"][0].as_py())
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether a device has refused memory."""
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+            return first, part.first
+        first = part.stop
+    return (first, len(job.shard.runs)) if first < len(job.shard.runs) else None
 
 
 def describe_device() -> str:

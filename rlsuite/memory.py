@@ -51,6 +51,11 @@ def free_host_bytes() -> int:
     return min(known) if known else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether this error means that a device, or the machine, has refused memory."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
 def peak_bytes() -> int:
     """The most in use so far: of the first accelerator, or of this process where devices are processor cores."""
     stats = jax.local_devices()[0].memory_stats()

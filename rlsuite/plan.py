@@ -160,14 +160,16 @@ def choose(work: Work, limits: Limits) -> Plan:
             best, i = i, i + step
         if best != first:
             break  # wider is faster, so narrower is not
-    # Speeds may be known from a time with more memory.
-    while bytes_of(compiled := tried.get(widths[best]) or compile_for(work, widths[best], devices)) > budget:
+    # The best may not fit: where nothing that was tried did, or where its speed is known from a time with more memory.
+    compiled = tried.get(widths[best]) or compile_for(work, widths[best], devices)
+    while known.get(widths[best]) == 0.0 or bytes_of(compiled) > budget:
         if best == 0:
             raise UserError(
                 f"{widths[0]} run(s) a device take {quantity(bytes_of(compiled))}B, but {limits.memory_share:.0%} of "
                 f"the free memory are {quantity(budget)}B; make the buffer or networks smaller, or raise --memory-share"
             )
         best -= 1
+        compiled = tried.get(widths[best]) or compile_for(work, widths[best], devices)
     width = widths[best]
     return plan_of(work, width, devices, compiled, {w: r for w, r in known.items() if len(widths) > 1})
 
@@ -196,7 +198,20 @@ def bytes_of(compiled: batch.Compiled) -> int:
 
 
 def measure(work: Work, compiled: batch.Compiled) -> float:
-    """Run-updates per second of all devices together, in the middle of the budget, where every learner learns."""
+    """Run-updates per second of all devices together, in the middle of the budget, where every learner learns.
+
+    0 if the device refuses the memory.
+    """
+    try:
+        return time_segments(work, compiled)
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if not memory.is_out_of_memory(error):
+            raise
+        return 0.0
+
+
+def time_segments(work: Work, compiled: batch.Compiled) -> float:
+    """What `measure` returns, where there is memory for it."""
     programs = compiled.programs
     runs = programs.runs([0] * programs.width, [work.hypers] * programs.width)
     learning = programs.init(runs)

@@ -10,8 +10,7 @@ import numpy as np
 from rlsuite import memory
 from rlsuite.train import Evaluation, Pause
 
-QUIET_SECONDS = 30.0
-"""After so long a line stays even if its chunk goes on."""
+QUIET_SECONDS = 60.0
 CLEAR = "\x1b[K"
 """Clears the rest of a terminal's line."""
 
@@ -47,9 +46,10 @@ def interquartile_mean(values: np.ndarray) -> float:
 
 
 class Progress:
-    """How far a shard is. In a terminal a live line follows every pause; evaluations leave a line anywhere.
+    """How far a shard is. In a terminal a live line follows every pause.
 
-    Where chunks are many, only those lines are left that end a chunk or come after half a minute of silence.
+    Lines that stay, there and in a log: one for each evaluation; where chunks are many, one for each chunk; and one
+    after a minute of silence.
     """
 
     def __init__(self, runs: int, total_steps: int, done: int, diverged: int) -> None:
@@ -78,7 +78,7 @@ class Progress:
             self.done, self.diverged, step = self.done + count, diverged, 0
         line = self._line(first, count, step, evaluation, diverged)
         now = time.perf_counter()
-        if pause.evaluated and (finished or count == self.runs or now - self._said > QUIET_SECONDS):
+        if finished or (pause.evaluated and count == self.runs) or now - self._said > QUIET_SECONDS:
             self._said = now
             say(f"\r{CLEAR}{line}" if self._live else line)
         elif self._live:

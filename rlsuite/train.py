@@ -214,6 +214,7 @@ def train(
         yield Pause(Training(learning, 0, evaluation, 0, time.perf_counter() - began), True)
     else:
         learning, update, evaluation = programs.place(resumed.learning), resumed.update, resumed.evaluation
+        resumed = None  # a replay buffer need not stay in host memory
 
     count = 1
     for point in points:

@@ -357,7 +357,7 @@ def test_runs_of_a_running_shard_count_once_they_have_come_farthest(
     assert task.auc.tolist() == [30.0, 10.0]
     assert task.untrained.tolist() == [1.0, 3.0]
     assert scores.normalised(["a"])["ppo"][0].tolist() == [0.4, 0.1]
-    assert task.steps_per_second == (1000 + 1000 + 500) / 4.0
+    assert task.steps_per_second == (1000 + 1000 + 500) / (4.0 + 2.0)  # the second chunk trained for two seconds so far
     assert scores.notes == (
         "'ppo' on a: still running, or interrupted; 2 of 6 runs have come to step 1,000 of 1,000; "
         "final scores and aggregates are theirs alone",

@@ -566,7 +566,7 @@ def test_a_crash_costs_what_came_after_the_newest_snapshot(
     made_up.before_update = lambda first_seed, index: None
     made_up.updates.clear()
     capsys.readouterr()
-    local.run([one], store, at_once(2, save_every))
+    local.run([one], store, at_once(2))
     expected = [] if resumed is None else [str(resumed)]
     assert re.findall(r"^  runs 0-1 go on from update (\d+) of 12$", capsys.readouterr().out, re.MULTILINE) == expected
     assert made_up.updates[0] == (0, resumed or 0)
