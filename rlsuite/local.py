@@ -61,7 +61,8 @@ class Signals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.number = number
         self._restore()
-        say(f"\n{signal.Signals(number).name}: finishing the segment and saving; once more to leave at once")
+        with contextlib.suppress(RuntimeError):  # it came while this very process was printing
+            say(f"\n{signal.Signals(number).name}: finishing the segment and saving; once more to leave at once")
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

@@ -154,32 +154,48 @@ class Store:
         The lock goes away with the folder of a shard that is finished, so look whether it `has` the shard afterwards.
         """
         folder = self.partial(shard)
+        path = folder / "lock"
+        try:
+            lock = self._lock(path)
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+        if lock is None:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            if self.path(shard).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+            elif [path.name for path in folder.glob("*")] == ["lock"]:  # nothing has been begun
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                    folder.rmdir()
+            os.close(lock)
+
+    def _lock(self, path: Path) -> int | None:
+        """A file descriptor that holds the lock; None if another process holds it."""
         while True:
+            path.parent.mkdir(exist_ok=True)
             try:
-                folder.mkdir(exist_ok=True)
-                lock = open(folder / "lock", "a")  # noqa: SIM115, closed by the `with` below
-                break
-            except FileNotFoundError:  # another process has finished the shard and removed the folder just now
+                lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            except FileNotFoundError:  # another process has finished the shard and removed its folder just now
                 continue
-            except OSError as error:
-                raise _cannot_write(folder, error) from error
-        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.exists(path) and os.path.samestat(os.fstat(lock), os.stat(path)):
+                    os.ftruncate(lock, 0)
+                    os.write(lock, f"process {os.getpid()} on {platform.node()}".encode())
+                    return lock
             except BlockingIOError:
-                yield False
-                return
-            try:
-                lock.truncate(0)
-                lock.write(f"process {os.getpid()} on {platform.node()}")
-                lock.flush()
-            except OSError as error:
-                raise _cannot_write(folder / "lock", error) from error
-            try:
-                yield True
-            finally:
-                if self.path(shard).exists():
-                    shutil.rmtree(folder, ignore_errors=True)
+                os.close(lock)
+                return None
+            except FileNotFoundError:
+                pass
+            except OSError:
+                os.close(lock)
+                raise
+            os.close(lock)  # of a file that was removed before it was locked
 
     def holder(self, shard: Shard) -> str:
         """Which process runs the shard, in words."""
@@ -194,8 +210,8 @@ class Store:
         """What `write_layout` wrote when the shard was begun, if it was. Damaged, it is as if there were none."""
         try:
             layout = json.loads((self.partial(shard) / "layout.json").read_text())
-            return {name: int(value) for name, value in layout.items()}
-        except (OSError, ValueError, AttributeError):
+            return {name: max(1, int(layout[name])) for name in ("width", "devices")}
+        except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def write_layout(self, shard: Shard, layout: dict[str, int]) -> None:
@@ -228,7 +244,10 @@ class Store:
         for path in self.partial(shard).glob("runs*.parquet"):
             part = Part.of(path)
             if part and part.first < stop and first < part.stop:
-                path.unlink(missing_ok=True)
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:
+                    raise _cannot_write(path, error) from error
 
     def write_manifest(self, shard: Shard, facts: dict[str, Any]) -> None:
         """Replace the shard's manifest."""
@@ -251,6 +270,8 @@ class Store:
                 "run the same command again to go on with the rest"
             )
         parts = self.parts(shard)
+        if not parts:
+            raise UserError(f"'{self.partial(shard)}' has lost its rows; run the same command again to train them anew")
         updates = sorted({part.update for part in parts})
 
         def tables() -> Iterator[pa.Table]:
@@ -282,7 +303,8 @@ class Store:
         except OSError as error:
             raise _cannot_write(path, error) from error
         finally:
-            beside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it would hide the error above
+                beside.unlink(missing_ok=True)
 
 
 def damaged(path: Path) -> str | None:

@@ -720,3 +720,12 @@ def test_without_the_analysis_extra_a_run_succeeds_and_a_report_says_what_to_ins
     assert shown.err == "" and "pip install 'rlsuite[analysis]'" in shown.out and str(results / "run") in shown.out
     assert cli.main(["report", str(results)]) == 2
     assert "pip install 'rlsuite[analysis]'" in one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("option", [["--devices", "99"], ["--memory-share", "1e-9"]])
+def test_what_the_machine_does_not_have_leaves_nothing(
+    option: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["run", "ppo", *ENV, *option, "--results", str(tmp_path / "results")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert [name for name, data in contents(tmp_path).items() if data is not None] == []

@@ -535,3 +535,55 @@ def test_a_folder_that_cannot_be_is_refused(place: str, tmp_path: Path) -> None:
     assert str(raised.value).startswith(f"results folder '{folder}' cannot be written (")
     assert str(raised.value).endswith("; choose another with --results")
     assert contents(tmp_path) == {"file": b"kept"}
+
+
+# --- A disk that fails, a folder that goes --------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_named_when_the_lock_cannot_be_written(
+    store: Store, two_by_two: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", failing(DISK_FULL))
+        with pytest.raises(UserError, match="No space left on device"), store.claim(two_by_two):
+            pass
+    with store.claim(two_by_two) as ours:
+        assert ours
+
+
+def test_a_file_system_that_becomes_read_only_is_named(
+    store: Store, two_by_two: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux refuses to remove even what is not there; that must not hide the error."""
+    read_only = OSError(errno.EROFS, os.strerror(errno.EROFS))
+    with store.claim(two_by_two):
+        store.write_rows(two_by_two, 0, evaluation(0))
+        monkeypatch.setattr(os, "replace", failing(read_only))
+        monkeypatch.setattr(Path, "unlink", failing(read_only))
+        with pytest.raises(UserError, match="Read-only file system"):
+            store.write_rows(two_by_two, 0, evaluation(1))
+        with pytest.raises(UserError, match="Read-only file system"):
+            store.forget(two_by_two, 0, 4)
+
+
+def test_a_results_folder_that_is_gone_is_named(
+    store: Store, two_by_two: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It must not be taken for a shard that another process has finished, and be tried for ever."""
+    store.folder.rmdir()
+    mkdir, tried = Path.mkdir, []
+
+    def counted(path: Path, **options: Any) -> None:
+        tried.append(path)
+        assert len(tried) < 100, "tries for ever"
+        mkdir(path, **options)
+
+    monkeypatch.setattr(Path, "mkdir", counted)
+    with pytest.raises(UserError, match="No such file or directory"), store.claim(two_by_two):
+        pass
+
+
+def test_a_shard_whose_rows_are_gone_cannot_be_finished(store: Store, two_by_two: Shard) -> None:
+    with store.claim(two_by_two), pytest.raises(UserError):
+        store.finish(two_by_two)
+    assert not store.has(two_by_two)
