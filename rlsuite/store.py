@@ -158,7 +158,7 @@ class Store:
         try:
             lock = self._lock(path)
         except OSError as error:
-            raise _cannot_write(path, error) from error
+            raise _cannot_write(folder, error) from error
         if lock is None:
             yield False
             return

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -494,16 +494,18 @@ def test_a_claim_outlives_another_process_that_finishes_the_shard(
 ) -> None:
     """It removes the folder between the moment this one has made sure of it and the moment it opens the lock."""
     opened: list[str] = []
+    really_open = os.open
 
-    def after_the_other_one(path: Path, mode: str) -> IO[str]:
+    def after_the_other_one(path: Path, *arguments: int) -> int:
         if not opened:
             store.partial(two_by_two).rmdir()
         opened.append(path.name)
-        return open(path, mode)
+        return really_open(path, *arguments)
 
-    monkeypatch.setattr("rlsuite.store.open", after_the_other_one, raising=False)
-    with store.claim(two_by_two) as ours:
-        assert ours
+    with monkeypatch.context() as late:
+        late.setattr(os, "open", after_the_other_one)
+        with store.claim(two_by_two) as ours:
+            assert ours
     assert opened == ["lock", "lock"]
 
 
