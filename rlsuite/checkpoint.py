@@ -45,6 +45,8 @@ class Snapshots:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        # Orbax logs, with a page of traceback each, the errors that it raises as well.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, cleanup_tmp_directories=True)
         try:
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
@@ -101,11 +103,8 @@ class Snapshots:
         self._manager.close()
 
     def _read(self, number: int, learning: Learning) -> Snapshot:
-        with quiet("absl"):
-            restored = self._manager.restore(
-                number,
-                args=ocp.args.Composite(arrays=ocp.args.StandardRestore(), facts=ocp.args.JsonRestore()),
-            )
+        parts = ocp.args.Composite(arrays=ocp.args.StandardRestore(), facts=ocp.args.JsonRestore())
+        restored = self._manager.restore(number, args=parts)
         arrays: dict[str, Any] = restored.arrays
         facts: dict[str, Any] = restored.facts
         leaves, structure = jax.tree.flatten(learning)
@@ -135,17 +134,3 @@ class Snapshots:
             f"snapshot in '{self.folder}' cannot be written ({reason}); what was saved before is intact. "
             "Free some space or choose another folder with --results, then run the same command again"
         )
-
-
-class quiet:
-    """Nothing of a logger below critical, while it lasts."""
-
-    def __init__(self, name: str) -> None:
-        self._logger = logging.getLogger(name)
-
-    def __enter__(self) -> None:
-        self._level = self._logger.level
-        self._logger.setLevel(logging.CRITICAL)
-
-    def __exit__(self, *error: object) -> None:
-        self._logger.setLevel(self._level)

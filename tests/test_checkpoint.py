@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,12 @@ def snapshot(update: int) -> Snapshot:
         diverged=np.array([False, True, False]),
     )
     return Snapshot(6, 9, Training(learning, update, evaluation, 16 * update, 0.3 + update))
+
+
+def holding(state: Any) -> Snapshot:
+    """A snapshot whose state is this array."""
+    given = snapshot(1)
+    return given._replace(training=given.training._replace(learning=Learning(state, {})))
 
 
 SHAPES: Learning = jax.eval_shape(lambda: snapshot(0).training.learning)
@@ -77,12 +84,10 @@ def test_without_a_snapshot_there_is_none(tmp_path: Path) -> None:
 
 def test_what_is_saved_is_what_was_there_at_that_moment(tmp_path: Path) -> None:
     """Training goes on and overwrites its donated buffers while Orbax is still writing."""
-    given = snapshot(1)
     big = jnp.arange(WIDTH * 250_000, dtype=jnp.float32).reshape(WIDTH, -1)
-    given = given._replace(training=given.training._replace(learning=Learning(big, {})))
     expected = np.array(big)
     writer = Snapshots(tmp_path / "snapshot")
-    writer.save(given)
+    writer.save(holding(big))
     overwrite = jax.jit(lambda x: x * 0.0 - 1.0, donate_argnums=0)
     for _ in range(3):
         big = overwrite(big)
@@ -139,4 +144,19 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_saved(tmp_path: Path, monkey
     monkeypatch.setattr(writer._manager, "save", full)
     with pytest.raises(UserError, match=r"cannot be written .*No space left.*intact"):
         writer.save(snapshot(9))
+    assert_same(Snapshots(tmp_path / "snapshot").newest(SHAPES)[0], snapshot(3))
+
+
+def test_a_disk_that_fills_up_in_the_background_is_told_at_the_next_chance(tmp_path: Path) -> None:
+    writer = Snapshots(tmp_path / "snapshot")
+    writer.save(snapshot(3))
+    writer.wait()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot be written .*intact"):
+            writer.save(holding(jnp.asarray(np.random.default_rng(0).normal(size=(WIDTH, 250_000)))))
+            writer.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert_same(Snapshots(tmp_path / "snapshot").newest(SHAPES)[0], snapshot(3))
