@@ -106,16 +106,19 @@ def cast(tree: Tree, dtype: Any) -> Tree:
 def assert_close(got: Tree, want: Tree, tolerance: float, dtype: Any = np.float64) -> None:
     """Two trees of one structure agree: no entry is off by more than `tolerance` of its leaf's largest.
 
-    A leaf that should be all zero must be. `dtype` is asserted too: a float64 test that silently runs in float32 would
-    prove less than it says.
+    A bias counts as large as the kernel beside it, of which it is one more row: an output layer's may be one number
+    that is near zero by chance, as a sum of numbers that are not. A leaf that should be all zero must be. `dtype` is
+    asserted too: a float64 test that silently runs in float32 would prove less than it says.
     """
     chex.assert_trees_all_equal_structs(got, want)
+    sizes = {jax.tree_util.keystr(path): np.max(np.abs(leaf)) for path, leaf in jax.tree.leaves_with_path(want)}
     for (path, g), w in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True):
         where = jax.tree_util.keystr(path)
         assert g.dtype == dtype, f"{where} is {g.dtype}"
         g, w = np.asarray(g, np.float64), np.asarray(w, np.float64)
         assert g.shape == w.shape, f"{where} is {g.shape}, not {w.shape}"
-        error, size = np.max(np.abs(g - w)), np.max(np.abs(w))
+        error = np.max(np.abs(g - w))
+        size = max(sizes[where], sizes.get(where.replace("['bias']", "['kernel']"), 0.0))
         assert error <= tolerance * size, f"{where} is off by {error:.3g} at a size of {size:.3g}"
 
 

@@ -2,7 +2,7 @@
 
     make soak KILLS=200 SEED=1        (python tests/soak.py --kills 200 --seed 1)
 
-`tests/test_faults.py` does the same with fewer kills.
+`tests/test_faults.py` does the same with fewer kills and one algorithm.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,13 +29,14 @@ from rlsuite.sweep import Cell, Experiment
 
 PPO = ppo.Config(num_envs=2, num_steps=8, num_epochs=1, num_minibatches=2, hidden_sizes=(4,))
 SAC = sac.Config(num_envs=2, batch_size=8, buffer_size=64, warmup_steps=8, hidden_sizes=(4,))
-EXPERIMENT = Experiment("faults", "killed at random", (
-    Cell("ppo", "probe/action/continuous", 16 * 600, seeds=5, config=PPO, evaluations=4, eval_episodes=2),
-    Cell("sac", "probe/action/continuous", 2 * 2500, seeds=3, config=SAC, evaluations=3, eval_episodes=2),
-))
+CELLS = {
+    "ppo": Cell("ppo", "probe/action/continuous", 16 * 600, seeds=5, config=PPO, evaluations=4, eval_episodes=2),
+    "sac": Cell("sac", "probe/action/continuous", 2 * 2500, seeds=5, config=SAC, evaluations=3, eval_episodes=2),
+}
+EXPERIMENT = Experiment("faults", "killed at random", tuple(CELLS[name] for name in ALGORITHMS))
 """
 OPTIONS = ("--width", "2", "--devices", "1", "--save-every", "0")
-"""Three chunks and two, and a snapshot at every pause."""
+"""Three chunks a shard, and a snapshot at every pause."""
 
 
 class Outcome(NamedTuple):
@@ -96,10 +98,10 @@ def rows(results: Path) -> dict[str, pa.Table]:
     return tables
 
 
-def soak(kills: int, seed: int, folder: Path) -> Outcome:
+def soak(kills: int, seed: int, folder: Path, algorithms: Sequence[str] = ("ppo", "sac")) -> Outcome:
     """Kill `kills` times, in as many sweeps as that takes. Raises AssertionError where a row differs."""
     experiment = folder / "faults.py"
-    experiment.write_text(EXPERIMENT)
+    experiment.write_text(f"ALGORITHMS = {tuple(algorithms)}\n{EXPERIMENT}")
     Sweep(experiment, folder / "warm").ends_within(None)  # compiles
     began = time.perf_counter()
     Sweep(experiment, folder / "undisturbed").ends_within(None)

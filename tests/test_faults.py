@@ -8,6 +8,7 @@ from soak import soak
 
 
 def test_rows_of_a_sweep_killed_at_random_are_those_of_an_undisturbed_one(tmp_path: Path) -> None:
-    outcome = soak(kills=20, seed=0, folder=tmp_path)
+    """SAC, whose state has everything: networks, optimisers, environments, replay. `make soak` takes PPO as well."""
+    outcome = soak(kills=20, seed=0, folder=tmp_path, algorithms=("sac",))
     assert outcome.kills == 20
     assert outcome.resumed, "no kill came between two snapshots: the moments are chosen badly"

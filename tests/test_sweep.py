@@ -520,8 +520,12 @@ def test_a_second_signal_does_not_wait(tmp_path: Path, made_up: MadeUp, undistur
 
     made_up.before_update = twice
     store, one = Store(tmp_path), long_shard()
-    with pytest.raises(KeyboardInterrupt):
-        local.run([one], store, at_once(2))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a worker of pytest-xdist ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            local.run([one], store, at_once(2))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert store.parts(one) == [Part(0, 2, 0), Part(0, 2, 4)]
     made_up.before_update = lambda first_seed, index: None
     local.run([one], store, at_once(2))
