@@ -112,6 +112,7 @@ def run(shards: Sequence[Shard], store: Store, settings: Settings | None = None)
                     else:
                         say(f"{titles[shard.name]} x {quantity(shard.cell.steps)} steps")
                         run_shard(shard, store, settings, signals)
+                        memory.release()
                     waiting.remove(shard)
             if len(waiting) == before:
                 time.sleep(WAITING_SECONDS)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import os
 import resource
 import sys
@@ -54,6 +57,13 @@ def free_host_bytes() -> int:
 def is_out_of_memory(error: Exception) -> bool:
     """Whether this error means that a device, or the machine, has refused memory."""
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
+def release() -> None:
+    """Give back what earlier programs and their compilation have left: gigabytes, after a few large programs."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # where the C library is another one
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_bytes() -> int:

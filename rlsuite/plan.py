@@ -22,7 +22,7 @@ from rlsuite import batch, memory
 from rlsuite.core import Algorithm, Task, UserError
 from rlsuite.progress import quantity
 
-WIDTHS = (1, 8, 64, 512, 4096)
+WIDTHS = (1, 2, 8, 32, 128, 512, 2048, 8192)
 """Runs per device that are worth a try."""
 FIRST_ON_CPU = 8
 MEASURED_SECONDS = 0.5
