@@ -2,7 +2,8 @@
 
 The run axis is flat (seeds x hyperparameters). It is split over the devices of a one-dimensional mesh, and each device
 runs the same program on its own runs: `shard_map` without a collective, so no device ever waits for another one, and
-what a run computes depends on how many runs share its device, never on how many devices there are.
+what a run computes depends on how many runs share its device, not on how many devices there are. (One device alone is
+the exception: XLA compiles for it otherwise, which changes the order of sums.)
 """
 
 from __future__ import annotations
@@ -53,7 +54,11 @@ def stack_hypers(hypers: Sequence[Any]) -> Any:
 
 def learning_bytes(algorithm: Algorithm, task: Task, hypers: Any) -> int:
     """Bytes that one run with these `Hypers` keeps between two segments. Nothing is compiled."""
-    shapes = jax.eval_shape(partial(train.init, algorithm), task, jnp.uint32(0), hypers)
+    return total_bytes(jax.eval_shape(partial(train.init, algorithm), task, jnp.uint32(0), hypers))
+
+
+def total_bytes(shapes: Any) -> int:
+    """Bytes of all leaves of a pytree of arrays, or of their shapes."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
 
 
@@ -144,5 +149,4 @@ def memory_of(compiled: Sequence[Any], learning: Any, num_devices: int) -> Memor
         # Donated arguments are counted with the arguments and with the outputs, but are one buffer.
         both = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
         peaks.append(both + stats.temp_size_in_bytes)
-    bytes_ = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(learning))
-    return Memory(learning=bytes_ // num_devices, peak=max(peaks))
+    return Memory(learning=total_bytes(learning) // num_devices, peak=max(peaks))

@@ -150,17 +150,20 @@ def run_shard(shard: Shard, store: Store, settings: Settings, signals: Signals) 
     finished = finished_parts(job)
     done = sum(part.stop - part.first for part in finished)
     diverged = sum(int(store.read(shard, part)["diverged"].to_numpy().sum()) for part in finished)
+    seconds = sum(seconds_of(job, part) for part in finished)
     if done:
         say(f"  {done} of {len(shard.runs)} runs were done before, kept")
-    write_manifest(job, plan, facts, diverged)
+    write_manifest(job, plan, facts, seconds, diverged)
     progress = Progress(len(shard.runs), total_updates * algorithm.steps_per_update, done, diverged)
     with contextlib.closing(Snapshots(store.partial(shard) / "snapshot")) as snapshots:
-        while gap := first_gap(job):
+        while gap := first_gap(finished, len(shard.runs)):
             first, stop = gap[0], min(gap[1], gap[0] + plan.lanes)
             signals.check()
             try:
                 train_chunk(job, plan, first, stop, snapshots, progress)
-                write_manifest(job, plan, facts, progress.diverged)
+                finished = sorted([*finished, Part(first, stop, job.points[-1])])
+                seconds += seconds_of(job, Part(first, stop, job.points[-1]))
+                write_manifest(job, plan, facts, seconds, progress.diverged)
                 continue
             except (jax.errors.JaxRuntimeError, MemoryError) as error:
                 if not memory.is_out_of_memory(error):
@@ -253,13 +256,11 @@ def facts_of(job: Job) -> dict[str, Any]:
     }
 
 
-def write_manifest(job: Job, plan: Plan, facts: dict[str, Any], diverged: int) -> None:
+def write_manifest(job: Job, plan: Plan, facts: dict[str, Any], run_seconds: float, diverged: int) -> None:
     """Replace the shard's manifest by what is known now."""
     known = {
         "compile_seconds": plan.compiled.compile_seconds,
-        "run_seconds": sum(
-            float(job.store.read(job.shard, part)["wall_seconds"][0].as_py()) for part in finished_parts(job)
-        ),
+        "run_seconds": run_seconds,
         "peak_memory_bytes": memory.peak_bytes(),
         "plan": {"width": plan.width, "devices": plan.devices, "peak_memory_bytes": plan.peak_memory},
         "diverged": diverged,
@@ -276,14 +277,19 @@ def finished_parts(job: Job) -> list[Part]:
     return sorted(Part(*runs, last) for runs, updates in found.items() if updates.issuperset(job.points))
 
 
-def first_gap(job: Job) -> tuple[int, int] | None:
-    """The first range of runs that are not finished; None if all are."""
+def seconds_of(job: Job, part: Part) -> float:
+    """How long the chunk of this part had trained when it was evaluated."""
+    return float(job.store.read(job.shard, part)["wall_seconds"][0].as_py())
+
+
+def first_gap(finished: Sequence[Part], num_runs: int) -> tuple[int, int] | None:
+    """The first range of runs that are not finished; None if all are. `finished` is in the order of the runs."""
     first = 0
-    for part in finished_parts(job):
+    for part in finished:
         if part.first > first:
             return first, part.first
         first = part.stop
-    return (first, len(job.shard.runs)) if first < len(job.shard.runs) else None
+    return (first, num_runs) if first < num_runs else None
 
 
 def describe_device() -> str:

@@ -151,8 +151,8 @@ def choose(work: Work, limits: Limits) -> Plan:
         ahead = work.num_runs * work.total_updates / max(known[best], 1e-9)
         return known[best] == 0.0 or ahead > WORTH_TRYING * compile_seconds(tried)
 
-    on_cpu = jax.local_devices()[0].platform == "cpu"
-    best = first = max((i for i in range(len(widths)) if widths[i] <= FIRST_ON_CPU or not on_cpu), default=0)
+    most_at_first = FIRST_ON_CPU if memory.on_processor() else most
+    best = first = max((i for i in range(len(widths)) if widths[i] <= most_at_first), default=0)
     rate(widths[best])
     for step in (1, -1):
         i = first + step
