@@ -9,8 +9,9 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +25,7 @@ from rlsuite.local import describe_device
 from rlsuite.plan import Limits
 from rlsuite.progress import quantity, say
 
-SEGMENTS = 3
+SEGMENTS = 5
 """timed segments for each row; the fastest counts, which other work on the machine disturbs least"""
 SEGMENT_SECONDS = 2.0
 """about how long each of them takes"""
@@ -61,6 +62,8 @@ class Row(NamedTuple):
     updates_per_second: float
     """run-updates of all runs together, each chunk in its turn"""
     steps_per_second: float
+    against_one_run: float
+    """run-updates per second, divided by those of one run alone timed in turns with it; 1 for one run"""
     ready_seconds: float
     """from the start of the process to the end of the first update, the choice of a width included"""
     planned_bytes: int
@@ -70,12 +73,39 @@ class Row(NamedTuple):
 def measure(name: str, runs: int, limits: Limits, began: float) -> Row:
     """Plan for so many runs and time the middle of their training, in this process.
 
+    The program of one run alone is timed in turns with it, because a machine's speed changes from minute to minute.
     `began` is the time of day at which the process was started.
     """
     work = work_of(name, runs)
     plan = planning.choose(work, limits)
-    programs = plan.compiled.programs
+    segment = segments_of(plan, work)
+    segment(1)
+    ready = time.time() - began
+    count = fitting_count(segment)
+    many, against = [segment(count)], [1.0]
+    peak = memory.peak_bytes()
     at_once = min(plan.lanes, runs)
+    share = runs / (at_once * -(-runs // plan.lanes))  # of the lanes, over all chunks: the last one may not be full
+    if runs > 1:
+        one = work_of(name, 1)
+        alone = segments_of(planning.choose(one, limits._replace(width=None)), one)
+        alone_count = fitting_count(alone)
+        against = []
+        for _ in range(SEGMENTS):
+            rate_alone = alone_count / alone(alone_count)
+            many.append(segment(count))
+            against.append(share * at_once * count / many[-1] / rate_alone)
+    else:
+        many += [segment(count) for _ in range(SEGMENTS - 1)]
+    rate = share * at_once * count / min(many)
+    steps = rate * work.algorithm.steps_per_update
+    return Row(runs, at_once, plan.devices, rate, steps, median(against), ready, plan.peak_memory, peak)
+
+
+def segments_of(plan: planning.Plan, work: planning.Work) -> Callable[[int], float]:
+    """A function that trains so many updates from the middle of the budget on, and says how many seconds they took."""
+    programs = plan.compiled.programs
+    at_once = min(plan.lanes, work.num_runs)
     on_devices = programs.runs(range(at_once), [work.hypers] * at_once)
     learning = programs.init(on_devices)
     update = TOTAL_UPDATES // 2
@@ -88,17 +118,16 @@ def measure(name: str, runs: int, limits: Limits, began: float) -> Row:
         update += count
         return time.perf_counter() - began
 
-    segment(1)
-    ready = time.time() - began
+    return segment
+
+
+def fitting_count(segment: Callable[[int], float]) -> int:
+    """How many updates take about SEGMENT_SECONDS."""
     count = 1
+    segment(count)  # the first touches memory that was never used
     while (seconds := segment(count)) < SEGMENT_SECONDS / 4:
         count *= 4
-    count = max(1, round(count * SEGMENT_SECONDS / seconds))
-    seconds = min(segment(count) for _ in range(SEGMENTS))
-    chunks = -(-runs // plan.lanes)
-    rate = runs * count / (chunks * seconds)
-    steps = rate * work.algorithm.steps_per_update
-    return Row(runs, at_once, plan.devices, rate, steps, ready, plan.peak_memory, memory.peak_bytes())
+    return max(1, round(count * SEGMENT_SECONDS / seconds))
 
 
 def work_of(name: str, runs: int) -> planning.Work:
@@ -124,17 +153,14 @@ def bench(names: Sequence[str], widths: Sequence[int], limits: Limits, output: P
     )
     table = []
     for name in names:
-        alone = None
         for runs in widths:
             row = in_new_process(name, runs, limits)
             table.append({"benchmark": name, **row._asdict()})
-            alone = row.updates_per_second if runs == 1 else alone
-            against = f"{row.updates_per_second / alone:.2f}x" if alone else ""
             at_once = f"{row.devices}x{-(-row.at_once // row.devices)}"
             title = f"{name} {BENCHMARKS[name].environment}"
             say(
                 f"{title:30} {runs:5} {at_once:>8} {quantity(row.updates_per_second):>10} "
-                f"{quantity(row.steps_per_second):>8} {against:>14} {row.ready_seconds:6.1f}s "
+                f"{quantity(row.steps_per_second):>8} {row.against_one_run:13.2f}x {row.ready_seconds:6.1f}s "
                 f"{quantity(row.planned_bytes):>7}B {quantity(row.peak_bytes):>7}B"
             )
     if output is not None:
