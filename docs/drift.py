@@ -3,7 +3,7 @@
     JAX_NUM_CPU_DEVICES=4 python docs/drift.py
 
 Seeds 0 to 6 train PPO on CartPole and SAC on Pendulum (small networks) in programs of several widths, in one chunk or
-in several, on one device and on four. Each is compared with the same seeds in the program of width 1 on one device.
+in several, on one device and on four. Each is compared with the same seeds in the program of one run on one device.
 """
 
 from __future__ import annotations

@@ -5,8 +5,17 @@ state, obs = env.reset(key)
 state, shown = env.step(key, state, action)
 """
 
-from envs.core import Box, Discrete, Env, EnvState, Space, TimeStep
-from envs.registry import MissingPackageError, UnknownEnvironmentError, describe, info, make, registered
+from envs.core import Box, Discrete, Env, EnvState, Reference, Space, TaskInfo, TimeStep
+from envs.registry import (
+    MissingPackageError,
+    UnknownEnvironmentError,
+    describe,
+    describe_wrappers,
+    info,
+    make,
+    registered,
+)
+from envs.wrappers import WrapperError
 
 __all__ = [
     "Box",
@@ -14,10 +23,14 @@ __all__ = [
     "Env",
     "EnvState",
     "MissingPackageError",
+    "Reference",
     "Space",
+    "TaskInfo",
     "TimeStep",
     "UnknownEnvironmentError",
+    "WrapperError",
     "describe",
+    "describe_wrappers",
     "info",
     "make",
     "registered",

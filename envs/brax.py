@@ -27,21 +27,22 @@ from envs.core import Array, Box, EpisodeState, Space, TaskInfo, TimeStep, param
 PACKAGE = "brax"
 INSTALL = "pip install rlsuite"
 
-_TASKS: dict[str, tuple[str, int]] = {
-    "ant": ("run with four legs; 8 continuous actions", 1000),
-    "halfcheetah": ("run with two legs in a plane; 6 continuous actions", 1000),
-    "hopper": ("hop on one leg in a plane; 3 continuous actions", 1000),
-    "inverted_double_pendulum": ("keep two linked poles upright on a cart; 1 continuous action", 1000),
-    "inverted_pendulum": ("keep a pole upright on a cart; 1 continuous action", 1000),
-    "pusher": ("push an object to a goal with an arm; 7 continuous actions", 100),
-    "reacher": ("reach a target with a two-link arm; 2 continuous actions", 50),
-    "walker2d": ("walk on two legs in a plane; 6 continuous actions", 1000),
+_TASKS: dict[str, tuple[str, int, int, int]] = {
+    # name: (summary, time limit, obs_dim, action dimensions)
+    "ant": ("run with four legs", 1000, 27, 8),
+    "halfcheetah": ("run with two legs in a plane", 1000, 17, 6),
+    "hopper": ("hop on one leg in a plane", 1000, 11, 3),
+    "inverted_double_pendulum": ("keep two linked poles upright on a cart", 1000, 8, 1),
+    "inverted_pendulum": ("keep a pole upright on a cart", 1000, 4, 1),
+    "pusher": ("push an object to a goal with an arm", 100, 23, 7),
+    "reacher": ("reach a target with a two-link arm", 50, 11, 2),
+    "walker2d": ("walk on two legs in a plane", 1000, 17, 6),
 }
 _BACKENDS = ("spring", "positional", "generalized")
 
 TASKS: dict[str, TaskInfo] = {
-    f"brax/{name}/{backend}": TaskInfo(f"{summary}; {backend} physics", limit)
-    for name, (summary, limit) in _TASKS.items()
+    f"brax/{name}/{backend}": TaskInfo(summary, limit, obs_dim, num_actions, False, f"brax {backend}")
+    for name, (summary, limit, obs_dim, num_actions) in _TASKS.items()
     for backend in _BACKENDS
 }
 ALIASES: dict[str, str] = {f"brax/{name}": f"brax/{name}/spring" for name in _TASKS}

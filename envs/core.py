@@ -8,7 +8,7 @@ environment; batching is the caller's (`rlsuite/rollout.py` over environments, `
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -96,6 +96,15 @@ class Env(Protocol):
         ...
 
 
+class Reference(NamedTuple):
+    """The two returns that a normalised score is measured between: (return - low) / (high - low)."""
+
+    low: float
+    high: float
+    low_source: str
+    high_source: str
+
+
 class TaskInfo(NamedTuple):
     """What the registry knows of a task before anything is imported or built."""
 
@@ -103,8 +112,18 @@ class TaskInfo(NamedTuple):
     """One line for people."""
     max_episode_steps: int
     """The default time limit."""
-    random_start: bool = True
-    """False if every reset gives the same state, whatever the key."""
+    obs_dim: int
+    """Length of the flat observation vector."""
+    num_actions: int
+    """How many actions there are to choose from, or the number of dimensions of a continuous one."""
+    discrete: bool
+    """Whether actions are `Discrete`; otherwise they are a `Box`."""
+    backend: str
+    """What simulates it, such as `MJX` or `brax spring`."""
+    starts: Literal["continuous", "discrete", "fixed"] = "continuous"
+    """What a reset draws from: a continuum, a finite set of states, or one state that it gives whatever the key."""
+    reference: Reference | None = None
+    """For normalised scores, where there are returns with a source."""
 
 
 class EpisodeState(NamedTuple):

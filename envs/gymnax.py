@@ -1,7 +1,8 @@
-"""Classic control from gymnax 1.x (Lange, "gymnax: A JAX-based Reinforcement Learning Environment Library", 2022).
+"""Classic control and MinAtar from gymnax 1.x (Lange, "gymnax: A JAX-based Reinforcement Learning Environment Library",
+2022).
 
 We call gymnax' raw `reset_env` and `step_env`: its `step` resets by itself. The time limit is ours; gymnax' own
-`max_steps_in_episode` has no effect. `tests/test_envs.py` steps these tasks beside Gymnasium's from equal states:
+`max_steps_in_episode` has no effect. `tests/test_envs.py` steps classic control beside Gymnasium's from equal states:
 observations, rewards and terminations agree in float32, with one deviation that we keep, since the name says gymnax:
 
 - MountainCarContinuous-v0: at the left wall Gymnasium sets a negative velocity to 0 and gymnax keeps it, so that the
@@ -9,6 +10,18 @@ observations, rewards and terminations agree in float32, with one deviation that
 
 Two properties that a reader may wonder about agree with Gymnasium: Acrobot's torque has no noise, and both
 mountain cars start at rest between -0.6 and -0.4.
+
+MinAtar's games (Young and Tian 2019, arXiv 1903.03176, github.com/kenjyoung/MinAtar) show their 10 x 10 cells as one
+vector, the channels of a cell side by side; their actions are the minimal set of each game. gymnax deviates from
+MinAtar's own code, and again we keep that:
+
+- No action is ever repeated in place of the chosen one; MinAtar repeats one in ten by default.
+- MinAtar's games have no time limit but Freeway's, after whose 2500 frames it terminates. Here 1000 frames, or
+  Freeway's 2500, truncate.
+- A newcomer in Asterix looks for a free row in seven of the eight, drawn at random, and empties one of them if none is
+  free. MinAtar looks in all, and leaves them as they are.
+- Seaquest ends one frame sooner once the oxygen is used up, and an enemy submarine that leaves the screen or is hit
+  does not fire in that frame.
 """
 
 from __future__ import annotations
@@ -25,17 +38,22 @@ PACKAGE = "gymnax"
 INSTALL = "pip install rlsuite"
 
 TASKS: dict[str, TaskInfo] = {
-    "gymnax/CartPole-v1": TaskInfo("keep a pole upright on a cart; 2 discrete actions", 500),
-    "gymnax/Acrobot-v1": TaskInfo("swing a two-link arm above a line; 3 discrete actions", 500),
-    "gymnax/MountainCar-v0": TaskInfo("rock a weak car up a hill; 3 discrete actions", 200),
-    "gymnax/MountainCarContinuous-v0": TaskInfo("rock a weak car up a hill; 1 continuous action", 999),
-    "gymnax/Pendulum-v1": TaskInfo("swing a pendulum up and hold it; 1 continuous action", 200),
+    "gymnax/CartPole-v1": TaskInfo("keep a pole upright on a cart", 500, 4, 2, True, "JAX"),
+    "gymnax/Acrobot-v1": TaskInfo("swing a two-link arm above a line", 500, 6, 3, True, "JAX"),
+    "gymnax/MountainCar-v0": TaskInfo("rock a weak car up a hill", 200, 2, 3, True, "JAX"),
+    "gymnax/MountainCarContinuous-v0": TaskInfo("rock a weak car up a hill", 999, 2, 1, False, "JAX"),
+    "gymnax/Pendulum-v1": TaskInfo("swing a pendulum up and hold it", 200, 3, 1, False, "JAX"),
+    "gymnax/Asterix-MinAtar": TaskInfo("pick up treasure and avoid enemies", 1000, 400, 5, True, "JAX", "fixed"),
+    "gymnax/Breakout-MinAtar": TaskInfo("break bricks with a ball", 1000, 400, 3, True, "JAX", "discrete"),
+    "gymnax/Freeway-MinAtar": TaskInfo("cross a road with traffic", 2500, 700, 3, True, "JAX", "discrete"),
+    "gymnax/Seaquest-MinAtar": TaskInfo("shoot enemies and rescue divers", 1000, 1000, 6, True, "JAX", "fixed"),
+    "gymnax/SpaceInvaders-MinAtar": TaskInfo("shoot approaching aliens", 1000, 600, 4, True, "JAX", "fixed"),
 }
 
 
 @struct.dataclass
 class Gymnax:
-    """A gymnax task; `params` (masses, lengths, gravity, thresholds, ...) are the leaves."""
+    """A gymnax task; `params` (masses, lengths, gravity, thresholds, intervals, ...) are the leaves."""
 
     params: Any
     template: Any = struct.field(pytree_node=False)
@@ -46,14 +64,16 @@ class Gymnax:
 
     def reset(self, key: Array) -> tuple[EpisodeState, Array]:
         obs, state = self.template.reset_env(key, self.params)
-        return strong(EpisodeState(state, jnp.int32(0))), jnp.float32(obs)
+        return strong(EpisodeState(state, jnp.int32(0))), jnp.float32(obs).ravel()
 
     def step(self, key: Array, state: EpisodeState, action: Array) -> tuple[EpisodeState, TimeStep]:
         # gymnax' continuous tasks have one action dimension and compute with a scalar.
         scalar_action = action[0] if isinstance(self.action_space, Box) else action
         obs, physics, reward, terminated, _ = self.template.step_env(key, state.physics, scalar_action, self.params)
         steps = state.steps + 1
-        shown = TimeStep(jnp.float32(obs), jnp.float32(reward), jnp.bool_(terminated), steps >= self.max_episode_steps)
+        shown = TimeStep(
+            jnp.float32(obs).ravel(), jnp.float32(reward), jnp.bool_(terminated), steps >= self.max_episode_steps
+        )
         return strong(EpisodeState(physics, steps)), shown
 
 
@@ -74,7 +94,7 @@ def build(env_id: str, max_episode_steps: int) -> Gymnax:
         params=params,
         template=template,
         id=env_id,
-        obs_dim=jax.eval_shape(template.reset_env, jax.random.key(0), params)[0].shape[0],
+        obs_dim=jax.eval_shape(template.reset_env, jax.random.key(0), params)[0].size,
         action_space=action_space,
         max_episode_steps=max_episode_steps,
     )

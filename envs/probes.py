@@ -142,7 +142,13 @@ _RANDOM_START = ("observation", "action")
 
 TASKS: dict[str, TaskInfo] = {
     f"probe/{name}/{actions}": TaskInfo(
-        f"probe with a known value: {name}; {actions} actions", 5, random_start=name in _RANDOM_START
+        f"probe with a known value: {name}",
+        max_episode_steps=5,
+        obs_dim=1,
+        num_actions=2 if actions == "discrete" else 1,
+        discrete=actions == "discrete",
+        backend="JAX",
+        starts="discrete" if name in _RANDOM_START else "fixed",
     )
     for name in _CLASSES
     for actions in ("discrete", "continuous")

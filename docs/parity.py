@@ -1,0 +1,159 @@
+"""How far MJX is from C MuJoCo, as Gymnasium runs it: prints the tables in docs/parity.md.
+
+    python docs/parity.py [--states N] [--episodes N] [--horizon N] [TASK ...]
+
+One step: Gymnasium plays episodes with random actions; from each of its states MJX takes the same step, and observation
+and reward are compared, in float32 as programs compute and in float64. An error of the observation is that of its worst
+entry, relative to that entry where it is above 1.
+
+Returns: both play the same number of episodes with the same random actions from the same initial states. Their
+difference is given with the 95 % interval of its mean; episodes part after a while, since contacts amplify rounding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import warnings
+from typing import Any
+
+import gymnasium
+import jax
+import mujoco
+import numpy as np
+
+from envs import mujoco as adapter
+from envs.mujoco_tasks import Physics
+from envs.registry import make
+
+LANES = 100
+"""steps that MJX takes at once"""
+
+
+def gymnasium_env(task: str) -> Any:
+    """Gymnasium's task without its time limit."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return gymnasium.make(task).unwrapped
+
+
+def position_of(env: Any, template: adapter.Template) -> float:
+    """`Rules.position` of what Gymnasium's task shows, in float64."""
+    fields = {name: np.array(getattr(env.data, name)) for name in template.rules.reads}
+    physics: Any = Physics(np.array(env.data.qpos), np.array(env.data.qvel), **fields)
+    with jax.enable_x64(True):
+        return float(template.rules.position(physics))
+
+
+def record(task: str, template: adapter.Template, states: int) -> dict[str, np.ndarray]:
+    """Gymnasium's steps under random actions: the states before, the actions, and what they led to."""
+    env = gymnasium_env(task)
+    spec = gymnasium.spec(task)
+    rng = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+    seed, steps = 0, 0
+    env.reset(seed=seed)
+    while len(rows) < states:
+        row: dict[str, Any] = {
+            "qpos": env.data.qpos.copy(),
+            "qvel": env.data.qvel.copy(),
+            "qacc_warmstart": env.data.qacc_warmstart.copy(),
+            "position": position_of(env, template),
+            "action": rng.uniform(env.action_space.low, env.action_space.high).astype(np.float32),
+        }
+        row["obs"], row["reward"], row["terminated"], _, _ = env.step(row["action"])
+        rows.append(row)
+        steps += 1
+        if row["terminated"] or steps == spec.max_episode_steps:
+            seed, steps = seed + 1, 0
+            env.reset(seed=seed)
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def one_step(env: adapter.Mujoco, simulation: adapter.Simulation, action: jax.Array) -> tuple[Any, Any, Any]:
+    """Observation, reward and end after one step of MJX, in the precision that JAX computes in."""
+    rules = env.template.rules
+    physics, _ = env.simulate(simulation, action)
+    reward, terminated = rules.judge(physics, (rules.position(physics) - simulation.position) / env.template.dt, action)
+    return rules.observe(physics), reward, terminated
+
+
+def errors(task: str, rows: dict[str, np.ndarray], float64: bool) -> tuple[np.ndarray, np.ndarray, int]:
+    """Errors `[states]` of observation and reward, and in how many states the ends differ."""
+    with jax.enable_x64(float64):
+        env = adapter.build(f"mujoco/{task}", 1000)
+        step = jax.jit(jax.vmap(functools.partial(one_step, env)))
+        dtype = np.float64 if float64 else np.float32
+        found = []
+        for first in range(0, len(rows["action"]), LANES):
+            chunk = {name: values[first : first + LANES] for name, values in rows.items()}
+            simulation = adapter.Simulation(*(chunk[name].astype(dtype) for name in adapter.Simulation._fields))
+            found.append(jax.device_get(step(simulation, chunk["action"].astype(dtype))))
+    obs, reward, terminated = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    obs_error = np.abs(obs - rows["obs"]) / np.maximum(1.0, np.abs(rows["obs"]))
+    return obs_error.max(axis=1), np.abs(reward - rows["reward"]), int((terminated != rows["terminated"]).sum())
+
+
+def returns(task: str, episodes: int, horizon: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns `[episodes]` in Gymnasium and on MJX, with the same starts and actions, of at most `horizon` steps."""
+    env: Any = make(f"mujoco/{task}")
+    template = env.template
+    keys = jax.random.split(jax.random.key(0), episodes)
+    state, _ = jax.jit(jax.vmap(env.reset))(keys)
+    qpos, qvel = np.float64(state.physics.qpos), np.float64(state.physics.qvel)
+    low, high = np.float32(env.action_space.low), np.float32(env.action_space.high)
+    actions = np.random.default_rng(1).uniform(low, high, (horizon, episodes, len(low))).astype(np.float32)
+
+    theirs = np.zeros(episodes)
+    reference = gymnasium_env(task)
+    for episode in range(episodes):
+        mujoco.mj_resetData(reference.model, reference.data)
+        reference.set_state(qpos[episode], qvel[episode])
+        for action in actions[:, episode]:
+            _, reward, terminated, _, _ = reference.step(action)
+            theirs[episode] += reward
+            if terminated:
+                break
+
+    step = jax.jit(jax.vmap(lambda state, action: env.step(keys[0], state, action)))
+    ours, going_on = np.zeros(episodes), np.ones(episodes, bool)
+    for action in actions:
+        state, shown = step(state, action)
+        ours += np.where(going_on, shown.reward, 0.0)
+        going_on &= ~np.asarray(shown.terminated)
+        if not going_on.any():
+            break
+    assert template.dt == reference.dt
+    return theirs, ours
+
+
+def interval(values: np.ndarray) -> str:
+    """Mean and half the width of its 95 % interval."""
+    return f"{values.mean():.4g} ± {1.96 * values.std(ddof=1) / np.sqrt(len(values)):.2g}"
+
+
+def main() -> None:
+    """Print the rows of both tables, task by task."""
+    parser = argparse.ArgumentParser(description="How far MJX is from C MuJoCo.")
+    parser.add_argument("tasks", nargs="*", default=[name.removeprefix("mujoco/") for name in sorted(adapter.TASKS)])
+    parser.add_argument("--states", type=int, default=10_000)
+    parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--horizon", type=int, default=200)
+    options = parser.parse_args()
+    print(f"jax {jax.__version__}, MuJoCo {mujoco.__version__}, Gymnasium {gymnasium.__version__}")
+    print("| task | precision | obs: median | 99 % | worst | reward: median | 99 % | worst | other end |")
+    for task in options.tasks:
+        base = task.split("+")[0]
+        rows = record(base, adapter.build(f"mujoco/{base}", 1000).template, options.states)
+        for float64 in (False, True):
+            obs, reward, ends = errors(task, rows, float64)
+            numbers = [f(e) for e in (obs, reward) for f in (np.median, lambda e: np.quantile(e, 0.99), np.max)]
+            cells = " | ".join(f"{number:.1e}" for number in numbers)
+            print(f"| {task} | float{64 if float64 else 32} | {cells} | {ends} |", flush=True)
+        if options.episodes:
+            theirs, ours = returns(base, options.episodes, options.horizon)
+            print(f"returns | {task} | {interval(theirs)} | {interval(ours)} | {interval(ours - theirs)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
