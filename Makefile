@@ -17,7 +17,7 @@ PACKAGES := analysis envs experiments rlsuite
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup sweep report test learning soak lint bench clean
+.PHONY: help setup sweep report test learning exhaustive soak lint bench clean
 
 help:
 	@echo 'make setup      create the virtual environment (every target below does so by itself)'
@@ -25,6 +25,7 @@ help:
 	@echo 'make report     statistics and figure of RESULTS=$(RESULTS)'
 	@echo 'make test       the tests; PYTEST_ARGS="-k ppo" to choose'
 	@echo 'make learning   the slow tests: train to known scores'
+	@echo 'make exhaustive the tests of environments that compile for long'
 	@echo 'make soak       kill a sweep KILLS=$(KILLS) times at moments of SEED=$(SEED), resume, compare every row'
 	@echo 'make lint       ruff (lint and format) and mypy'
 	@echo 'make bench      measure speed'
@@ -57,11 +58,15 @@ report: $(INSTALLED)
 
 test: $(INSTALLED)
 	@echo 'testing on Python $(VERSION) ...'
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not slow' $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not slow and not exhaustive' $(PYTEST_ARGS)
 
 learning: $(INSTALLED)
 	@echo 'training to known scores on Python $(VERSION) ...'
 	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+exhaustive: $(INSTALLED)
+	@echo 'testing every environment on Python $(VERSION) ...'
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m exhaustive $(PYTEST_ARGS)
 
 soak: $(INSTALLED)
 	@echo 'killing and resuming ...'

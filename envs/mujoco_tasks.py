@@ -315,61 +315,97 @@ class Spec(NamedTuple):
     info: TaskInfo
 
 
-def _info(summary: str, limit: int, obs_dim: int, num_actions: int, reference: Reference | None = None) -> TaskInfo:
+UNIFORM = "the uniform policy in Gymnasium, mean of 200 episodes (docs/random_returns.py)"
+THRESHOLD = "the reward threshold that Gymnasium registers the task with"
+D4RL = "D4RL's reference return, measured in version 2 of the task"
+
+
+def _info(
+    summary: str, limit: int, obs_dim: int, num_actions: int, low: float, high: float | None, source: str = THRESHOLD
+) -> TaskInfo:
+    """`low` is the uniform policy's return or D4RL's; without a `high` that has a source, scores are not normalised."""
+    reference = None if high is None else Reference(low, high, D4RL if source == D4RL else UNIFORM, source)
     return TaskInfo(summary, limit, obs_dim, num_actions, discrete=False, backend="MJX", reference=reference)
 
 
 SPECS: dict[str, Spec] = {
-    "Ant-v5": Spec("ant.xml", 5, lambda model: ant(), _info("run with four legs", 1000, 105, 8)),
-    "Ant-v4": Spec("ant.xml", 5, lambda model: ant(False, True), _info("run with four legs", 1000, 27, 8)),
+    "Ant-v5": Spec("ant.xml", 5, lambda model: ant(), _info("run with four legs", 1000, 105, 8, -50.7, 6000.0)),
+    "Ant-v4": Spec(
+        "ant.xml", 5, lambda model: ant(False, True), _info("run with four legs", 1000, 27, 8, -49.6, 6000.0)
+    ),
     "HalfCheetah-v5": Spec(
-        "half_cheetah.xml", 5, lambda model: half_cheetah(), _info("run with two legs in a plane", 1000, 17, 6)
+        "half_cheetah.xml",
+        5,
+        lambda model: half_cheetah(),
+        _info("run with two legs in a plane", 1000, 17, 6, -280.178953, 12135.0, D4RL),
     ),
     "HalfCheetah-v4": Spec(
-        "half_cheetah.xml", 5, lambda model: half_cheetah(), _info("run with two legs in a plane", 1000, 17, 6)
+        "half_cheetah.xml",
+        5,
+        lambda model: half_cheetah(),
+        _info("run with two legs in a plane", 1000, 17, 6, -280.178953, 12135.0, D4RL),
     ),
-    "Hopper-v5": Spec("hopper.xml", 4, lambda model: hopper(), _info("hop on one leg in a plane", 1000, 11, 3)),
-    "Hopper-v4": Spec("hopper.xml", 4, lambda model: hopper(True), _info("hop on one leg in a plane", 1000, 11, 3)),
+    "Hopper-v5": Spec(
+        "hopper.xml",
+        4,
+        lambda model: hopper(),
+        _info("hop on one leg in a plane", 1000, 11, 3, -20.272305, 3234.3, D4RL),
+    ),
+    "Hopper-v4": Spec(
+        "hopper.xml",
+        4,
+        lambda model: hopper(True),
+        _info("hop on one leg in a plane", 1000, 11, 3, -20.272305, 3234.3, D4RL),
+    ),
     "Humanoid-v5": Spec(
-        "humanoid.xml", 5, lambda model: humanoid(model.body_mass), _info("walk like a person", 1000, 348, 17)
+        "humanoid.xml",
+        5,
+        lambda model: humanoid(model.body_mass),
+        _info("walk like a person", 1000, 348, 17, 112.4, None),
     ),
     "HumanoidStandup-v5": Spec(
         "humanoidstandup.xml",
         5,
         lambda model: humanoid_standup(model.opt.timestep),
-        _info("stand up from lying", 1000, 348, 17),
+        _info("stand up from lying", 1000, 348, 17, 33519.1, None),
     ),
     "InvertedDoublePendulum-v5": Spec(
         "inverted_double_pendulum.xml",
         5,
         lambda model: inverted_double_pendulum(),
-        _info("keep two linked poles upright on a cart", 1000, 9, 1),
+        _info("keep two linked poles upright on a cart", 1000, 9, 1, 49.7, 9100.0),
     ),
     "InvertedPendulum-v5": Spec(
         "inverted_pendulum.xml",
         2,
         lambda model: inverted_pendulum(),
-        _info("keep a pole upright on a cart", 1000, 4, 1),
+        _info("keep a pole upright on a cart", 1000, 4, 1, 5.1, 1000.0, "a point for each step upright"),
     ),
     "Pusher-v5": Spec(
         "pusher_v5.xml",
         5,
         lambda model: pusher(model.body("tips_arm").id, model.body("object").id, model.body("goal").id),
-        _info("push an object to a goal with an arm", 100, 23, 7),
+        _info("push an object to a goal with an arm", 100, 23, 7, -149.7, 0.0),
     ),
     "Reacher-v5": Spec(
         "reacher.xml",
         2,
         lambda model: reacher(model.body("fingertip").id, model.body("target").id),
-        _info("reach a target with a two-link arm", 50, 10, 2),
+        _info("reach a target with a two-link arm", 50, 10, 2, -42.9, -3.75),
     ),
     "Swimmer-v5": Spec(
-        "swimmer.xml", 4, lambda model: swimmer(), _info("swim with three links in a plane", 1000, 8, 2)
+        "swimmer.xml", 4, lambda model: swimmer(), _info("swim with three links in a plane", 1000, 8, 2, 0.6, 360.0)
     ),
     "Walker2d-v5": Spec(
-        "walker2d_v5.xml", 4, lambda model: walker2d(), _info("walk on two legs in a plane", 1000, 17, 6)
+        "walker2d_v5.xml",
+        4,
+        lambda model: walker2d(),
+        _info("walk on two legs in a plane", 1000, 17, 6, 1.629008, 4592.3, D4RL),
     ),
     "Walker2d-v4": Spec(
-        "walker2d.xml", 4, lambda model: walker2d(True), _info("walk on two legs in a plane", 1000, 17, 6)
+        "walker2d.xml",
+        4,
+        lambda model: walker2d(True),
+        _info("walk on two legs in a plane", 1000, 17, 6, 1.629008, 4592.3, D4RL),
     ),
 }

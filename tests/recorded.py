@@ -1,5 +1,5 @@
 """A few real steps of any environment, for every test that looks at one: recorded once in each worker, since compiling
-an environment is what these tests cost. Tests that record the same environment belong to one xdist group, its id."""
+an environment is what these tests cost. Tests that record the same environment have the marks `marks(env_id)`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import envs
 from envs.core import Discrete, Env, EpisodeState, TimeStep
@@ -18,6 +19,26 @@ Array = jax.Array
 LIMIT = 3
 # Four copies of each environment. Two are alike, one starts from another key, one has other physics.
 FIRST, AGAIN, OTHER_KEY, OTHER_PHYSICS = range(4)
+
+# MJX and observations of hundreds of numbers are slow to compile. `make test` covers these of them, which differ in
+# kind, and `make exhaustive` all others.
+QUICK = frozenset(
+    {
+        "gymnax/Breakout-MinAtar",
+        "mujoco/InvertedPendulum-v5",
+        "playground/BallInCup",
+        "playground/CartpoleBalance",
+        "playground/ReacherEasy",
+    }
+)
+assert set(envs.registered()) >= QUICK
+
+
+def marks(env_id: str) -> list[pytest.MarkDecorator]:
+    """Those of a test that records `env_id`: its xdist group, and `exhaustive` where it compiles for long."""
+    info = envs.info(env_id)
+    long = (info.backend == "MJX" or info.obs_dim >= 100) and env_id not in QUICK
+    return [pytest.mark.xdist_group(env_id), *([pytest.mark.exhaustive] if long else [])]
 
 
 class Rollout(NamedTuple):
@@ -48,13 +69,14 @@ def rollout(env_id: str) -> Rollout:
     """The environment's first `LIMIT` steps under a constant action, with a time limit of `LIMIT`."""
     env = envs.make(env_id, max_episode_steps=LIMIT)
 
-    def copies(leaf: Array) -> Array:
+    def copies(path: Any, leaf: Array) -> Array:
         four = np.stack([np.asarray(leaf)] * 4)
-        if np.issubdtype(four.dtype, np.floating):
+        # A quaternion of length 0.9 is no rotation.
+        if np.issubdtype(four.dtype, np.floating) and "quat" not in jax.tree_util.keystr(path):
             four[OTHER_PHYSICS] *= 0.9
         return jnp.asarray(four)
 
-    batched = jax.tree.map(copies, env)
+    batched = jax.tree_util.tree_map_with_path(copies, env)
     # Compiling is the cost, and each program runs a few times only: half the time, the same mathematics.
     quick_to_compile = {"xla_backend_optimization_level": 0}
     reset = jax.jit(jax.vmap(lambda env, key: env.reset(key)), compiler_options=quick_to_compile)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import gymnasium
@@ -15,16 +16,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from recorded import AGAIN, FIRST, LIMIT, OTHER_KEY, OTHER_PHYSICS, rollout
+from recorded import AGAIN, FIRST, LIMIT, OTHER_KEY, OTHER_PHYSICS, marks, rollout
 
 import envs
 from envs import probes
 from envs.core import Box, Discrete, Env, EpisodeState, TimeStep
+from rlsuite import rollout as batched
 
 Array = jax.Array
-ALL = [pytest.param(env_id, marks=pytest.mark.xdist_group(env_id)) for env_id in envs.registered()]
-GYMNAX = [p for p in ALL if str(p.values[0]).startswith("gymnax/")]
-every_env = pytest.mark.parametrize("env_id", ALL)
+
+
+def each(env_ids: Iterable[str]) -> pytest.MarkDecorator:
+    """One test for each of these environments."""
+    return pytest.mark.parametrize("env_id", [pytest.param(env_id, marks=marks(env_id)) for env_id in env_ids])
+
+
+every_env = each(envs.registered())
+GYMNAX = [env_id for env_id in envs.registered() if env_id.startswith("gymnax/")]
+MINATAR = [env_id for env_id in GYMNAX if env_id.endswith("-MinAtar")]
+PLAYGROUND = [env_id for env_id in envs.registered() if env_id.startswith("playground/")]
 
 
 def avals(tree: Any) -> tuple[Any, list[tuple[Any, ...]]]:
@@ -72,13 +82,41 @@ def test_reset_depends_on_the_key_and_on_nothing_else(env_id: str) -> None:
     roll = rollout(env_id)
     start = (roll.states[0], roll.obs)
     assert_equal(copy_of(start, FIRST), copy_of(start, AGAIN))
-    obs = np.asarray(roll.obs)
-    starts = {tuple(obs[FIRST]), tuple(obs[OTHER_KEY])}
-    for seed in range(8):
-        if len(starts) == 1:  # More keys, because two may agree by chance where there are only two initial states.
-            obs = np.asarray(roll.reset(roll.env, jax.random.split(jax.random.key(seed), 4))[1])
-            starts |= {tuple(obs[FIRST]), tuple(obs[AGAIN]), tuple(obs[OTHER_KEY])}
-    assert (len(starts) > 1) == envs.info(env_id).random_start
+    if envs.info(env_id).starts == "continuous":
+        assert np.any(np.asarray(roll.obs)[FIRST] != np.asarray(roll.obs)[OTHER_KEY])
+
+
+@every_env
+def test_a_thousand_resets_repeat_no_start_of_a_continuum(env_id: str) -> None:
+    roll = rollout(env_id)
+    starts = set()
+    for keys in jax.random.split(jax.random.key(1), (334, 4)):
+        obs = np.asarray(roll.reset(roll.env, keys)[1])[:OTHER_PHYSICS]
+        starts |= {start.tobytes() for start in obs}
+    if envs.info(env_id).starts == "continuous":
+        assert len(starts) == 334 * 3
+    else:
+        assert (len(starts) > 1) == (envs.info(env_id).starts == "discrete")
+
+
+def test_automatic_resets_draw_fresh_starts() -> None:
+    """All of them are made by rlsuite/rollout.py: what it gives the policy after each episode's end is a new start."""
+    env = envs.make("gymnax/CartPole-v1", max_episode_steps=1)
+    key = jax.random.key(0)
+    carry = batched.start(key, env, 4)
+    _, transitions, _ = batched.collect(key, env, carry, lambda key, obs: (jnp.zeros(4, jnp.int32), None), 251)
+    assert np.all(transitions.truncated)
+    starts = {obs.tobytes() for obs in np.asarray(transitions.obs)[1:].reshape(1000, 4)}
+    assert len(starts) == 1000
+
+
+@every_env
+def test_registry_tells_the_sizes_of_what_it_builds(env_id: str) -> None:
+    env, info = envs.make(env_id, max_episode_steps=LIMIT), envs.info(env_id)
+    discrete = isinstance(env.action_space, Discrete)
+    num_actions = env.action_space.n if isinstance(env.action_space, Discrete) else env.action_space.dim
+    assert (info.obs_dim, info.num_actions, info.discrete) == (env.obs_dim, num_actions, discrete)
+    assert envs.make(env_id).max_episode_steps == info.max_episode_steps
 
 
 @every_env
@@ -110,7 +148,9 @@ def test_physics_are_batched_leaves_that_matter(env_id: str) -> None:
     roll = rollout(env_id)
     obs = np.asarray(roll.shown[0].obs)
     np.testing.assert_array_equal(obs[FIRST], obs[AGAIN])
-    assert np.any(obs[FIRST] != obs[OTHER_PHYSICS]) == bool(jax.tree.leaves(roll.env))
+    # MinAtar's parameters are integers, which the other copy shares.
+    floats = [leaf for leaf in jax.tree.leaves(roll.env) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    assert np.any(obs[FIRST] != obs[OTHER_PHYSICS]) == bool(floats)
 
 
 def four_of_the_first(tree: Any) -> Any:
@@ -273,7 +313,15 @@ def random_actions(env_id: str, num: int) -> np.ndarray:
     return rng.uniform(space.low, space.high, (num, space.dim)).astype(np.float32)
 
 
-@pytest.mark.parametrize("env_id", GYMNAX)
+@each(GYMNAX)
+def test_gymnax_own_time_limit_has_no_effect(env_id: str) -> None:
+    roll = rollout(env_id)
+    late = jnp.asarray(np.full(4, 10**6, np.int32))
+    state = roll.states[0]._replace(physics=roll.states[0].physics.replace(time=late))
+    assert_equal(roll.step(roll.env, roll.keys, state, roll.action)[1], roll.shown[0])
+
+
+@each(STATE_FIELDS)
 def test_gymnax_step_is_gymnax_own_without_its_reset(env_id: str) -> None:
     env: Any = envs.make(env_id)
     action = random_actions(env_id, 256)
@@ -290,7 +338,7 @@ def test_gymnax_step_is_gymnax_own_without_its_reset(env_id: str) -> None:
     np.testing.assert_allclose(shown.obs, extra["final_observation"], rtol=1e-6, atol=2e-5)
 
 
-@pytest.mark.parametrize("env_id", GYMNAX)
+@each(STATE_FIELDS)
 def test_gymnax_agrees_with_gymnasium(env_id: str) -> None:
     start, action = random_states(env_id, 256), random_actions(env_id, 256)
     if env_id == "gymnax/CartPole-v1":  # Neither defines a step from a state that has ended already.
@@ -327,6 +375,104 @@ def test_the_known_deviation_of_mountain_car_continuous() -> None:
     assert shown.obs[0, 0] == obs[0]  # both stand at the wall
     assert obs[1] == 0.0
     assert shown.obs[0, 1] < -0.04
+
+
+@each(MINATAR)
+def test_minatar_step_is_gymnax_own_without_its_reset(env_id: str) -> None:
+    roll, env = rollout(env_id), envs.make(env_id)
+    template, params = env.template, env.params  # type: ignore[attr-defined]
+    own_step = jax.jit(jax.vmap(lambda key, state, action: template.step(key, state, action, params)))
+    keys = jax.random.split(jax.random.key(0), (60, 4))
+    # gymnax keeps the other half for its reset
+    step_keys = jax.vmap(jax.vmap(lambda key: jax.random.split(key)[0]))(keys)
+    actions = jnp.asarray(np.random.default_rng(0).integers(0, envs.info(env_id).num_actions, (60, 4), np.int32))
+    state = roll.states[0]
+    for step_key, key, action in zip(step_keys, keys, actions, strict=True):
+        _, _, reward, terminated, _, extra = own_step(key, state.physics, action)
+        state, shown = roll.step(roll.env, step_key, state, action)
+        np.testing.assert_array_equal(shown.obs, np.asarray(extra["final_observation"]).reshape(4, -1))
+        np.testing.assert_array_equal(shown.reward, reward)
+        np.testing.assert_array_equal(shown.terminated, terminated)
+
+
+def step_from(env_id: str, **physics: Any) -> tuple[EpisodeState, TimeStep]:
+    """One step of all four copies from a start with these fields of gymnax' state in place of its own."""
+    roll = rollout(env_id)
+    start = roll.states[0]
+    fields = {
+        name: jnp.asarray(np.broadcast_to(np.int32(value), getattr(start.physics, name).shape))
+        for name, value in physics.items()
+    }
+    state, shown = roll.step(roll.env, roll.keys, start._replace(physics=start.physics.replace(**fields)), roll.action)
+    return state, shown
+
+
+@each(["gymnax/Asterix-MinAtar"])
+def test_the_known_deviation_of_asterix(env_id: str) -> None:
+    """If this fails, gymnax has changed: take the deviation out of the docstring of envs/gymnax.py."""
+    full = [[0, row, 1, 0, 1] for row in range(1, 9)]  # column, row, to the right, no treasure, there
+    state, _ = step_from(env_id, entities=full, spawn_timer=0, move_timer=3)
+    assert np.asarray(state.physics.entities)[:, :, 4].sum(axis=1).tolist() == [7] * 4
+
+
+@each(["gymnax/Seaquest-MinAtar"])
+def test_the_known_deviation_of_seaquest(env_id: str) -> None:
+    """If this fails, gymnax has changed: take the deviation out of the docstring of envs/gymnax.py."""
+    assert step_from(env_id, oxygen=0, sub_y=4)[1].terminated.tolist() == [True] * 4
+    assert step_from(env_id, oxygen=1, sub_y=4)[1].terminated.tolist() == [False] * 4
+
+
+# Playground: beside its own step, and the deviations from DeepMind's Control Suite that its docstring names.
+
+
+@each(PLAYGROUND)
+def test_playground_step_is_playgrounds_own(env_id: str) -> None:
+    """Our state is a part of Playground's; nothing that a step needs may be missing."""
+    roll, env = rollout(env_id), envs.make(env_id, max_episode_steps=LIMIT)
+    template = env.template  # type: ignore[attr-defined]
+    quick_to_compile = {"xla_backend_optimization_level": 0}
+    own = jax.jit(template.reset, compiler_options=quick_to_compile)(roll.keys[FIRST])
+    own_step = jax.jit(template.step, compiler_options=quick_to_compile)
+    np.testing.assert_allclose(roll.obs[FIRST], own.obs, rtol=1e-4, atol=1e-5)
+    for shown in roll.shown:
+        own = own_step(own, roll.action[FIRST])
+        np.testing.assert_allclose(shown.obs[FIRST], own.obs, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(shown.reward[FIRST], own.reward, rtol=1e-3, atol=1e-4)
+        assert 0.0 <= own.reward <= 1.0
+
+
+@each(["playground/CartpoleBalance"])
+def test_playground_shows_old_angles_with_new_positions(env_id: str) -> None:
+    """If this fails, Playground has changed: take the deviation out of the docstring of envs/playground.py."""
+    roll = rollout(env_id)
+    before, after = np.asarray(roll.obs)[FIRST], np.asarray(roll.shown[0].obs)[FIRST]
+    np.testing.assert_allclose(after[1:3], before[1:3], rtol=1e-6)  # cosine and sine of the pole's angle
+    assert abs(after[0] - before[0]) > 1e-5  # the cart's position
+
+
+@each(["playground/ReacherEasy", "playground/ReacherHard"])
+def test_playground_reset_shows_a_target_elsewhere(env_id: str) -> None:
+    """If this fails, Playground has changed: take the deviation out of the docstring of envs/playground.py."""
+    roll = rollout(env_id)
+
+    def target(obs: Array) -> np.ndarray:
+        """`[4, 2]` where the observation says that the target is, from two links of 0.12 m."""
+        shoulder, wrist, *to_target = np.asarray(obs).T[:4]
+        finger = [sum(f(angle) for angle in (shoulder, shoulder + wrist)) * 0.12 for f in (np.cos, np.sin)]
+        return np.stack(finger, axis=1) + np.stack(to_target, axis=1)
+
+    drawn = np.asarray(roll.states[0].physics)[:, -3:-1]
+    assert np.abs(target(roll.obs) - drawn)[FIRST].max() > 0.02
+    for shown, state in zip(roll.shown, roll.states[1:], strict=True):
+        np.testing.assert_array_equal(np.asarray(state.physics)[:, -3:-1], drawn)
+        np.testing.assert_allclose(target(shown.obs)[FIRST], drawn[FIRST], atol=0.02)
+
+
+@each(["playground/WalkerStand"])
+def test_playground_walker_observes_no_height(env_id: str) -> None:
+    """If this fails, Playground has changed: take the deviation out of the docstring of envs/playground.py."""
+    obs = np.asarray(rollout(env_id).obs)
+    np.testing.assert_allclose(obs[:, 14], obs[:, 0], atol=1e-5)  # the cosine of the torso's angle, twice
 
 
 # The registry.

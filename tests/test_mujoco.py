@@ -1,7 +1,7 @@
 """The MuJoCo tasks against Gymnasium's: what the rules make of a state, and what MJX makes of an action.
 
 The rules are cheap and are compared for every task. Compiling MJX is not: pieces of physics are compared on tiny
-models, and whole steps for two tasks here, for all others in the slow tests (`make learning`) and in docs/parity.md.
+models, and whole steps for two tasks here, for all others in the exhaustive tests (`make exhaustive`) and in docs/parity.md.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mujoco import mjx
 import envs
 from envs import mujoco as adapter
 from envs.core import Box, EpisodeState
-from envs.mujoco_tasks import Physics
+from envs.mujoco_tasks import D4RL, THRESHOLD, Physics
 
 IDS = sorted(adapter.TASKS)
 QUICK_TO_COMPILE: Any = {"xla_backend_optimization_level": 0}
@@ -71,6 +71,22 @@ def test_sizes_bounds_and_limits_are_gymnasiums(env_id: str) -> None:
     assert env.max_episode_steps == theirs.max_episode_steps
     template = env.template  # type: ignore[attr-defined]
     assert template.dt == unwrapped.dt
+
+
+@every_task
+def test_reference_returns_have_their_source(env_id: str) -> None:
+    reference, theirs = envs.info(env_id).reference, gymnasium.spec(env_id.removeprefix("mujoco/"))
+    if reference is None:
+        assert theirs.reward_threshold is None
+        return
+    assert reference.low < reference.high
+    if reference.high_source == THRESHOLD:
+        assert reference.high == theirs.reward_threshold
+    # as the specification of datasets gives them, from ml-jku/OfflineRL, d4rl_results/loader.py
+    of_d4rl = {"Hopper": (-20.272305, 3234.3), "HalfCheetah": (-280.178953, 12135.0), "Walker2d": (1.629008, 4592.3)}
+    name = env_id.removeprefix("mujoco/").split("-")[0]
+    if name in of_d4rl:
+        assert (reference.low, reference.high, reference.low_source) == (*of_d4rl[name], D4RL)
 
 
 @every_task
@@ -297,12 +313,15 @@ def compiled_step(env_id: str) -> Any:
 
 
 QUICK = ("mujoco/InvertedPendulum-v5", "mujoco/Hopper-v5")
+"""of which a step is compiled in `make test`"""
 
 
 @pytest.mark.parametrize(
     "env_id",
     [
-        pytest.param(env_id, marks=[pytest.mark.xdist_group(env_id), *([] if env_id in QUICK else [pytest.mark.slow])])
+        pytest.param(
+            env_id, marks=[pytest.mark.xdist_group(env_id), *([] if env_id in QUICK else [pytest.mark.exhaustive])]
+        )
         for env_id in IDS
     ],
 )

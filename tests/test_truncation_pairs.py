@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import struct
-from recorded import FIRST, LIMIT, rollout
+from recorded import FIRST, LIMIT, marks, rollout
 
 import envs
 from envs.core import Space, TimeStep
@@ -27,7 +27,7 @@ Array = jax.Array
 
 # Which pairs fit is known once every environment is built, half a minute in every worker: so here are all of them.
 PAIRS = [
-    pytest.param(name, env_id, marks=pytest.mark.xdist_group(env_id))
+    pytest.param(name, env_id, marks=marks(env_id))
     for env_id in envs.registered()
     for name in sorted(algorithms.REGISTRY)
 ]
