@@ -59,10 +59,12 @@ class Brax:
     action_space: Space = struct.field(pytree_node=False)
     max_episode_steps: int = struct.field(pytree_node=False)
 
+    @jax.jit  # traced once, though training, evaluation and initialisation are three programs
     def reset(self, key: Array) -> tuple[EpisodeState, Array]:
         state = self._with_sys().reset(key)
         return strong(EpisodeState(state.pipeline_state, jnp.int32(0))), jnp.float32(state.obs)
 
+    @jax.jit
     def step(self, key: Array, state: EpisodeState, action: Array) -> tuple[EpisodeState, TimeStep]:
         from brax.envs.base import State
 

@@ -106,7 +106,7 @@ class Mujoco:
         # No contact has been computed, no motor is on, and no task begins at the limit of a joint.
         return read(data, self.template.rules.reads)
 
-    @jax.jit
+    @jax.jit  # traced once, though training and evaluation are two programs
     def simulate(self, simulation: Simulation, action: Array) -> tuple[Physics, Array]:
         """The substeps of one step, and where the solver begins the next."""
         from mujoco import mjx

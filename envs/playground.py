@@ -99,6 +99,7 @@ class Playground:
     action_space: Space = struct.field(pytree_node=False)
     max_episode_steps: int = struct.field(pytree_node=False)
 
+    @jax.jit  # traced once, though training, evaluation and initialisation are three programs
     def reset(self, key: Array) -> tuple[EpisodeState, Array]:
         from mujoco import mjx
 
@@ -106,6 +107,7 @@ class Playground:
         physics = mjx.get_state(self.model, first.data, _state_parts())
         return strong(EpisodeState(physics, jnp.int32(0))), jnp.float32(first.obs)
 
+    @jax.jit
     def step(self, key: Array, state: EpisodeState, action: Array) -> tuple[EpisodeState, TimeStep]:
         from mujoco import mjx
         from mujoco_playground import State

@@ -1,7 +1,7 @@
 """The MuJoCo tasks against Gymnasium's: what the rules make of a state, and what MJX makes of an action.
 
 The rules are cheap and are compared for every task. Compiling MJX is not: pieces of physics are compared on tiny
-models, and whole steps for two tasks here, for all others in the exhaustive tests (`make exhaustive`) and in docs/parity.md.
+models, and whole steps for two tasks here, for all others in `make exhaustive` and docs/parity.md.
 """
 
 from __future__ import annotations
