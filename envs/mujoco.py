@@ -83,16 +83,19 @@ class Mujoco:
         return strong(EpisodeState(simulation, jnp.int32(0))), jnp.float32(rules.observe(physics))
 
     def step(self, key: Array, state: EpisodeState, action: Array) -> tuple[EpisodeState, TimeStep]:
-        rules = self.template.rules
         physics, qacc_warmstart = self.simulate(state.physics, action)
-        position = rules.position(physics)
-        reward, terminated = rules.judge(physics, (position - state.physics.position) / self.template.dt, action)
-        steps = state.steps + 1
-        shown = TimeStep(
-            jnp.float32(rules.observe(physics)), jnp.float32(reward), terminated, steps >= self.max_episode_steps
-        )
+        position, shown = self.judge(physics, state.physics.position, state.steps + 1, action)
         simulation = Simulation(physics.qpos, physics.qvel, qacc_warmstart, position)
-        return strong(EpisodeState(simulation, steps)), shown
+        return strong(EpisodeState(simulation, state.steps + 1)), shown
+
+    def judge(self, physics: Physics, position: Array, steps: Array, action: Array) -> tuple[Array, TimeStep]:
+        """The new position and what the step shows that began at `position` and was number `steps` of its episode."""
+        rules = self.template.rules
+        new_position = rules.position(physics)
+        velocity = (new_position - position) / self.template.dt
+        reward, terminated = rules.judge(physics, velocity, action)
+        obs, truncated = jnp.float32(rules.observe(physics)), steps >= self.max_episode_steps
+        return new_position, TimeStep(obs, jnp.float32(reward), terminated, truncated)
 
     def at_rest(self, qpos: Array, qvel: Array) -> Physics:
         """What there is to see of these positions and velocities before anything has moved."""
@@ -112,10 +115,8 @@ class Mujoco:
         from mujoco import mjx
 
         model = self.model
-        # MuJoCo ignores all controls where one is not a number.
-        ctrl = jnp.where(jnp.any(jnp.isnan(action)), 0.0, action)
         data = mjx.make_data(model, impl="jax").replace(
-            qpos=simulation.qpos, qvel=simulation.qvel, qacc_warmstart=simulation.qacc_warmstart, ctrl=ctrl
+            qpos=simulation.qpos, qvel=simulation.qvel, qacc_warmstart=simulation.qacc_warmstart, ctrl=controls(action)
         )
 
         substep = runge_kutta if model.opt.integrator == mjx.IntegratorType.RK4 else mjx.step
@@ -129,6 +130,11 @@ class Mujoco:
         if "cfrc_ext" in self.template.rules.reads:
             data = mjx.rne_postconstraint(model, data)
         return read(data, self.template.rules.reads), data.qacc_warmstart
+
+
+def controls(action: Array) -> Array:
+    """What the motors make of an action `[nu]`: MuJoCo ignores all of it where one entry is not a number."""
+    return jnp.where(jnp.any(jnp.isnan(action)), 0.0, action)
 
 
 def runge_kutta(model: Any, data: Any) -> Any:

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rlsuite import train
+from envs.mujoco_c import WithC
+from rlsuite import host, memory, train
 from rlsuite.core import Algorithm, Task
 
 Array = jax.Array
@@ -96,7 +97,6 @@ def compile_programs(
 
     init = batched(partial(train.init, algorithm), (None, 0, 0))
     segment = batched(partial(train.segment, algorithm), (None, 0, 0, 0, *[None] * 4), donate_argnums=1)
-    checkup = batched(partial(train.checkup, algorithm, num_episodes=num_episodes), (None, 0, 0, None, None, 0))
 
     def argument(sharding: NamedSharding, dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
@@ -108,14 +108,45 @@ def compile_programs(
     task = jax.device_put(task, on_all)
     learning = jax.tree.map(lambda x: argument(on_split, x.dtype, *x.shape), jax.eval_shape(init, task, seed, hyper))
     # Tracing holds Python's lock, compiling does not: trace one after another, compile side by side.
-    lowered = (
-        init.lower(task, seed, hyper),
-        segment.lower(task, learning, seed, hyper, *[count] * 4),
-        checkup.lower(task, learning, seed, count, count, frozen),
-    )
+    lowered = [init.lower(task, seed, hyper), segment.lower(task, learning, seed, hyper, *[count] * 4)]
+    simulator = None
+    if isinstance(task.env, WithC):
+        simulator = task.env.simulator(width * num_episodes, memory.num_cores())
+        physics = jax.tree.map(
+            lambda x: argument(on_split, x.dtype, width, num_episodes, *x.shape[1:]), simulator.physics
+        )
+
+        def key_of(seed: Array, index: Array) -> Array:
+            return train.stream_key(seed, train.EVALUATION_STREAM, index)
+
+        draw = batched(lambda task, seed, index: host.draw(task, key_of(seed, index), num_episodes), (None, 0, None))
+        start = batched(
+            lambda task, state, seed, index, physics, skip: host.start(
+                algorithm, task, state, key_of(seed, index), physics, skip
+            ),
+            (None, 0, 0, None, 0, 0),
+        )
+        go_on = batched(
+            lambda task, state, seed, index, t, playing, physics: host.go_on(
+                algorithm, task, state, key_of(seed, index), t, playing, physics
+            ),
+            (None, 0, 0, None, None, 0, 0),
+        )
+        of_runs = (task, learning.state, seed, count)
+        playing, _ = jax.eval_shape(start, *of_runs, physics, frozen)
+        playing = jax.tree.map(lambda x: argument(on_split, x.dtype, *x.shape), playing)
+        lowered += [
+            batched(train.health, (0, None)).lower(learning, count),
+            draw.lower(task, seed, count),
+            start.lower(*of_runs, physics, frozen),
+            go_on.lower(*of_runs, count, playing, physics),
+        ]
+    else:
+        checkup = batched(partial(train.checkup, algorithm, num_episodes=num_episodes), (None, 0, 0, None, None, 0))
+        lowered.append(checkup.lower(task, learning, seed, count, count, frozen))
     with ThreadPoolExecutor(len(lowered)) as pool:
         compiled = list(pool.map(lambda program: program.compile(), lowered))
-    compiled_init, compiled_segment, compiled_checkup = compiled
+    compiled_init, compiled_segment, *compiled_evaluation = compiled
 
     def runs(seeds: Sequence[int], hypers: Sequence[Any]) -> tuple[Array, Any]:
         """Padding repeats the last run: it computes what that one does, and nobody reads it."""
@@ -127,7 +158,21 @@ def compile_programs(
         return jax.device_put([np.int32(value) for value in values], on_all)
 
     def run_checkup(runs: Any, learning: train.Learning, index: int, updates: int, frozen: np.ndarray) -> train.Checkup:
-        return compiled_checkup(task, learning, runs[0], *counts(index, updates), jax.device_put(frozen, on_split))
+        (seeds, _), (at, since), skip = runs, counts(index, updates), jax.device_put(frozen, on_split)
+        if simulator is None:
+            (compiled_checkup,) = compiled_evaluation
+            checked: train.Checkup = compiled_checkup(task, learning, seeds, at, since, skip)
+            return checked
+        compiled_health, compiled_draw, compiled_start, compiled_go_on = compiled_evaluation
+        of_runs = (task, learning.state, seeds, at)
+        steps = host.Programs(
+            lambda: compiled_draw(task, seeds, at),
+            lambda physics: compiled_start(*of_runs, jax.device_put(physics, on_split), skip),
+            lambda t, playing, physics: compiled_go_on(
+                *of_runs, *counts(t), playing, jax.device_put(physics, on_split)
+            ),
+        )
+        return train.Checkup(host.play(simulator, steps, frozen), *compiled_health(learning, since))
 
     programs = train.Programs(
         width=width,

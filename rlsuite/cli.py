@@ -1,4 +1,4 @@
-"""The command line: rlsuite run | sweep | report | bench | list."""
+"""The command line: rlsuite run | sweep | evaluate | report | bench | list."""
 
 from __future__ import annotations
 
@@ -115,6 +115,12 @@ def run(arguments: list[str]) -> int:
     count("--evaluations", 10, "evaluations while training (%(default)s)")
     count("--eval-episodes", 16, "complete episodes of each run in each evaluation (%(default)s)")
     count("--max-episode-steps", None, "time limit, if not the environment's own")
+    parser.add_argument(
+        "--eval-physics",
+        choices=("own", "mujoco"),
+        default="own",
+        help="evaluate on the environment's own simulator or on C MuJoCo, for mujoco/... (%(default)s)",
+    )
     parser.add_argument("--name", default="run", help="experiment, the folder below the results (%(default)s)")
     parser.add_argument("--label", help="name of the curve in reports (the algorithm's)")
     parser.add_argument("--results", metavar="DIR", default="results", help="folder of all results (%(default)s)")
@@ -142,6 +148,7 @@ def run(arguments: list[str]) -> int:
         evaluations=options["evaluations"],
         eval_episodes=options["eval_episodes"],
         max_episode_steps=options["max_episode_steps"],
+        evaluation_physics=options["eval_physics"],
         label=options["label"],
     )
     shard = sweep.shard(options["name"], cell)
@@ -169,20 +176,77 @@ def run_sweep(arguments: list[str]) -> int:
     return report_after(store.folder)
 
 
-def list_registered(arguments: list[str]) -> int:
-    """`rlsuite list`: what can be trained, and on what."""
-    import envs
-    from rlsuite import algorithms
+def run_evaluate(arguments: list[str]) -> int:
+    """`rlsuite evaluate RUN --gymnasium ID`: what a trained policy is worth in real Gymnasium."""
+    from rlsuite.transfer import transfer
 
-    Parser(prog="rlsuite list", description="What can be trained, and on what.").parse_args(arguments)
-    print("algorithms")
-    for name, spec in sorted(algorithms.REGISTRY.items()):
-        spaces = " and ".join(space.__name__ for space in spec.action_spaces)
-        print(f"  {name:<34} {spaces} actions")
-    print("environments")
-    for env_id in envs.registered():
-        print(f"  {env_id:<34} {envs.describe(env_id)}")
+    parser = Parser(
+        prog="rlsuite evaluate",
+        description="Play fresh episodes of a trained policy here and in real Gymnasium, and compare the returns.",
+    )
+    parser.add_argument("run", metavar="RUN", help="a finished shard, such as results/run/<shard>")
+    parser.add_argument("--gymnasium", metavar="ID", required=True, help="Gymnasium's own id, such as Hopper-v5")
+    parser.add_argument(
+        "--episodes", type=int, metavar="N", default=100, help="complete episodes in each (%(default)s)"
+    )
+    parser.add_argument("--seed", metavar="N", type=seed, default="first", help="which run, or 'all' (%(default)s)")
+    parser.add_argument("--video", metavar="FILE", type=Path, help="film one episode in Gymnasium, as .mp4 or .gif")
+    options = parser.parse_args(arguments)
+    prepare_jax()
+    transfer(options.run, options.gymnasium, options.episodes, options.seed, options.video)
     return 0
+
+
+def seed(text: str) -> int | str:
+    """The reader of `rlsuite evaluate --seed`."""
+    if text in ("first", "all"):
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' must be a whole number, 'first' or 'all'") from None
+
+
+def list_registered(arguments: list[str]) -> int:
+    """`rlsuite list [algorithms|envs]`: what can be trained, and on what."""
+    parser = Parser(prog="rlsuite list", description="What can be trained, and on what.")
+    parser.add_argument(
+        "what", nargs="?", metavar="WHAT", choices=("algorithms", "envs"), help="'algorithms' or 'envs' (both)"
+    )
+    what = parser.parse_args(arguments).what
+    if what != "envs":
+        from rlsuite import algorithms
+
+        print("algorithms")
+        for name, spec in sorted(algorithms.REGISTRY.items()):
+            spaces = " and ".join(space.__name__ for space in spec.action_spaces)
+            print(f"  {name:<10} {spaces} actions")
+    if what != "algorithms":
+        import envs
+
+        print("environments")
+        heads = ("id", "obs", "actions", "limit", "backend", "returns", "task")
+        print_columns([heads, *map(env_row, envs.registered())])
+        print("wrappers, added to an id in any number, such as gymnax/Pendulum-v1+observation_delay=2+reward_scale=0.1")
+        print_columns(list(envs.describe_wrappers().items()))
+    return 0
+
+
+def env_row(env_id: str) -> tuple[str, ...]:
+    """What `rlsuite list envs` shows of an environment; returns are those that normalised scores lie between."""
+    import envs
+
+    task = envs.info(env_id)
+    actions = f"{task.num_actions} {'disc.' if task.discrete else 'cont.'}"
+    returns = f"{task.reference.low:g} .. {task.reference.high:g}" if task.reference else "-"
+    return env_id, str(task.obs_dim), actions, str(task.max_episode_steps), task.backend, returns, task.summary
+
+
+def print_columns(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of equally many texts as columns, indented by two; the last column may be of any width."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
 
 
 def report(arguments: list[str]) -> int:
@@ -239,9 +303,10 @@ def run_bench(arguments: list[str]) -> int:
 COMMANDS = {
     "run": (run, "train one algorithm on one environment at many seeds"),
     "sweep": (run_sweep, "run every cell of an experiment file that has no results yet"),
+    "evaluate": (run_evaluate, "play a trained policy in real Gymnasium, and film it"),
     "report": (report, "compare the results in a folder: table and plot"),
     "bench": (run_bench, "measure speed and memory against the number of runs"),
-    "list": (list_registered, "show the algorithms and the environments"),
+    "list": (list_registered, "show the algorithms, the environments and their wrappers"),
 }
 
 
@@ -255,6 +320,12 @@ def add_execution_options(parser: Parser) -> None:
     )
     group.add_argument(
         "--save-every", type=float, metavar="SECONDS", default=300.0, help="time between two snapshots (%(default)s)"
+    )
+    group.add_argument(
+        "--no-save-policies",
+        dest="save_policies",
+        action="store_false",
+        help="do not keep what each run has learned, for 'rlsuite evaluate' (kept: 4 bytes a parameter of the policy)",
     )
 
 
@@ -270,7 +341,8 @@ def execution_settings(options: dict[str, Any]) -> Any:
         raise UserError(f"--memory-share {options['memory_share']} must be above 0 and at most 1, such as 0.75")
     if not options["save_every"] >= 0:
         raise UserError(f"--save-every {options['save_every']} must be 0 (at every pause) or more seconds")
-    return Settings(Limits(options["width"], options["devices"], options["memory_share"]), options["save_every"])
+    limits = Limits(options["width"], options["devices"], options["memory_share"])
+    return Settings(limits, options["save_every"], options["save_policies"])
 
 
 def prepare_jax() -> None:

@@ -16,10 +16,12 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 import envs
 import rlsuite
-from rlsuite import algorithms, memory
+from envs.mujoco_c import WithC
+from rlsuite import algorithms, memory, policies, sweep
 from rlsuite import plan as planning
 from rlsuite.checkpoint import Snapshot, Snapshots
 from rlsuite.core import Stopped, Task, UserError
@@ -27,9 +29,9 @@ from rlsuite.plan import Limits, Plan, Work
 from rlsuite.progress import Progress, duration, quantity, say
 from rlsuite.store import Part, Store
 from rlsuite.sweep import Shard
-from rlsuite.train import evaluation_points, train
+from rlsuite.train import Training, evaluation_points, train
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "brax", "mujoco", "mujoco-mjx", "gymnax", "numpy")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "brax", "mujoco", "mujoco-mjx", "gymnasium", "gymnax", "numpy")
 WAITING_SECONDS = 1.0
 """How often a shard that another process runs is looked at."""
 
@@ -40,6 +42,8 @@ class Settings(NamedTuple):
     limits: Limits = Limits()
     save_every: float = 300.0
     """seconds between two snapshots of a running chunk; 0 saves at every pause"""
+    save_policies: bool = False
+    """keep what every run has learned, beside its results, see `rlsuite/policies.py`"""
 
 
 class Signals:
@@ -137,7 +141,7 @@ def run_shard(shard: Shard, store: Store, settings: Settings, signals: Signals) 
     spec = algorithms.get(cell.algorithm)
     config = spec.fit(shard.config, cell.steps)
     algorithm = spec.make(config)
-    task = Task(envs.make(shard.environment, max_episode_steps=cell.max_episode_steps))
+    task = Task(sweep.env_of(cell))
     total_updates = -(-cell.steps // algorithm.steps_per_update)
     work = Work(
         cell.algorithm, config, algorithm, task, shard.runs[0][1], len(shard.runs), total_updates, cell.eval_episodes
@@ -226,6 +230,9 @@ def train_chunk(job: Job, plan: Plan, first: int, stop: int, snapshots: Snapshot
     saved = time.perf_counter()
     for pause in pauses:
         if pause.evaluated:
+            # A chunk is done once its last rows are there, so they come last.
+            if settings.save_policies and pause.training.update == work.total_updates:
+                save_policies(job, first, pause.training)
             store.write_rows(shard, first, pause.training.evaluation)
         progress.pause(first, stop - first, pause)
         if pause.training.update == work.total_updates:
@@ -238,6 +245,14 @@ def train_chunk(job: Job, plan: Plan, first: int, stop: int, snapshots: Snapshot
             signals.check()
 
 
+def save_policies(job: Job, first: int, training: Training) -> None:
+    """Write what the runs from `first` have learned."""
+    diverged = training.evaluation.diverged
+    learned = policies.leaves(job.work.algorithm, job.work.task, job.work.hypers, training.learning.state)
+    arrays = {name: np.asarray(leaf)[: len(diverged)] for name, leaf in learned.items()}
+    job.store.write_policies(job.shard, first, training.update, diverged, arrays)
+
+
 def facts_of(job: Job) -> dict[str, Any]:
     """What the manifest says of this process and its surroundings, and of those that worked on the shard before."""
     session = {
@@ -248,12 +263,19 @@ def facts_of(job: Job) -> dict[str, Any]:
     return {
         "total_updates": job.work.total_updates,
         "steps_per_update": job.work.algorithm.steps_per_update,
+        "evaluation_physics": evaluation_physics(job),
         "matmul_precision": str(jax.config.values["jax_default_matmul_precision"] or "default"),
         "versions": versions(),
         "command": sys.argv,
         **session,
         "sessions": [*job.store.manifest(job.shard).get("sessions", []), session],
     }
+
+
+def evaluation_physics(job: Job) -> str:
+    """The simulator that gave the scores."""
+    env = job.work.task.env
+    return env.backend if isinstance(env, WithC) else envs.info(job.shard.environment).backend
 
 
 def write_manifest(job: Job, plan: Plan, facts: dict[str, Any], run_seconds: float, diverged: int) -> None:

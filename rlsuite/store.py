@@ -5,10 +5,12 @@ While a shard runs, `<folder>/<shard>.partial/` holds
 runs000000-000063.update000000001000.parquet   the rows of one evaluation of one chunk of runs, written as it comes
 layout.json                                    how many runs train at once, so that a resumed shard does the same
 snapshot/                                      see rlsuite/checkpoint.py
+policies000000-000063.arrow                    what these runs have learned, if policies are saved
 lock                                           held by the process that runs the shard; no process, no lock
 
-When the last chunk is done the rows are merged into `<folder>/<shard>.parquet` and the partial folder is removed. The
-columns are one row per (evaluation, run), in that order:
+When the last chunk is done the policies are merged into `<folder>/<shard>.policies.arrow`, the rows into
+`<folder>/<shard>.parquet`, and the partial folder is removed. The columns are one row per (evaluation, run), in that
+order:
 
 experiment, label, algorithm, environment, config_hash   str
 run int32, seed int64, hyper/<name> float64              which run of the shard
@@ -18,6 +20,11 @@ return_mean, return_std, return_min, return_max float64  over the complete episo
 episode_returns list<float32>, episode_lengths list<int32>
 diverged bool                                            the run became non-finite now or earlier, and is frozen
 metric/<name> float32                                    mean since the last evaluation; null before the first update
+
+and of the policies one row per run:
+
+run int32, seed int64; update int64; diverged bool       which run, after how many updates
+<leaf> fixed_size_list                                   see rlsuite/policies.py
 """
 
 from __future__ import annotations
@@ -30,7 +37,7 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +50,9 @@ from rlsuite.sweep import Shard
 from rlsuite.train import Evaluation
 
 FORMAT = 1
+
+POLICIES = ".policies.arrow"
+"""What the name of a shard's policies ends with."""
 
 
 def rows(shard: Shard, evaluation: Evaluation, first: int = 0) -> pa.Table:
@@ -132,6 +142,10 @@ class Store:
     def manifest_path(self, shard: Shard) -> Path:
         """Where the facts about the shard lie, running or finished."""
         return self.folder / f"{shard.name}.json"
+
+    def policies_path(self, shard: Shard) -> Path:
+        """Where the policies of the finished shard lie, if they were saved."""
+        return self.folder / f"{shard.name}{POLICIES}"
 
     def has(self, shard: Shard) -> bool:
         """Whether the shard is finished. Raises UserError if its file is there but damaged."""
@@ -226,6 +240,23 @@ class Store:
         path = self.partial(shard) / part.file_name
         self._replace(shard, path, lambda target: pq.write_table(table, target, compression="zstd"))
 
+    def write_policies(
+        self, shard: Shard, first: int, update: int, diverged: np.ndarray, leaves: dict[str, np.ndarray]
+    ) -> None:
+        """Write what the runs from `first` have learned after so many updates: `[runs]` bool and `[runs, ...]` each."""
+        stop = first + len(diverged)
+        columns: dict[str, Any] = {
+            "run": pa.array(range(first, stop), pa.int32()),
+            "seed": pa.array([seed for seed, _ in shard.runs[first:stop]], pa.int64()),
+            "update": pa.array([update] * len(diverged), pa.int64()),
+            "diverged": pa.array(diverged),
+        }
+        for name, leaf in leaves.items():
+            flat = leaf.reshape(len(diverged), -1)
+            columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
+        path = self.partial(shard) / f"policies{first:06}-{stop - 1:06}.arrow"
+        self._replace(shard, path, lambda target: _write_arrow(target, [pa.table(columns)]))
+
     def parts(self, shard: Shard) -> list[Part]:
         """The parts that are there and whole, in order."""
         found = []
@@ -241,9 +272,9 @@ class Store:
 
     def forget(self, shard: Shard, first: int, stop: int) -> None:
         """Remove all parts with a run among first, ..., stop - 1, whole or damaged: these runs begin anew."""
-        for path in self.partial(shard).glob("runs*.parquet"):
-            part = Part.of(path)
-            if part and part.first < stop and first < part.stop:
+        for path in sorted(self.partial(shard).glob("*")):
+            match = re.fullmatch(r"(?:runs|policies)(\d+)-(\d+)\..+", path.name)
+            if match and int(match[1]) < stop and first <= int(match[2]):
                 try:
                     path.unlink(missing_ok=True)
                 except OSError as error:
@@ -287,6 +318,12 @@ class Store:
                 for table in tables():
                     writer.write_table(pa.concat_tables([last.empty_table(), table], promote_options="default"))
 
+        # First, so that a finished shard has them.
+        learned = sorted(self.partial(shard).glob("policies*.arrow"))
+        if learned:
+            # One after another, since together they may be large.
+            tables_of = map(read_policies, learned)
+            self._replace(shard, self.policies_path(shard), lambda target: _write_arrow(target, tables_of))
         self._replace(shard, self.path(shard), merge)
 
     def _replace(self, shard: Shard, path: Path, write: Callable[[str], Any]) -> None:
@@ -314,6 +351,32 @@ def damaged(path: Path) -> str | None:
             return None if file.metadata.num_rows else "it has no rows"
     except (pa.ArrowException, OSError, ValueError) as error:
         return " ".join(str(error).split())
+
+
+def read_policies(path: Path) -> pa.Table:
+    """What `Store.write_policies` or `finish` wrote there; the arrays stay on the disk until they are looked at.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        with pa.memory_map(str(path)) as file:
+            return pa.ipc.open_file(file).read_all()
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"policies '{path}' cannot be read ({' '.join(str(error).split())}); restore the file, or delete it to do "
+            "without them"
+        ) from error
+
+
+def _write_arrow(target: str, tables: Iterable[pa.Table]) -> None:
+    """Tables of one schema, at least one, as one file."""
+    remaining = iter(tables)
+    table = next(remaining)
+    with pa.OSFile(target, "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+        for table in remaining:
+            writer.write_table(table)
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:

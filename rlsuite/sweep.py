@@ -10,20 +10,14 @@ import re
 import runpy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, get_args
 
 import envs
+from envs import Env, Reference, mujoco_c
 from rlsuite import algorithms
 from rlsuite.core import UserError, check_positive
 
-
-class Reference(NamedTuple):
-    """The two returns that a normalised score is measured between: (return - low) / (high - low)."""
-
-    low: float
-    high: float
-    low_source: str
-    high_source: str
+EvaluationPhysics = Literal["own", "mujoco"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +43,12 @@ class Cell:
     """complete episodes of each run in each evaluation"""
     max_episode_steps: int | None = None
     """the time limit, if not the environment's own"""
+    evaluation_physics: EvaluationPhysics = "own"
+    """what evaluations are played on: the environment's own simulator, or C MuJoCo, which `mujoco/...` tasks have"""
     label: str | None = None
     """the name of the curve in a report, and the beginning of its file's name; None is the algorithm's name"""
     reference: Reference | None = None
-    """for normalised scores; without one the task stays out of aggregates"""
+    """for normalised scores, if not the environment's own; a task without one stays out of aggregates"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,11 +97,14 @@ class Shard:
             # As floats, which the program computes with: a discount of 1 is one of 1.0.
             [(seed, {name: float(value) for name, value in hypers._asdict().items()}) for seed, hypers in self.runs],
         ]
+        if cell.evaluation_physics != "own":
+            identity.append(cell.evaluation_physics)
         return "__".join([self.label, self.environment.replace("/", "-"), _digest(identity)])
 
     def describe(self) -> dict[str, Any]:
         """All of it as plain JSON values, for the manifest."""
         cell = self.cell
+        reference = cell.reference or envs.info(self.environment).reference
         return {
             "shard": self.name,
             "experiment": self.experiment,
@@ -120,7 +119,7 @@ class Shard:
             "evaluations": cell.evaluations,
             "eval_episodes": cell.eval_episodes,
             "max_episode_steps": cell.max_episode_steps,
-            "reference": cell.reference._asdict() if cell.reference else None,
+            "reference": reference._asdict() if reference else None,
         }
 
 
@@ -141,12 +140,15 @@ def shard(experiment: str, cell: Cell) -> Shard:
     for name in ("steps", "seeds", "first_seed", "evaluations", "eval_episodes"):
         check_type(name, getattr(cell, name), 1)
     check_positive(steps=cell.steps, seeds=cell.seeds, evaluations=cell.evaluations, eval_episodes=cell.eval_episodes)
+    if cell.evaluation_physics not in get_args(EvaluationPhysics):
+        there = ", ".join(get_args(EvaluationPhysics))
+        raise UserError(f"unknown evaluation_physics={cell.evaluation_physics!r}; there are: {there}")
     if cell.first_seed < 0 or cell.first_seed + cell.seeds > 2**32:
         raise UserError(
             f"first_seed={cell.first_seed} with {cell.seeds} seeds leaves 0 .. 4294967295; choose a smaller one"
         )
     try:
-        env = envs.make(cell.environment, max_episode_steps=cell.max_episode_steps)
+        env = env_of(cell)
     except (ValueError, ImportError) as error:
         raise UserError(str(error)) from error
     algorithms.check_actions(cell.algorithm, env)
@@ -171,6 +173,16 @@ def shard(experiment: str, cell: Cell) -> Shard:
         raise UserError(f"steps={cell.steps} are more than 2147483647 updates; choose fewer")
     seeds = range(cell.first_seed, cell.first_seed + cell.seeds)
     return Shard(experiment, cell, env.id, config, tuple((seed, hypers) for hypers in settings for seed in seeds))
+
+
+def env_of(cell: Cell) -> Env:
+    """The environment that a cell is trained and evaluated on.
+
+    Raises:
+        ValueError, ImportError: as `envs.make`; or it has no such physics to be evaluated on.
+    """
+    env = envs.make(cell.environment, max_episode_steps=cell.max_episode_steps)
+    return mujoco_c.with_c(env) if cell.evaluation_physics == "mujoco" else env
 
 
 def check_file_name(what: str, name: str) -> None:

@@ -80,6 +80,11 @@ def is_finite(learning: Learning) -> Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))
 
 
+def health(learning: Learning, updates: Array) -> tuple[Metrics, Array]:
+    """Of one run: the mean of its metrics over the `updates` `[]` since the last evaluation, and `is_finite`."""
+    return jax.tree.map(lambda total: total / jnp.maximum(updates, 1), learning.sums), is_finite(learning)
+
+
 class Checkup(NamedTuple):
     """What an evaluation learns of one run."""
 
@@ -104,10 +109,9 @@ def checkup(
 
     A run that is `frozen` `[]` bool plays no episodes.
     """
-    metrics = jax.tree.map(lambda total: total / jnp.maximum(updates, 1), learning.sums)
     key = stream_key(seed, EVALUATION_STREAM, index)
     episodes = evaluate(key, algorithm, task, learning.state, num_episodes, frozen)
-    return Checkup(episodes, metrics, is_finite(learning))
+    return Checkup(episodes, *health(learning, updates))
 
 
 class Programs(NamedTuple):

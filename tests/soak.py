@@ -89,7 +89,9 @@ class Sweep:
 def rows(results: Path) -> dict[str, pa.Table]:
     """Shard -> all columns but the clock's. Asserts that nothing but finished shards is left."""
     folder = results / "faults"
-    left = sorted(path.name for path in folder.iterdir() if path.suffix not in (".parquet", ".json", ".csv", ".png"))
+    left = sorted(
+        path.name for path in folder.iterdir() if path.suffix not in (".parquet", ".arrow", ".json", ".csv", ".png")
+    )
     assert not left, left
     tables = {path.stem: pq.read_table(path).drop_columns(["wall_seconds"]) for path in folder.glob("*.parquet")}
     for name, table in tables.items():

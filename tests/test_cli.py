@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import io
@@ -19,7 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import envs
 import rlsuite
+from envs import Reference, gymnax
 from rlsuite import algorithms, batch, cli, local, sweep
 from rlsuite.local import Settings
 from rlsuite.plan import Limits
@@ -78,7 +81,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # --- Errors -----------------------------------------------------------------------------------------------------------
 
 ERRORS: dict[str, tuple[list[str], list[str]]] = {
-    "unknown command": (["nosuch"], ["unknown command 'nosuch'", "run, sweep, report, bench, list"]),
+    "unknown command": (["nosuch"], ["unknown command 'nosuch'", "run, sweep, evaluate, report, bench, list"]),
     "misspelt command": (["rum"], ["'rum'", "did you mean 'run'?"]),
     "unknown algorithm": (["run", "nosuch", *ENV], ["unknown algorithm 'nosuch'", "ppo", "sac"]),
     "misspelt algorithm": (["run", "sacc"], ["unknown algorithm 'sacc'", "did you mean 'sac'?"]),
@@ -151,7 +154,15 @@ ERRORS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "saving at no time": (["sweep", "nosuch.py", "--save-every", "nan"], ["--save-every nan", "seconds"]),
     "saving in words": (["run", "ppo", *ENV, "--save-every", "5min"], ["--save-every", "'5min'", "float"]),
-    "list with an argument": (["list", "ppo"], ["ppo", "rlsuite list --help"]),
+    "list of what there is not": (["list", "nosuch"], ["'nosuch'", "algorithms", "envs", "rlsuite list --help"]),
+    "misspelt wrapper": (
+        ["run", "ppo", "--env", "probe/action/discrete+reward_scal=2"],
+        ["unknown wrapper 'reward_scal'", "did you mean 'reward_scale'?"],
+    ),
+    "wrapper for other actions": (
+        ["run", "ppo", "--env", "probe/action/discrete+clip_actions"],
+        ["'clip_actions' needs Box actions", "'probe/action/discrete' has Discrete"],
+    ),
 }
 
 
@@ -314,7 +325,52 @@ def test_no_argument_shows_the_help_as_a_user_sees_it(here: Path) -> None:
 def test_list_shows_every_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list"]) == 0
     words = capsys.readouterr().out.split()
-    assert {"ppo", "sac", "gymnax/CartPole-v1", "probe/action/discrete"} <= set(words)
+    assert {"ppo", "sac", "gymnax/CartPole-v1", "probe/action/discrete", "+reward_scale=FACTOR"} <= set(words)
+
+
+def test_list_algorithms_shows_no_environment(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", "algorithms"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["algorithms", *sorted(algorithms.REGISTRY)]
+
+
+def test_list_envs_shows_a_row_for_each_environment_and_wrapper(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", "envs"]) == 0
+    title, heads, *lines = capsys.readouterr().out.splitlines()
+    assert title == "environments"
+    assert heads.split() == ["id", "obs", "actions", "limit", "backend", "returns", "task"]
+    after = len(envs.registered())
+    assert lines[after].startswith("wrappers")
+    for env_id, line in zip(envs.registered(), lines[:after], strict=True):
+        task = envs.info(env_id)
+        reference = task.reference
+        returns = f"{reference.low:g} .. {reference.high:g}" if reference else "-"
+        kind = "disc." if task.discrete else "cont."
+        expected = (env_id, task.obs_dim, task.num_actions, kind, task.max_episode_steps, task.backend, returns)
+        assert line.split() == " ".join(map(str, (*expected, task.summary))).split()
+        # Every column begins below its head.
+        assert all(line[heads.index(head) - 1] == " " != line[heads.index(head)] for head in heads.split())
+    for (name, summary), line in zip(envs.describe_wrappers().items(), lines[after + 1 :], strict=True):
+        assert line.split() == [name, *summary.split()]
+
+
+def test_list_envs_shows_reference_returns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    of_pendulum = envs.info("gymnax/Pendulum-v1")._replace(reference=Reference(-1234.5, -150.0, "here", "there"))
+    monkeypatch.setitem(gymnax.TASKS, "gymnax/Pendulum-v1", of_pendulum)
+    assert cli.main(["list", "envs"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^  gymnax/Pendulum-v1 +3 +1 cont\. +200 +JAX +-1234\.5 \.\. -150 ", printed, re.MULTILINE)
+
+
+def test_list_envs_imports_no_simulator(here: Path) -> None:
+    program = "import sys; from rlsuite import cli; cli.main(['list', 'envs']); print(sorted(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    imported = set(ast.literal_eval(done.stdout.splitlines()[-1]))
+    assert "envs" in imported
+    assert not imported & {"brax", "gymnax", "mujoco", "mujoco_playground", "rlsuite.algorithms", "optax"}
 
 
 # --- A real run -------------------------------------------------------------------------------------------------------
@@ -410,9 +466,9 @@ def test_lists_of_hyperparameters_are_a_grid_of_settings(
 @pytest.mark.parametrize(
     ("options", "settings"),
     [
-        ([], Settings(Limits(width=None, devices=None, memory_share=0.75), save_every=300.0)),
+        ([], Settings(Limits(width=None, devices=None, memory_share=0.75), save_every=300.0, save_policies=True)),
         (
-            ["--width", "64", "--devices", "3", "--memory-share", "0.5", "--save-every", "0"],
+            ["--width", "64", "--devices", "3", "--memory-share", "0.5", "--save-every", "0", "--no-save-policies"],
             Settings(Limits(width=64, devices=3, memory_share=0.5), save_every=0.0),
         ),
     ],
@@ -509,6 +565,7 @@ def test_the_manifest_says_all_that_was_run(finished: Finished) -> None:
         "eval_episodes": 3,
         "max_episode_steps": None,
         "reference": None,
+        "evaluation_physics": "JAX",
         "total_updates": 2,
         "steps_per_update": 16,
         "diverged": 0,
@@ -535,8 +592,7 @@ def test_a_run_shows_compile_time_apart_and_ends_with_the_report(finished: Finis
 
 
 def test_only_whole_files_are_left(finished: Finished) -> None:
-    names = {"report.csv", "sample_efficiency.png", f"{finished.shard}.json", f"{finished.shard}.parquet"}
-    assert set(contents(finished.folder)) == names
+    assert set(contents(finished.folder)) == {"report.csv", "sample_efficiency.png", *files_of(finished.shard)}
 
 
 def test_the_same_command_elsewhere_gives_the_same_rows(finished: Finished, tmp_path: Path, no_report: None) -> None:
@@ -597,6 +653,11 @@ def partial(folder: Path, shard: str) -> dict[str, bytes | None]:
     return contents(folder / f"{shard}.partial")
 
 
+def files_of(shard: str) -> set[str]:
+    """Those of a shard that is finished."""
+    return {f"{shard}{ending}" for ending in (".parquet", ".policies.arrow", ".json")}
+
+
 def part(update: int) -> str:
     """The file of one evaluation of both runs."""
     return f"runs000000-000001.update{update:012}.parquet"
@@ -620,7 +681,7 @@ def test_rows_are_saved_at_every_evaluation(
     monkeypatch.setattr(local, "train", watched)
     assert run_tiny(tmp_path).shard == finished.shard
     assert seen == [{part(0)}, {part(0), part(1)}, {part(0), part(1), part(2)}]
-    assert set(contents(folder)) == {f"{finished.shard}.parquet", f"{finished.shard}.json"}
+    assert set(contents(folder)) == files_of(finished.shard)
 
 
 def test_a_crash_keeps_what_was_computed_and_a_rerun_completes_it(
@@ -640,7 +701,7 @@ def test_a_crash_keeps_what_was_computed_and_a_rerun_completes_it(
     assert kept.select(shared).equals(finished.table.slice(0, 2).select(shared))
 
     again = run_tiny(tmp_path)
-    assert set(contents(tmp_path / "run")) == {f"{finished.shard}.parquet", f"{finished.shard}.json"}
+    assert set(contents(tmp_path / "run")) == files_of(finished.shard)
     assert again.table.drop_columns(clock).equals(finished.table.drop_columns(clock))
 
 

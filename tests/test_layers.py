@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 LAZY_EXCEPTIONS = {("rlsuite/cli.py", "analysis")}
 
 # Only the adapters know which library simulates a task.
-ENVIRONMENT_LIBRARIES = frozenset({"brax", "gymnax", "minari", "mujoco", "mujoco_playground"})
+ENVIRONMENT_LIBRARIES = frozenset({"brax", "gymnasium", "gymnax", "minari", "mujoco", "mujoco_playground"})
 
 
 def imported_modules(path: str, node: ast.AST) -> list[str]:
