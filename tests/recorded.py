@@ -20,15 +20,17 @@ LIMIT = 3
 # Four copies of each environment. Two are alike, one starts from another key, one has other physics.
 FIRST, AGAIN, OTHER_KEY, OTHER_PHYSICS = range(4)
 
-# MJX and observations of hundreds of numbers are slow to compile. `make test` covers these of them, which differ in
-# kind, and `make exhaustive` all others.
+# These backends, and observations of hundreds of numbers, compile for long. `make test` covers some of them, which
+# differ in kind, and `make exhaustive` all others.
+LONG_TO_COMPILE = frozenset({"MJX", "brax positional", "brax generalized"})
 QUICK = frozenset(
     {
+        "brax/hopper/generalized",
+        "brax/hopper/positional",
         "gymnax/Breakout-MinAtar",
         "mujoco/InvertedPendulum-v5",
         "playground/BallInCup",
         "playground/CartpoleBalance",
-        "playground/ReacherEasy",
     }
 )
 assert set(envs.registered()) >= QUICK
@@ -37,7 +39,7 @@ assert set(envs.registered()) >= QUICK
 def marks(env_id: str) -> list[pytest.MarkDecorator]:
     """Those of a test that records `env_id`: its xdist group, and `exhaustive` where it compiles for long."""
     info = envs.info(env_id)
-    long = (info.backend == "MJX" or info.obs_dim >= 100) and env_id not in QUICK
+    long = (info.backend in LONG_TO_COMPILE or info.obs_dim >= 100) and env_id not in QUICK
     return [pytest.mark.xdist_group(env_id), *([pytest.mark.exhaustive] if long else [])]
 
 
