@@ -1,4 +1,4 @@
-"""Steps per second of environments in batch, against C MuJoCo: prints the table in docs/environments.md.
+"""Steps per second of environments in batch, against C MuJoCo, as a table.
 
     python docs/env_speed.py [--envs 1,64,1024] [ENVIRONMENT ...]
 
@@ -22,6 +22,7 @@ import envs
 from envs.core import Box
 from envs.mujoco import TASKS, Mujoco
 from envs.mujoco_c import Simulator
+from rlsuite import memory
 
 SECONDS = 2.0
 """how long each number is measured, at least"""
@@ -82,7 +83,7 @@ def in_gymnasium(env: Mujoco, num_envs: int) -> float:
 def in_threads(env: Mujoco, num_envs: int) -> float:
     """C MuJoCo as evaluations use it."""
     model, everyone = env.template.mj_model, np.ones(num_envs, bool)
-    simulator = Simulator(env.template, num_envs, len(jax.devices()))
+    simulator = Simulator(env.template, num_envs, memory.num_cores())
     actions = some_actions(env, num_envs)
     simulator.reset(np.tile(model.qpos0, (num_envs, 1)), np.zeros((num_envs, model.nv)), everyone)
     return rate(lambda call: simulator.step(actions[call % 16], everyone), num_envs)

@@ -122,14 +122,18 @@ class Mujoco:
         substep = runge_kutta if model.opt.integrator == mjx.IntegratorType.RK4 else mjx.step
 
         def body(_: Any, before: Any) -> Any:
-            # MJX changes the type of some indices on the way where JAX computes in 64 bits.
-            return jax.tree.map(lambda new, old: new.astype(old.dtype), substep(model, before), before)
+            return typed_as(before, substep(model, before))
 
         with aligned_contacts():
             data = jax.lax.fori_loop(0, self.template.frame_skip, body, strong(data))
         if "cfrc_ext" in self.template.rules.reads:
             data = mjx.rne_postconstraint(model, data)
         return read(data, self.template.rules.reads), data.qacc_warmstart
+
+
+def typed_as(before: Any, after: Any) -> Any:
+    """`after` in the types of `before`: MJX changes those of some indices on its way where JAX computes in 64 bits."""
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), after, before)
 
 
 def controls(action: Array) -> Array:
@@ -154,7 +158,7 @@ def runge_kutta(model: Any, data: Any) -> Any:
         reach, weight = weights
         moved = reach * timestep * speed
         data = data.replace(qpos=integrate(model, qpos, moved), qvel=qvel + reach * timestep * data.qacc)
-        data = jax.tree.map(lambda new, old: new.astype(old.dtype), mjx.forward(model, data), data)
+        data = typed_as(data, mjx.forward(model, data))
         speed = carried_over(model, moved, data.qvel)
         return (data, speed, sum_speed + weight * speed, sum_qacc + weight * data.qacc), None
 
