@@ -4,8 +4,9 @@ evaluation, results, command line, contract tests) works with it unseen."""
 from __future__ import annotations
 
 import dataclasses
+import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -81,6 +82,17 @@ class Trial(NamedTuple):
     """updates after which the values must be right"""
 
 
+class Preset(NamedTuple):
+    """Settings that are known to suit one environment, used by default where it is named."""
+
+    config: Any
+    """the algorithm's `Config`"""
+    hypers: Any
+    """its `Hypers`"""
+    source: str
+    """who published them, for the manifest"""
+
+
 @dataclasses.dataclass(frozen=True)
 class AlgorithmSpec:
     """One line of the registry: what an algorithm module offers."""
@@ -97,6 +109,13 @@ class AlgorithmSpec:
     fit: Callable[[Any, int], Any] = lambda config, total_steps: config
     """(config, environment steps in the budget) -> a config that gives identical results with no more memory than the
     budget can fill, for example a smaller replay buffer."""
+    presets: Mapping[str, Preset] = dataclasses.field(default_factory=dict)
+    """Environment id without its version, such as `mujoco/Hopper` -> the settings for it."""
+
+    def preset(self, env_id: str) -> Preset:
+        """The settings for this environment; without any of its own, the defaults of `Config` and `Hypers`."""
+        own = self.presets.get(re.sub(r"-v\d+$", "", env_id.split("+")[0]))
+        return own or Preset(self.config(), self.hypers(), "defaults")
 
 
 class UserError(ValueError):
