@@ -1,13 +1,16 @@
 """How far MJX is from C MuJoCo, as Gymnasium runs it: prints the tables in docs/parity.md.
 
     python docs/parity.py [--states N] [--episodes N] [--horizon N] [TASK ...]
+    python docs/parity.py --trained results/run/<shard> ...
 
-One step: Gymnasium plays episodes with random actions; from each of its states MJX takes the same step, and observation
-and reward are compared, in float32 as programs compute and in float64. An error of the observation is that of its worst
-entry, relative to that entry where it is above 1.
+One step: Gymnasium plays episodes with random actions, or with those of the trained policies of a finished shard (each
+run's in turn, an episode each); from each of its states MJX takes the same step, and observation and reward are
+compared, in float32 as programs compute and in float64. An error of the observation is that of its worst entry,
+relative to that entry where it is above 1.
 
 Returns: both play the same number of episodes with the same random actions from the same initial states. Their
 difference is given with the 95 % interval of its mean; episodes part after a while, since contacts amplify rounding.
+(`rlsuite evaluate` compares the returns of trained policies.)
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ from __future__ import annotations
 import argparse
 import functools
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import gymnasium
 import jax
@@ -23,11 +27,33 @@ import mujoco
 import numpy as np
 
 from envs import mujoco as adapter
+from envs import wrappers
 from envs.mujoco_tasks import Physics
 from envs.registry import make
+from rlsuite import policies
 
 LANES = 50
 """environments that MJX steps at once; on a processor it becomes slow past about 96"""
+
+Act: TypeAlias = Callable[[int, np.ndarray], np.ndarray]
+"""(number of the episode, observation) -> action"""
+
+
+def random_actions(task: str) -> Act:
+    """Uniform in the box."""
+    space, rng = gymnasium_env(task).action_space, np.random.default_rng(0)
+    return lambda episode, obs: rng.uniform(space.low, space.high).astype(np.float32)
+
+
+def trained_actions(trained: policies.Trained) -> Act:
+    """The evaluation policy of one run after the other."""
+    every = [policy for policy in map(trained.policy, range(len(trained.table))) if not policy.diverged]
+
+    @jax.jit
+    def act(leaves: list[jax.Array], obs: jax.Array) -> jax.Array:
+        return trained.algorithm.act(jax.random.key(0), trained.task, trained.state(leaves), obs)
+
+    return lambda episode, obs: np.asarray(act(every[episode % len(every)].leaves, np.float32(obs)))
 
 
 def gymnasium_env(task: str) -> Any:
@@ -35,6 +61,15 @@ def gymnasium_env(task: str) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return gymnasium.make(task).unwrapped
+
+
+def built(task: str) -> Any:
+    """MJX' task with its settings, in the precision that JAX computes in now; `make` would remember another one."""
+    base, *settings = task.split("+")
+    env: Any = adapter.build(f"mujoco/{base}", 1000)
+    for chosen in wrappers.read(f"mujoco/{base}", settings, adapter.WRAPPERS):
+        env = chosen.apply(env)
+    return env
 
 
 def position_of(env: Any, template: adapter.Template) -> float:
@@ -45,28 +80,28 @@ def position_of(env: Any, template: adapter.Template) -> float:
         return float(template.rules.position(physics))
 
 
-def record(task: str, template: adapter.Template, states: int) -> dict[str, np.ndarray]:
-    """Gymnasium's steps under random actions: the states before, the actions, and what they led to."""
+def record(task: str, template: adapter.Template, states: int, act: Act) -> dict[str, np.ndarray]:
+    """Gymnasium's steps with these actions: the states before, the actions, and what they led to."""
     env = gymnasium_env(task)
     spec = gymnasium.spec(task)
-    rng = np.random.default_rng(0)
     rows: list[dict[str, Any]] = []
     seed, steps = 0, 0
-    env.reset(seed=seed)
+    obs, _ = env.reset(seed=seed)
     while len(rows) < states:
         row: dict[str, Any] = {
             "qpos": env.data.qpos.copy(),
             "qvel": env.data.qvel.copy(),
             "qacc_warmstart": env.data.qacc_warmstart.copy(),
             "position": position_of(env, template),
-            "action": rng.uniform(env.action_space.low, env.action_space.high).astype(np.float32),
+            "action": act(seed, obs),
         }
         row["obs"], row["reward"], row["terminated"], _, _ = env.step(row["action"])
+        obs = row["obs"]
         rows.append(row)
         steps += 1
         if row["terminated"] or steps == spec.max_episode_steps:
             seed, steps = seed + 1, 0
-            env.reset(seed=seed)
+            obs, _ = env.reset(seed=seed)
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
@@ -81,8 +116,7 @@ def one_step(env: adapter.Mujoco, simulation: adapter.Simulation, action: jax.Ar
 def errors(task: str, rows: dict[str, np.ndarray], float64: bool) -> tuple[np.ndarray, np.ndarray, int]:
     """Errors `[states]` of observation and reward, and in how many states the ends differ."""
     with jax.enable_x64(float64):
-        env = adapter.build(f"mujoco/{task}", 1000)
-        step = jax.jit(jax.vmap(functools.partial(one_step, env)))
+        step = jax.jit(jax.vmap(functools.partial(one_step, built(task))))
         dtype = np.float64 if float64 else np.float32
         found = []
         for first in range(0, len(rows["action"]), LANES):
@@ -97,7 +131,7 @@ def errors(task: str, rows: dict[str, np.ndarray], float64: bool) -> tuple[np.nd
 def returns(task: str, episodes: int, horizon: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns `[episodes]` in Gymnasium and on MJX, with the same starts and actions, of at most `horizon` steps."""
     env: Any = make(f"mujoco/{task}")
-    template = env.template
+    template, base = env.template, task.split("+")[0]
     keys = jax.random.split(jax.random.key(0), episodes)
     state, _ = jax.jit(jax.vmap(env.reset))(keys)
     qpos, qvel = np.float64(state.physics.qpos), np.float64(state.physics.qvel)
@@ -105,7 +139,7 @@ def returns(task: str, episodes: int, horizon: int) -> tuple[np.ndarray, np.ndar
     actions = np.random.default_rng(1).uniform(low, high, (horizon, episodes, len(low))).astype(np.float32)
 
     theirs = np.zeros(episodes)
-    reference = gymnasium_env(task)
+    reference = gymnasium_env(base)
     for episode in range(episodes):
         mujoco.mj_resetData(reference.model, reference.data)
         reference.set_state(qpos[episode], qvel[episode])
@@ -135,26 +169,39 @@ def interval(values: np.ndarray) -> str:
     return f"{values.mean():.4g} ± {1.96 * values.std(ddof=1) / np.sqrt(len(values)):.2g}"
 
 
+def one_step_rows(task: str, states: int, act: Act, policy: str) -> None:
+    """Print what one step of this many states shows, in both precisions."""
+    base = task.split("+")[0]
+    rows = record(base, built(base).template, states, act)
+    for float64 in (False, True):
+        obs, reward, ends = errors(task, rows, float64)
+        numbers = [f(e) for e in (obs, reward) for f in (np.median, lambda e: np.quantile(e, 0.99), np.max)]
+        cells = " | ".join(f"{number:.1e}" for number in numbers)
+        print(f"| {task} | {policy} | float{64 if float64 else 32} | {cells} | {ends} |", flush=True)
+
+
 def main() -> None:
     """Print the rows of both tables, task by task."""
     parser = argparse.ArgumentParser(description="How far MJX is from C MuJoCo.")
-    parser.add_argument("tasks", nargs="*", default=[name.removeprefix("mujoco/") for name in sorted(adapter.TASKS)])
+    parser.add_argument("tasks", nargs="*", help="all of them by default; with settings such as +solver_iterations=4")
     parser.add_argument("--states", type=int, default=10_000)
     parser.add_argument("--episodes", type=int, default=100, help=f"a multiple of {LANES}")
     parser.add_argument("--horizon", type=int, default=200)
+    parser.add_argument("--trained", nargs="+", default=[], metavar="SHARD", help="states of these policies instead")
     options = parser.parse_args()
     print(f"jax {jax.__version__}, MuJoCo {mujoco.__version__}, Gymnasium {gymnasium.__version__}")
-    print("| task | precision | obs: median | 99 % | worst | reward: median | 99 % | worst | other end |")
-    for task in options.tasks:
+    print("| task | policy | precision | obs: median | 99 % | worst | reward: median | 99 % | worst | other end |")
+    for shard in options.trained:
+        trained = policies.load(shard)
+        task = trained.task.env.id.removeprefix("mujoco/")
+        one_step_rows(task, options.states, trained_actions(trained), trained.manifest["label"])
+    if options.trained:
+        return
+    for task in options.tasks or [name.removeprefix("mujoco/") for name in sorted(adapter.TASKS)]:
         base = task.split("+")[0]
-        rows = record(base, adapter.build(f"mujoco/{base}", 1000).template, options.states)
-        for float64 in (False, True):
-            obs, reward, ends = errors(task, rows, float64)
-            numbers = [f(e) for e in (obs, reward) for f in (np.median, lambda e: np.quantile(e, 0.99), np.max)]
-            cells = " | ".join(f"{number:.1e}" for number in numbers)
-            print(f"| {task} | float{64 if float64 else 32} | {cells} | {ends} |", flush=True)
+        one_step_rows(task, options.states, random_actions(base), "random")
         if options.episodes:
-            theirs, ours = returns(base, options.episodes, options.horizon)
+            theirs, ours = returns(task, options.episodes, options.horizon)
             print(f"returns | {task} | {interval(theirs)} | {interval(ours)} | {interval(ours - theirs)} |", flush=True)
 
 

@@ -24,7 +24,7 @@ import warnings
 from collections.abc import Mapping
 from types import ModuleType
 
-from envs import brax, gymnax, mujoco, playground, probes, wrappers
+from envs import brax, gymnax, lapack, mujoco, playground, probes, wrappers
 from envs.core import Env, TaskInfo
 from envs.wrappers import Chosen, Wrapper
 
@@ -111,6 +111,7 @@ def _make(task_id: str, chosen: tuple[Chosen, ...], max_episode_steps: int) -> E
                 f"environment {task_id!r} needs the package {family.PACKAGE!r} ({error}); "
                 f"install it with: {family.INSTALL}"
             ) from error
+    lapack.one_matrix_at_a_time()
     env: Env = family.build(task_id, max_episode_steps)
     return env
 
