@@ -3,6 +3,7 @@ are not part of any compiled program, and nothing is trained on them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from envs.core import Discrete, Env
+from envs.mujoco import without_advice
 
 Act = Callable[[np.ndarray, int], np.ndarray]
 """(observations `[n, obs_dim]` float32, step of the episodes) -> actions `[n, ...]`"""
@@ -51,7 +53,8 @@ def make(env_id: str, like: Env, **options: Any) -> Any:
             f"'{env_id}' needs the package 'gymnasium' ({error}); install it with: pip install 'gymnasium[mujoco]'"
         ) from error
     try:
-        outside: Any = gymnasium.make(env_id, max_episode_steps=like.max_episode_steps, **options)
+        with without_advice() if "mujoco" in sys.modules else contextlib.nullcontext():
+            outside: Any = gymnasium.make(env_id, max_episode_steps=like.max_episode_steps, **options)
     except Exception as error:  # whatever the environment's own constructor makes of its lack of a library
         reason = " ".join(str(error).split()).rstrip(".")
         raise OutsideError(

@@ -272,6 +272,19 @@ def model_folder() -> Path:
     return Path(found.origin).parent / "envs" / "mujoco" / "assets"
 
 
+@contextlib.contextmanager
+def without_advice() -> Iterator[None]:
+    """What MuJoCo's compiler thinks of the style of Gymnasium's model files, it neither prints nor writes to a file."""
+    import mujoco
+
+    listener = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(lambda message: None)
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(listener)
+
+
 def for_mjx(mj_model: Any) -> Any:
     """The same model with what MJX lacks replaced: Newton's solver for PGS."""
     import mujoco
@@ -288,7 +301,8 @@ def build(env_id: str, max_episode_steps: int) -> Mujoco:
     from mujoco import mjx
 
     spec = SPECS[env_id.removeprefix("mujoco/")]
-    mj_model = mujoco.MjModel.from_xml_path(str(model_folder() / spec.file))
+    with without_advice():
+        mj_model = mujoco.MjModel.from_xml_path(str(model_folder() / spec.file))
     low, high = mj_model.actuator_ctrlrange.T
     with jax.ensure_compile_time_eval():
         model = parameters(mjx.put_model(for_mjx(mj_model), impl="jax"))

@@ -102,6 +102,10 @@ def run(arguments: list[str]) -> int:
             "type it right after 'rlsuite run'"
         )
     spec = algorithms.get(name)
+    # The environment has a say in the defaults, which the help shows.
+    of_env = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    of_env.add_argument("--env", nargs="?")
+    preset = spec.preset(of_env.parse_known_args(arguments[1:])[0].env or "")
     parser = Parser(prog=f"rlsuite run {name}", description=f"Train {name} on one environment at many seeds.")
     parser.usage = f"rlsuite run {name} --env ENV [OPTION ...]"
 
@@ -125,13 +129,14 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--label", help="name of the curve in reports (the algorithm's)")
     parser.add_argument("--results", metavar="DIR", default="results", help="folder of all results (%(default)s)")
     config_group = parser.add_argument_group(
-        "config", "what shapes the program; another value compiles another program"
+        "config", f"what shapes the program; another value compiles another program (shown: {preset.source})"
     )
-    add_options(config_group, {field.name: field.default for field in dataclasses.fields(spec.config)}, spec.config)
+    fields = [field.name for field in dataclasses.fields(spec.config)]
+    add_options(config_group, {field: getattr(preset.config, field) for field in fields}, spec.config)
     hyper_group = parser.add_argument_group(
         "hyperparameters", "what may differ between the runs of one program; lists are trained in every combination"
     )
-    add_options(hyper_group, spec.hypers._field_defaults, spec.hypers, several=True)  # type: ignore[attr-defined]
+    add_options(hyper_group, preset.hypers._asdict(), spec.hypers, several=True)
     add_execution_options(parser)
     options = vars(parser.parse_args(arguments[1:]))
     settings = execution_settings(options)
@@ -143,8 +148,8 @@ def run(arguments: list[str]) -> int:
         steps=options["steps"],
         seeds=options["seeds"],
         first_seed=options["first_seed"],
-        config=spec.config(**{field.name: options[field.name] for field in dataclasses.fields(spec.config)}),
-        hypers=search.grid(spec.hypers(), **{field: options[field] for field in spec.hypers._fields}),  # type: ignore[attr-defined]
+        config=spec.config(**{field: options[field] for field in fields}),
+        hypers=search.grid(preset.hypers, **{field: options[field] for field in preset.hypers._fields}),
         evaluations=options["evaluations"],
         eval_episodes=options["eval_episodes"],
         max_episode_steps=options["max_episode_steps"],

@@ -34,9 +34,9 @@ class Cell:
     """runs of each setting of the hyperparameters, with seeds first_seed, first_seed + 1, ..."""
     first_seed: int = 0
     config: Any = None
-    """the algorithm's `Config`; None is its default"""
+    """the algorithm's `Config`; None is the one it has for this environment, or its default"""
     hypers: Any = None
-    """the algorithm's `Hypers`, or a tuple of them to compare; None is its default"""
+    """the algorithm's `Hypers`, or a tuple of them to compare; None as for `config`"""
     evaluations: int = 10
     """evaluations after the one of the untrained policy"""
     eval_episodes: int = 16
@@ -105,6 +105,8 @@ class Shard:
         """All of it as plain JSON values, for the manifest."""
         cell = self.cell
         reference = cell.reference or envs.info(self.environment).reference
+        preset = algorithms.get(cell.algorithm).preset(self.environment)
+        hypers = list(dict.fromkeys(hypers for _, hypers in self.runs))
         return {
             "shard": self.name,
             "experiment": self.experiment,
@@ -113,7 +115,8 @@ class Shard:
             "environment": self.environment,
             "config": dataclasses.asdict(self.config),
             "config_hash": self.config_hash,
-            "hypers": [hypers._asdict() for hypers in dict.fromkeys(hypers for _, hypers in self.runs)],
+            "hypers": [each._asdict() for each in hypers],
+            "preset": preset.source if (self.config, hypers) == (preset.config, [preset.hypers]) else None,
             "seeds": [seed for seed, _ in self.runs],
             "steps": cell.steps,
             "evaluations": cell.evaluations,
@@ -152,14 +155,15 @@ def shard(experiment: str, cell: Cell) -> Shard:
     except (ValueError, ImportError) as error:
         raise UserError(str(error)) from error
     algorithms.check_actions(cell.algorithm, env)
-    config = spec.config() if cell.config is None else cell.config
+    preset = spec.preset(env.id)
+    config = preset.config if cell.config is None else cell.config
     if not isinstance(config, spec.config):
         raise UserError(f"config of '{cell.algorithm}' must be its Config, got {type(config).__qualname__}")
     for field in dataclasses.fields(spec.config):
         check_type(field.name, getattr(config, field.name), field.default)
     # A Hypers is a tuple too, a named one.
     given = cell.hypers if isinstance(cell.hypers, tuple) and not hasattr(cell.hypers, "_fields") else (cell.hypers,)
-    settings: tuple[Any, ...] = tuple(spec.hypers() if hypers is None else hypers for hypers in given)
+    settings: tuple[Any, ...] = tuple(preset.hypers if hypers is None else hypers for hypers in given)
     for hypers in settings:
         if not isinstance(hypers, spec.hypers):
             raise UserError(f"hypers of '{cell.algorithm}' must be its Hypers, got {type(hypers).__qualname__}")

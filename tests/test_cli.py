@@ -24,6 +24,8 @@ import envs
 import rlsuite
 from envs import Reference, gymnax
 from rlsuite import algorithms, batch, cli, local, sweep
+from rlsuite.algorithms import ppo
+from rlsuite.core import Preset
 from rlsuite.local import Settings
 from rlsuite.plan import Limits
 from rlsuite.train import Pause
@@ -291,6 +293,17 @@ def test_help_of_run_names_every_field_with_its_default(
     assert set(texts) == {field.name for field in dataclasses.fields(spec.config)}, "every field is explained"
     for field, explanation in texts.items():
         assert explanation in entries["--" + field.replace("_", "-")]
+
+
+def test_help_of_run_shows_the_settings_of_the_environment(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned = Preset(ppo.Config(num_envs=4), ppo.Hypers(learning_rate=0.125), "somebody's paper")
+    spec = dataclasses.replace(algorithms.get("ppo"), presets={"gymnax/CartPole": tuned})
+    monkeypatch.setitem(algorithms.REGISTRY, "ppo", spec)
+    text = text_of_help(["run", "ppo", "--env", "gymnax/CartPole-v1"], capsys, monkeypatch)
+    assert "somebody's paper" in text
+    assert re.search(r"--num-envs N[^-]*\(4\)", text) and re.search(r"--learning-rate X,X,...[^-]*\(0.125\)", text)
 
 
 class Explained(NamedTuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -20,6 +21,7 @@ import pytest
 from mujoco import mjx
 
 import envs
+from envs import gymnasium as from_gymnasium
 from envs import mujoco as adapter
 from envs.core import Box, EpisodeState
 from envs.mujoco_tasks import D4RL, THRESHOLD, Physics
@@ -71,6 +73,17 @@ def test_sizes_bounds_and_limits_are_gymnasiums(env_id: str) -> None:
     assert env.max_episode_steps == theirs.max_episode_steps
     template = env.template  # type: ignore[attr-defined]
     assert template.dt == unwrapped.dt
+
+
+def test_a_task_is_built_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """MuJoCo's compiler has advice for the author of HalfCheetah's model, and would leave it in a file."""
+    monkeypatch.chdir(tmp_path)
+    env = adapter.build("mujoco/HalfCheetah-v5", 1000)
+    from_gymnasium.make("HalfCheetah-v5", env).close()
+    assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
 
 
 @every_task

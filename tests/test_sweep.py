@@ -23,10 +23,10 @@ import pytest
 from jax import ShapeDtypeStruct
 from test_store import another_process
 
-from rlsuite import batch, local, memory, progress, sweep
+from rlsuite import algorithms, batch, local, memory, progress, sweep
 from rlsuite import train as training
 from rlsuite.algorithms import ppo, sac
-from rlsuite.core import Stopped, UserError
+from rlsuite.core import Preset, Stopped, UserError
 from rlsuite.evaluate import Episodes
 from rlsuite.local import Settings
 from rlsuite.plan import Limits
@@ -123,6 +123,39 @@ def test_every_setting_has_every_seed() -> None:
     low, high = ppo.Hypers(learning_rate=1e-4), ppo.Hypers(learning_rate=1e-3)
     cell = dataclasses.replace(CELL, seeds=2, first_seed=7, hypers=(low, high))
     assert sweep.shard("mine", cell).runs == ((7, low), (8, low), (7, high), (8, high))
+
+
+TUNED = Preset(ppo.Config(num_envs=4), ppo.Hypers(learning_rate=1e-3), "somebody's paper")
+
+
+@pytest.fixture
+def tuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PPO has settings for one environment."""
+    spec = dataclasses.replace(algorithms.get("ppo"), presets={"gymnax/CartPole": TUNED})
+    monkeypatch.setitem(algorithms.REGISTRY, "ppo", spec)
+
+
+@pytest.mark.usefixtures("tuned")
+@pytest.mark.parametrize("env_id", ["gymnax/CartPole-v1", "gymnax/CartPole-v1+reward_scale=2.0"])
+def test_settings_of_the_environment_are_the_default(env_id: str) -> None:
+    shard = sweep.shard("mine", Cell("ppo", env_id, 4096, seeds=1))
+    assert (shard.config, shard.runs) == (TUNED.config, ((0, TUNED.hypers),))
+    assert shard.describe()["preset"] == "somebody's paper"
+
+
+@pytest.mark.usefixtures("tuned")
+@pytest.mark.parametrize("given", [{"config": ppo.Config()}, {"hypers": (TUNED.hypers, ppo.Hypers())}])
+def test_settings_that_are_given_are_nobodys_preset(given: dict[str, Any]) -> None:
+    shard = sweep.shard("mine", Cell("ppo", "gymnax/CartPole-v1", 4096, seeds=1, **given))
+    assert shard.config == given.get("config", TUNED.config)
+    assert shard.describe()["preset"] is None
+
+
+@pytest.mark.usefixtures("tuned")
+def test_another_environment_has_the_defaults() -> None:
+    shard = sweep.shard("mine", Cell("ppo", "gymnax/Acrobot-v1", 4096, seeds=1))
+    assert (shard.config, shard.runs) == (ppo.Config(), ((0, ppo.Hypers()),))
+    assert shard.describe()["preset"] == "defaults"
 
 
 def test_label_and_reference_are_described() -> None:
