@@ -25,12 +25,21 @@ from rlsuite.core import Task, UserError
 
 Array = jax.Array
 
+# `make test` tries two learners, one of each kind, on every environment that compiles quickly, and every other learner
+# on two environments; `make exhaustive` tries the rest.
+EVERYWHERE = frozenset({"ppo", "sac"})
+FOR_ALL = frozenset({"gymnax/CartPole-v1", "gymnax/Pendulum-v1"})
+assert set(algorithms.REGISTRY) >= EVERYWHERE and set(envs.registered()) >= FOR_ALL
+
+
+def pair(name: str, env_id: str) -> Any:
+    """The parameters and marks of one test."""
+    later = name not in EVERYWHERE and env_id not in FOR_ALL
+    return pytest.param(name, env_id, marks=[*marks(env_id), *([pytest.mark.exhaustive] if later else [])])
+
+
 # Which pairs fit is known once every environment is built, half a minute in every worker: so here are all of them.
-PAIRS = [
-    pytest.param(name, env_id, marks=marks(env_id))
-    for env_id in envs.registered()
-    for name in sorted(algorithms.REGISTRY)
-]
+PAIRS = [pair(name, env_id) for env_id in envs.registered() for name in sorted(algorithms.REGISTRY)]
 
 
 @struct.dataclass
