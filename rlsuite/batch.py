@@ -116,22 +116,9 @@ def compile_programs(
             lambda x: argument(on_split, x.dtype, width, num_episodes, *x.shape[1:]), simulator.physics
         )
 
-        def key_of(seed: Array, index: Array) -> Array:
-            return train.stream_key(seed, train.EVALUATION_STREAM, index)
-
-        draw = batched(lambda task, seed, index: host.draw(task, key_of(seed, index), num_episodes), (None, 0, None))
-        start = batched(
-            lambda task, state, seed, index, physics, skip: host.start(
-                algorithm, task, state, key_of(seed, index), physics, skip
-            ),
-            (None, 0, 0, None, 0, 0),
-        )
-        go_on = batched(
-            lambda task, state, seed, index, t, playing, physics: host.go_on(
-                algorithm, task, state, key_of(seed, index), t, playing, physics
-            ),
-            (None, 0, 0, None, None, 0, 0),
-        )
+        draw = batched(partial(host.draw, num_episodes=num_episodes), (None, 0, None))
+        start = batched(partial(host.start, algorithm), (None, 0, 0, None, 0, 0))
+        go_on = batched(partial(host.go_on, algorithm), (None, 0, 0, None, None, 0, 0))
         of_runs = (task, learning.state, seed, count)
         playing, _ = jax.eval_shape(start, *of_runs, physics, frozen)
         playing = jax.tree.map(lambda x: argument(on_split, x.dtype, *x.shape), playing)

@@ -19,6 +19,7 @@ from envs.core import EnvState
 from envs.mujoco_c import Simulator, WithC
 from rlsuite.core import Algorithm, State, Task
 from rlsuite.evaluate import Episodes
+from rlsuite.train import EVALUATION_STREAM, stream_key
 
 Array = jax.Array
 
@@ -41,21 +42,26 @@ def env_of(task: Task) -> WithC:
     return task.env
 
 
-def draw(task: Task, key: Array, num_episodes: int) -> tuple[Array, Array]:
+def keys_of_evaluation(seed: Array, index: Array) -> Array:
+    """Those of `evaluate` in the evaluation after `index` updates: for resets, and for the steps."""
+    return jax.random.split(stream_key(seed, EVALUATION_STREAM, index))
+
+
+def draw(task: Task, seed: Array, index: Array, num_episodes: int) -> tuple[Array, Array]:
     """qpos `[num_episodes, nq]` and qvel `[num_episodes, nv]` where the episodes begin."""
-    reset_key, _ = jax.random.split(key)
+    reset_key, _ = keys_of_evaluation(seed, index)
     return jax.vmap(env_of(task).draw)(jax.random.split(reset_key, num_episodes))
 
 
 def start(
-    algorithm: Algorithm, task: Task, state: State, key: Array, physics: Any, skip: Array
+    algorithm: Algorithm, task: Task, state: State, seed: Array, index: Array, physics: Any, skip: Array
 ) -> tuple[Playing, Array]:
     """The first actions from the measured `physics` `[num_episodes, ...]`, and the controls `[num_episodes, nu]`.
 
     Where `skip` `[]` bool is true, all episodes are over and of length 0.
     """
     num_episodes = physics.qpos.shape[0]
-    reset_key, loop_key = jax.random.split(key)
+    reset_key, loop_key = keys_of_evaluation(seed, index)
     env_state, obs = jax.vmap(env_of(task).start)(jax.random.split(reset_key, num_episodes), physics)
     episodes = Episodes(jnp.zeros(num_episodes), jnp.zeros(num_episodes, jnp.int32))
     over = jnp.full(num_episodes, skip)
@@ -63,12 +69,19 @@ def start(
 
 
 def go_on(
-    algorithm: Algorithm, task: Task, state: State, key: Array, t: Array, playing: Playing, physics: Any
+    algorithm: Algorithm,
+    task: Task,
+    state: State,
+    seed: Array,
+    index: Array,
+    t: Array,
+    playing: Playing,
+    physics: Any,
 ) -> tuple[Playing, Array]:
     """Judge step `t` `[]` int32, which has led to `physics`, and choose the next one, as `start` does."""
     env_state, action, episodes, over = playing
-    _, loop_key = jax.random.split(key)
-    _, step_keys = keys_of(loop_key, t, over.shape[0])
+    _, loop_key = keys_of_evaluation(seed, index)
+    _, step_keys = keys_of_step(loop_key, t, over.shape[0])
     env_state, shown = jax.vmap(env_of(task).judge)(step_keys, env_state, action, physics)
     # What is over is not simulated any more; nothing that it shows counts.
     returns = episodes.returns + jnp.where(over, 0.0, shown.reward)
@@ -89,13 +102,13 @@ def choose(
     over: Array,
 ) -> tuple[Playing, Array]:
     """The actions of step `t` and the controls that they become."""
-    act_keys, step_keys = keys_of(loop_key, t, over.shape[0])
+    act_keys, step_keys = keys_of_step(loop_key, t, over.shape[0])
     action = jax.vmap(algorithm.act, in_axes=(0, None, None, 0))(act_keys, task, state, obs)
     control = jax.vmap(env_of(task).control)(step_keys, env_state, action)
     return Playing(env_state, action, episodes, over), control
 
 
-def keys_of(loop_key: Array, t: Array, num_episodes: int) -> Array:
+def keys_of_step(loop_key: Array, t: Array, num_episodes: int) -> Array:
     """Those of `evaluate` for step `t`: to act with and to step with, `[2, num_episodes]`."""
     return jax.random.split(jax.random.fold_in(loop_key, t), (2, num_episodes))
 

@@ -122,8 +122,9 @@ def test_episodes_are_those_of_gymnasium(env_id: str, monkeypatch: pytest.Monkey
 def test_episodes_begin_where_they_would_on_the_device() -> None:
     """What is drawn is what the task draws from the keys that `evaluate` resets with."""
     env = c_env("mujoco/InvertedPendulum-v5")
-    key = jax.random.key(3)
-    qpos, qvel = host.draw(Task(env), key, EPISODES)
+    seed, index = jnp.uint32(3), jnp.int32(5)
+    qpos, qvel = host.draw(Task(env), seed, index, EPISODES)
+    key = train.stream_key(seed, train.EVALUATION_STREAM, index)
     reset_keys = jax.random.split(jax.random.split(key)[0], EPISODES)
     task = mujoco_c.base(env)
     drawn = [task.template.rules.reset(reset_key, task.model.qpos0, task.model.nv) for reset_key in reset_keys]
