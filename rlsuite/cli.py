@@ -167,7 +167,9 @@ def run_sweep(arguments: list[str]) -> int:
     from rlsuite.store import Store
 
     parser = Parser(prog="rlsuite sweep", description="Run every cell of an experiment that has no results yet.")
-    parser.add_argument("experiment", help="a Python file that defines EXPERIMENT, such as experiments/quick.py")
+    parser.add_argument(
+        "experiment", help="a Python file that defines EXPERIMENT, or file.py:NAME for one that it calls NAME"
+    )
     parser.add_argument("--results", metavar="DIR", default="results", help="folder of all results (%(default)s)")
     add_execution_options(parser)
     options = parser.parse_args(arguments)

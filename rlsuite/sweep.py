@@ -230,22 +230,26 @@ def shards(experiment: Experiment) -> list[Shard]:
 
 
 def load(path: str | Path) -> Experiment:
-    """The `EXPERIMENT` that a Python file defines.
+    """The `EXPERIMENT` that a Python file defines, or with `file.py:FULL` the one it calls `FULL`.
 
     Raises:
-        UserError: no such file, it does not run, or it defines no EXPERIMENT.
+        UserError: no such file, it does not run, or it defines no such experiment.
     """
-    path = Path(path)
+    file, _, name = str(path).partition(":")
+    path, name = Path(file), name or "EXPERIMENT"
     if not path.is_file():
         found: Sequence[str] = sorted(str(p) for p in Path("experiments").glob("[a-z]*.py"))
         raise UserError(
             f"no experiment file '{path}'; " + (f"there are: {', '.join(found)}" if found else "give its path")
         )
     try:
-        defined = runpy.run_path(str(path)).get("EXPERIMENT")
+        namespace = runpy.run_path(str(path))
     except (Exception, SystemExit) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"experiment file '{path}' does not run: {type(error).__name__}: {reason}") from error
+    defined = namespace.get(name)
     if not isinstance(defined, Experiment):
-        raise UserError(f"experiment file '{path}' must define EXPERIMENT = rlsuite.sweep.Experiment(...)")
+        there = [f"{path}:{other}" for other, value in namespace.items() if isinstance(value, Experiment)]
+        hint = f"; there are: {', '.join(there)}" if there else ""
+        raise UserError(f"experiment file '{path}' must define {name} = rlsuite.sweep.Experiment(...){hint}")
     return defined

@@ -112,6 +112,15 @@ def experiment_file(path: Path, name: str) -> Path:
     return path
 
 
+def test_a_file_may_define_several_experiments(tmp_path: Path) -> None:
+    path = experiment_file(tmp_path / "both.py", "small")
+    path.write_text(path.read_text() + "import dataclasses\nFULL = dataclasses.replace(EXPERIMENT, name='large')\n")
+    assert sweep.load(path).name == "small"
+    assert sweep.load(f"{path}:FULL").name == "large"
+    message = refusal(lambda: sweep.load(f"{path}:HUGE"))
+    assert "must define HUGE" in message and f"{path}:EXPERIMENT, {path}:FULL" in message
+
+
 def test_the_name_depends_on_neither_experiment_nor_folder(tmp_path: Path) -> None:
     experiments = [sweep.load(experiment_file(tmp_path / f"{name}.py", name)) for name in ("one", "two")]
     [one], [two] = map(sweep.shards, experiments)
