@@ -227,7 +227,7 @@ def list_registered(arguments: list[str]) -> int:
         print("algorithms")
         for name, spec in sorted(algorithms.REGISTRY.items()):
             spaces = " and ".join(space.__name__ for space in spec.action_spaces)
-            print(f"  {name:<10} {spaces} actions")
+            print(f"  {name:<{max(map(len, algorithms.REGISTRY))}}  {spaces} actions")
     if what != "algorithms":
         import envs
 

@@ -5,12 +5,31 @@ from __future__ import annotations
 import difflib
 
 from envs.core import Box, Env
-from rlsuite.algorithms import ppo, sac
+from rlsuite.algorithms import ddpg, dsac, dsac_t, mdpo, mdpo_off_policy, ppo, ppo_buffer, props, sac, td3
 from rlsuite.core import AlgorithmSpec, UserError
 
 REGISTRY: dict[str, AlgorithmSpec] = {
+    "ddpg": AlgorithmSpec(ddpg.Config, ddpg.Hypers, ddpg.make, ddpg.TRIAL, action_spaces=(Box,), fit=ddpg.fit),
+    "dsac": AlgorithmSpec(dsac.Config, dsac.Hypers, dsac.make, dsac.TRIAL, action_spaces=(Box,), fit=dsac.fit),
+    "dsac_t": AlgorithmSpec(
+        dsac_t.Config, dsac_t.Hypers, dsac_t.make, dsac_t.TRIAL, action_spaces=(Box,), fit=dsac_t.fit
+    ),
+    "mdpo": AlgorithmSpec(mdpo.Config, mdpo.Hypers, mdpo.make, mdpo.TRIAL),
+    "mdpo_off_policy": AlgorithmSpec(
+        mdpo_off_policy.Config,
+        mdpo_off_policy.Hypers,
+        mdpo_off_policy.make,
+        mdpo_off_policy.TRIAL,
+        action_spaces=(Box,),
+        fit=mdpo_off_policy.fit,
+    ),
     "ppo": AlgorithmSpec(ppo.Config, ppo.Hypers, ppo.make, ppo.TRIAL),
+    "ppo_buffer": AlgorithmSpec(
+        ppo_buffer.Config, ppo_buffer.Hypers, ppo_buffer.make, ppo_buffer.TRIAL, presets=ppo_buffer.PRESETS
+    ),
+    "props": AlgorithmSpec(props.Config, props.Hypers, props.make, props.TRIAL, presets=props.PRESETS),
     "sac": AlgorithmSpec(sac.Config, sac.Hypers, sac.make, sac.TRIAL, action_spaces=(Box,), fit=sac.fit),
+    "td3": AlgorithmSpec(td3.Config, td3.Hypers, td3.make, td3.TRIAL, action_spaces=(Box,), fit=td3.fit),
 }
 
 

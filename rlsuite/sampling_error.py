@@ -1,0 +1,52 @@
+"""Sampling error: how far data that was collected is from data that a policy would give (arXiv 2311.08290).
+
+The most likely policy of the actions in the data, compared with the policy itself: mean(log pi_MLE - log pi) over the
+data, which estimates KL(data || pi) and is 0 where every action is as frequent as the policy makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Array = jax.Array
+Params = Any
+
+
+def sampling_error(
+    log_prob: Callable[[Params], Array],
+    params: Params,
+    trainable: Params,
+    valid: Array,
+    num_steps: int,
+    project: Callable[[Params], Params] = lambda params: params,
+    learning_rate: float = 1e-3,
+    max_grad_norm: float = 1.0,
+) -> Array:
+    """mean(log pi_MLE - log pi) over the rows that are `valid` `[rows]` bool: `[]`, in nats.
+
+    `log_prob(params)` `[rows]` gives log pi of every action in the data, `params` are those of pi. The fit starts from
+    them and takes `num_steps` steps of Adam on all rows at once, with a rate that falls linearly to 0, on the leaves
+    where the tree of Python bools `trainable` says so. `project` puts the parameters back into their bounds.
+    """
+    count = jnp.maximum(jnp.sum(valid), 1)
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(max_grad_norm), optax.adam(optax.linear_schedule(learning_rate, 0.0, num_steps))
+    )
+
+    def likelihood(params: Params) -> Array:
+        return jnp.sum(jnp.where(valid, log_prob(params), 0.0)) / count
+
+    def step(carry: tuple[Params, optax.OptState], _: None) -> tuple[tuple[Params, optax.OptState], None]:
+        fitted, opt_state = carry
+        grads = jax.grad(lambda params: -likelihood(params))(fitted)
+        grads = jax.tree.map(lambda grad, learns: grad if learns else jnp.zeros_like(grad), grads, trainable)
+        change, opt_state = optimizer.update(grads, opt_state)
+        return (project(optax.apply_updates(fitted, change)), opt_state), None
+
+    (fitted, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), None, num_steps)
+    return likelihood(fitted) - likelihood(params)

@@ -1,0 +1,639 @@
+"""PROPS, ROS and PPO-Buffer against an independent reference in NumPy and float64: losses, gradients, whole updates.
+
+The reference is written from the specification of the two papers (arXiv 2311.08290, 2111.14552), with every derivative
+by hand, which a central difference of its own loss guards. Whole updates are traced in the order of the paper, in which
+the behaviour update ends a round; `rlsuite/algorithms/props.py` begins the next one with it. PPO's loss and gradient
+come from `test_losses_ppo.py`.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from numpy_nets import (
+    HIGH,
+    LOW,
+    START,
+    TIME_LIMIT,
+    Adam,
+    FloatArray,
+    Toy,
+    Tree,
+    assert_close,
+    assert_moved,
+    backward,
+    cast,
+    dot,
+    exact,
+    forward,
+    normal,
+    slope,
+    toy_transition,
+)
+from test_losses_ppo import HIDDEN, OBS_DIM, SPACES, Samples, merged, policy_terms, random_params, reference
+
+from envs.core import Box, Discrete
+from rlsuite.algorithms import ppo, ppo_buffer, props
+from rlsuite.core import Clock, Task, Transition, UserError
+
+BATCH = 64
+HYPERS = props.Hypers(behavior_clip_epsilon=0.3, behavior_kl_coef=0.6)
+
+# Its results are the same up to rounding.
+QUICK_TO_COMPILE: Any = {"xla_backend_optimization_level": 0}
+
+every_space = pytest.mark.parametrize("space", SPACES)
+every_weight = pytest.mark.parametrize("weighted", [False, True])
+
+
+class Rows(NamedTuple):
+    """What a behaviour update sees, `[batch, ...]`."""
+
+    obs: FloatArray
+    action: Any
+    dist: tuple[FloatArray, ...]
+    """of the target policy"""
+    log_prob: FloatArray
+    weight: FloatArray | None
+
+
+class Behavior(NamedTuple):
+    loss: float
+    grads: Tree
+    approx_kl: float
+    ratio: FloatArray
+
+
+def behavior_reference(actor: Tree, rows: Rows, valid: Any, hypers: props.Hypers) -> Behavior:
+    """Loss, gradient and divergence of PROPS over the valid rows."""
+    count, epsilon = int(np.sum(valid)), float(hypers.behavior_clip_epsilon)
+    share = valid / count
+    out, inputs = forward(actor["policy"], rows.obs, "tanh")
+    log_prob, _, policy_gradient = policy_terms(actor, rows.obs, rows.action)
+    log_ratio = log_prob - rows.log_prob
+    ratio = np.exp(log_ratio)
+    weight = np.ones(len(ratio)) if rows.weight is None else rows.weight
+    # There is nothing to gain where the probability is already low enough.
+    low = ratio < 1.0 - epsilon
+    loss = np.sum(share * weight * np.where(low, 1.0 - epsilon, ratio))
+    grads = policy_gradient(share * weight * np.where(low, 0.0, ratio), np.zeros(len(ratio)))
+    if len(rows.dist) == 2:
+        mean, std = rows.dist[0], np.exp(rows.dist[1])
+        dim, own_std = mean.shape[1], np.exp(actor["log_std"])
+        kl = np.log(std / own_std) + (own_std**2 + (out - mean) ** 2) / (2.0 * std**2) - 0.5
+        factor = float(hypers.behavior_kl_coef) * share[:, None] / dim
+        loss += np.sum(factor * kl)
+        of_kl = backward(actor["policy"], inputs, factor * (out - mean) / std**2, "tanh")[0]
+        grads = {
+            "policy": jax.tree.map(np.add, grads["policy"], of_kl),
+            "log_std": grads["log_std"] + np.sum(factor * (own_std**2 / std**2 - 1.0), axis=0),
+        }
+    return Behavior(loss, grads, float(np.sum(share * (ratio - 1.0 - log_ratio))), ratio)
+
+
+def log_likelihood(actor: Tree, rows: Rows, valid: Any) -> float:
+    """The mean of log pi over the valid rows."""
+    return float(np.mean(policy_terms(actor, rows.obs, rows.action)[0][valid]))
+
+
+def ros_reference(actor: Tree, rows: Rows, valid: Any, step_size: float) -> Tree:
+    """Down the mean gradient of log pi over the valid rows."""
+    gradient = policy_terms(actor, rows.obs, rows.action)[2](valid / np.sum(valid), np.zeros(len(valid)))
+    return jax.tree.map(lambda theta, g: theta - step_size * g, actor, gradient)
+
+
+def problem(seed: int, space: Discrete | Box, weighted: bool) -> tuple[Tree, Rows, Any]:
+    """An actor, rows of a target policy a little away from it, and which of the rows count."""
+    rng = np.random.default_rng(seed)
+    actor = props.actor_of(random_params(rng, space))
+    obs = normal(rng, BATCH, OBS_DIM)
+    action: Any = rng.integers(space.n, size=BATCH) if isinstance(space, Discrete) else normal(rng, BATCH, space.dim)
+    out = exact(forward(actor["policy"], obs, "tanh")[0] + 0.3 * normal(rng, BATCH, space_dim(space)))
+    dist = (out,)
+    if isinstance(space, Box):
+        dist = (out, exact(actor["log_std"] + 0.3 * normal(rng, BATCH, space.dim)))
+    log_prob = exact(policy_terms(actor, obs, action)[0] + 0.4 * normal(rng, BATCH))
+    weight = np.abs(normal(rng, BATCH)) if weighted else None
+    return actor, Rows(obs, action, dist, log_prob, weight), rng.random(BATCH) < 0.7
+
+
+def space_dim(space: Discrete | Box) -> int:
+    return space.n if isinstance(space, Discrete) else space.dim
+
+
+jax_loss = jax.jit(jax.value_and_grad(props.behavior_loss, has_aux=True), static_argnums=1)
+jax_ros = jax.jit(props.ros_actor, static_argnums=1)
+
+
+def compare(seed: int, space_name: str, weighted: bool, dtype: Any, tolerance: float) -> None:
+    """Loss, metrics and gradient of PROPS, and the step of ROS, computed in `dtype`, against the reference."""
+    space = SPACES[space_name]
+    actor, rows, valid = problem(seed, space, weighted)
+    want = behavior_reference(actor, rows, valid, HYPERS)
+    networks = ppo.Networks(HIDDEN, space)
+    past = props.Past(*cast(tuple(rows), dtype))
+    with jax.default_matmul_precision("highest"):
+        (loss, metrics), grads = jax_loss(cast(actor, dtype), networks, past, valid, cast(HYPERS, dtype))
+        stepped, likelihood = jax_ros(cast(actor, dtype), networks, past, valid, 64.0)
+    assert loss.dtype == dtype
+    assert_close(grads, want.grads, tolerance, dtype)
+    assert float(loss) == float(metrics["loss"]) == pytest.approx(want.loss, rel=tolerance)
+    # A mean of differences between numbers of order 1.
+    assert float(metrics["approx_kl"]) == pytest.approx(want.approx_kl, rel=tolerance, abs=tolerance)
+    assert_moved(stepped, ros_reference(actor, rows, valid, 64.0), actor, tolerance)
+    assert float(likelihood) == pytest.approx(log_likelihood(actor, rows, valid), rel=tolerance)
+
+
+@every_space
+@every_weight
+def test_losses_and_gradients_in_float64(space: str, weighted: bool) -> None:
+    with jax.enable_x64(True):
+        for seed in range(5):
+            compare(seed, space, weighted, jnp.float64, 1e-11)
+
+
+@every_space
+@every_weight
+def test_losses_and_gradients_in_float32(space: str, weighted: bool) -> None:
+    for seed in range(5):
+        compare(seed, space, weighted, jnp.float32, 1e-5)
+
+
+@every_space
+def test_the_samples_reach_every_branch(space: str) -> None:
+    for seed in range(5):
+        actor, rows, valid = problem(seed, SPACES[space], True)
+        ratio = behavior_reference(actor, rows, valid, HYPERS).ratio
+        for case in (ratio < 0.7, (ratio > 0.7) & (ratio < 1.3), ratio > 1.3):
+            assert np.sum(case & valid) >= 2
+        assert np.sum(~valid) >= 2
+
+
+@every_space
+@every_weight
+def test_the_reference_has_the_gradient_of_its_own_loss(space: str, weighted: bool) -> None:
+    actor, rows, valid = problem(7, SPACES[space], weighted)
+    rng = np.random.default_rng(8)
+    grads = behavior_reference(actor, rows, valid, HYPERS).grads
+    down = jax.tree.map(np.subtract, actor, ros_reference(actor, rows, valid, 1.0))
+    for _ in range(5):
+        direction = jax.tree.map(lambda x: rng.normal(size=x.shape), actor)
+        numeric = slope(lambda a: behavior_reference(a, rows, valid, HYPERS).loss, actor, direction)
+        assert numeric == pytest.approx(dot(grads, direction), rel=1e-6, abs=1e-8)
+        numeric = slope(lambda a: log_likelihood(a, rows, valid), actor, direction)
+        assert numeric == pytest.approx(dot(down, direction), rel=1e-6, abs=1e-8)
+
+
+@every_space
+def test_ros_and_props_make_what_is_there_less_likely(space: str) -> None:
+    """The sign, without any reference: a small step of either lowers the likelihood of the data."""
+    actor, rows, valid = problem(3, SPACES[space], False)
+    networks = ppo.Networks(HIDDEN, SPACES[space])
+    # From the target policy itself, where the ratio is 1 and the divergence 0.
+    dist = [forward(actor["policy"], rows.obs, "tanh")[0]]
+    if "log_std" in actor:
+        dist.append(np.tile(actor["log_std"], (BATCH, 1)))
+    rows = rows._replace(dist=tuple(dist), log_prob=policy_terms(actor, rows.obs, rows.action)[0])
+    past = props.Past(*cast(tuple(rows), jnp.float32))
+    before = log_likelihood(actor, rows, valid)
+    stepped, _ = jax_ros(cast(actor, jnp.float32), networks, past, valid, 1e-3)
+    assert log_likelihood(cast(stepped, np.float32), rows, valid) < before - 1e-5
+    _, grads = jax_loss(cast(actor, jnp.float32), networks, past, valid, HYPERS)
+    stepped = jax.tree.map(lambda x, g: x - 1e-3 * np.asarray(g), actor, grads)
+    assert log_likelihood(stepped, rows, valid) < before - 1e-5
+
+
+# --- Descents with a stop ---------------------------------------------------------------------------------------------
+
+SIZE, COUNT, MINIBATCHES, EPOCHS = 12, 7, 4, 3
+
+
+def toy_descent(max_kl: float, broken_beyond: float = math.inf) -> tuple[Any, Any]:
+    """`props.descend` of x towards the mean of rows of which the first ones are not valid, and its metrics.
+
+    The divergence is how far x has come; beyond some distance it is NaN, as is the gradient.
+    """
+    rows = jnp.asarray(np.where(np.arange(SIZE) < SIZE - COUNT, np.nan, np.arange(SIZE)), jnp.float32)
+
+    def loss(x: Any, minibatch: Any, valid: Any) -> tuple[Any, Any]:
+        error = jnp.where(valid, (x - jnp.where(valid, minibatch, 0.0)) ** 2, 0.0).sum() / jnp.maximum(valid.sum(), 1)
+        bad = jnp.where(jnp.abs(x) > broken_beyond, jnp.nan, 1.0)
+        return error * bad, {"loss": error * bad, "approx_kl": jnp.abs(x) * bad}
+
+    adam = optax.sgd(0.05)
+    x = jnp.float32(0.0)
+    got, _, metrics = jax.jit(
+        lambda key: props.descend(key, loss, adam, x, adam.init(x), rows, COUNT, max_kl, EPOCHS, MINIBATCHES)
+    )(jax.random.key(5))
+    return got, metrics
+
+
+def plain_descent(max_kl: float) -> tuple[float, list[float], list[float]]:
+    """The same as a loop that just stops: x, and the losses and divergences of the steps taken."""
+    x, losses, divergences = 0.0, [], []
+    for key in jax.random.split(jax.random.key(5), EPOCHS):
+        rows = np.asarray(props.shuffle(key, SIZE, COUNT))[:COUNT]  # row i holds the number i
+        for first in range(0, COUNT, SIZE // MINIBATCHES):
+            minibatch = rows[first : first + SIZE // MINIBATCHES]
+            if abs(x) > max_kl:
+                return x, losses, divergences
+            losses.append(float(np.mean((x - minibatch) ** 2)))
+            divergences.append(abs(x))
+            x -= 0.05 * 2.0 * float(np.mean(x - minibatch))
+    return x, losses, divergences
+
+
+@pytest.mark.parametrize("max_kl", [math.inf, 4.0, 1.0, 0.0])
+def test_a_descent_stops_before_the_step_that_starts_too_far(max_kl: float) -> None:
+    x, losses, divergences = plain_descent(max_kl)
+    got, metrics = toy_descent(max_kl)
+    assert float(got) == pytest.approx(x, rel=1e-5)
+    assert float(metrics["loss"]) == pytest.approx(np.mean(losses), rel=1e-5)
+    assert float(metrics["approx_kl"]) == pytest.approx(np.mean(divergences), rel=1e-5)
+    # Three of the four minibatches hold anything.
+    assert float(metrics["steps_taken"]) == pytest.approx(len(losses) / (3 * EPOCHS))
+    assert (len(losses) == 3 * EPOCHS) == (max_kl == math.inf)
+    assert max_kl > 0.0 or len(losses) == 1
+
+
+@pytest.mark.parametrize("max_kl", [1.0, math.inf])
+def test_what_is_not_a_number_ends_a_descent_and_reaches_nothing(max_kl: float) -> None:
+    got, metrics = toy_descent(max_kl, broken_beyond=1.0)
+    assert float(got) == pytest.approx(plain_descent(1.0)[0], rel=1e-5)
+    assert all(np.isfinite(x) for x in metrics.values())
+
+
+def test_nothing_valid_is_nothing_learned() -> None:
+    rows = jnp.ones(6)
+
+    def loss(x: Any, minibatch: Any, valid: Any) -> tuple[Any, Any]:
+        return jnp.sum(x * minibatch), {"approx_kl": jnp.float32(0.0)}
+
+    adam = optax.adam(0.1)
+    x = jnp.float32(0.5)
+    start = adam.init(x)
+    got, opt_state, metrics = props.descend(jax.random.key(0), loss, adam, x, start, rows, 0, 1.0, 2, 3)
+    chex.assert_trees_all_equal((got, opt_state), (x, start))
+    assert float(metrics["steps_taken"]) == 0.0
+
+
+def test_a_shuffle_puts_the_valid_rows_first_in_any_order() -> None:
+    orders = np.asarray(jax.vmap(lambda key: props.shuffle(key, 10, 4))(jax.random.split(jax.random.key(0), 2000)))
+    np.testing.assert_array_equal(np.sort(orders, axis=1), np.tile(np.arange(10), (2000, 1)))
+    assert orders[:, :4].min() == 6
+    for place in range(4):
+        np.testing.assert_allclose(np.bincount(orders[:, place] - 6) / 2000, 0.25, atol=0.05)
+    whole = np.asarray(jax.vmap(lambda key: props.shuffle(key, 10, 10))(jax.random.split(jax.random.key(0), 2000)))
+    np.testing.assert_allclose(np.bincount(whole[:, 0]) / 2000, 0.1, atol=0.03)
+
+
+def test_the_buffer_is_a_plain_ring() -> None:
+    rng = np.random.default_rng(0)
+    ring: collections.deque[Any] = collections.deque([np.zeros((2, 3))] * 6, maxlen=6)
+    buffer = {"obs": jnp.zeros((6, 2, 3)), "end": jnp.zeros((6, 2), bool)}
+    ends: collections.deque[Any] = collections.deque([np.zeros(2, bool)] * 6, maxlen=6)
+    for _ in range(5):
+        new, new_ends = normal(rng, 2, 2, 3), rng.random((2, 2)) < 0.5
+        ring.extend(new)
+        ends.extend(new_ends)
+        buffer = props.store(buffer, {"obs": jnp.asarray(new, jnp.float32), "end": jnp.asarray(new_ends)})  # type: ignore[arg-type]
+        np.testing.assert_array_equal(buffer["obs"], np.stack(ring))
+        np.testing.assert_array_equal(buffer["end"], np.stack(ends))
+
+
+# --- Whole updates ----------------------------------------------------------------------------------------------------
+
+UPDATES = 3
+CONFIG = props.Config(
+    num_envs=2,
+    num_steps=4,
+    behavior_steps=2,
+    buffer_batches=2,
+    num_epochs=2,
+    num_minibatches=4,
+    behavior_epochs=2,
+    behavior_minibatches=2,
+    hidden_sizes=HIDDEN,
+)
+ROUNDS, KEPT = 2, 8
+"""rounds in one update, and steps of each environment in the buffer"""
+UPDATE_HYPERS = props.Hypers(
+    learning_rate=0.01,
+    discount=0.9,
+    gae_lambda=0.8,
+    entropy_coef=0.03,
+    value_coef=0.7,
+    max_grad_norm=0.4,
+    target_kl=0.02,
+    behavior_learning_rate=0.02,
+    behavior_clip_epsilon=0.05,
+    behavior_target_kl=0.012,
+    behavior_kl_coef=0.4,
+    ros_step_size=0.3,
+)
+
+
+class Numbers(NamedTuple):
+    """A state's numbers."""
+
+    params: Tree
+    obs_stats: tuple[FloatArray, FloatArray, float]
+    """mean, variance, weight"""
+    return_stats: tuple[FloatArray, FloatArray, float]
+    discounted_return: FloatArray
+    buffer: Transition
+
+
+class Trace(NamedTuple):
+    numbers: Numbers
+    ppo_steps: list[int]
+    """minibatch steps taken in every PPO update"""
+    behavior_steps: list[int]
+    """the same in every behaviour update"""
+
+
+class Judged(NamedTuple):
+    """The buffer as the target policy sees it, rows of whole steps from the oldest to the newest."""
+
+    samples: Samples
+    dist: tuple[FloatArray, FloatArray]
+
+
+def descended(
+    key: jax.Array,
+    gradient: Callable[[Tree, Any], tuple[Tree, float]],
+    params: Tree,
+    adam: Adam,
+    learning_rate: float,
+    size: int,
+    count: int,
+    max_kl: float,
+    epochs: int,
+    minibatches: int,
+) -> tuple[Tree, int]:
+    """Epochs over shuffled rows until the divergence is too large: parameters, and steps taken."""
+    steps, each = 0, size // minibatches
+    for epoch_key in jax.random.split(key, epochs):
+        order = np.asarray(props.shuffle(epoch_key, size, count))[:count] - (size - count)
+        for first in range(0, count, each):
+            grads, kl = gradient(params, order[first : first + each])
+            if kl > max_kl:
+                return params, steps
+            norm = np.sqrt(dot(grads, grads))
+            if norm > UPDATE_HYPERS.max_grad_norm:
+                scale = UPDATE_HYPERS.max_grad_norm / norm
+                grads = jax.tree.map(lambda g, scale=scale: g * scale, grads)
+            params, steps = adam.step(params, grads, learning_rate), steps + 1
+    return params, steps
+
+
+def traced(seed: int, params: Tree, config: props.Config) -> Trace:
+    """All updates in the order of the paper: collect, judge, perhaps PPO, then a new behaviour policy.
+
+    Random numbers come from JAX by the learner's own key schedule: they are the only thing that the two share.
+    """
+    hypers = UPDATE_HYPERS
+    round_keys, learn_keys = [], []
+    for update in range(UPDATES):
+        rounds_key, learn_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), update))
+        round_keys += [jax.random.split(key) for key in jax.random.split(rounds_key, ROUNDS)]
+        learn_keys.append(learn_key)
+
+    # The first weight is next to nothing, but no more than float32 holds of it: ROS makes much of small differences.
+    obs_stats = (np.zeros(3), np.ones(3), float(exact(1e-4)))
+    return_stats = (np.zeros(()), np.ones(()), float(exact(1e-4)))
+    obs, steps, running = np.tile(START, (config.num_envs, 1)), np.zeros(config.num_envs), np.zeros(config.num_envs)
+    past: list[Transition] = []
+    behavior = props.actor_of(params)
+    ppo_adam, behavior_adam = Adam(params, eps=1e-5), Adam(behavior, eps=1e-5)
+    ppo_steps, behavior_steps = [], []
+
+    def seen(obs: FloatArray) -> FloatArray:
+        return np.clip((obs - obs_stats[0]) / np.sqrt(obs_stats[1] + 1e-8), -10.0, 10.0)
+
+    def judged() -> Judged:
+        net, recent = params["params"], past[-KEPT:]
+        columns = [
+            Samples(seen(t.obs), t.action, *([forward(net["critic"], seen(t.obs), "tanh")[0][:, 0]] * 4))
+            for t in recent
+        ]
+        advantage = np.zeros((len(recent), config.num_envs))
+        for i in reversed(range(len(recent))):
+            t = recent[i]
+            reward = np.clip(t.reward / np.sqrt(return_stats[1] + 1e-8), -10.0, 10.0)
+            # Time running out leaves the future its value; only the sum over later steps ends.
+            future = np.where(t.terminated, 0.0, forward(net["critic"], seen(t.next_obs), "tanh")[0][:, 0])
+            later = advantage[i + 1] if i + 1 < len(recent) else np.zeros(config.num_envs)
+            later = np.where(t.terminated | t.truncated, 0.0, later)
+            delta = reward + hypers.discount * future - columns[i].value
+            advantage[i] = delta + hypers.discount * hypers.gae_lambda * later
+        rows = Samples(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+        flat = advantage.reshape(-1)
+        log_prob = policy_terms(net, rows.obs, rows.action)[0]
+        mean = forward(net["policy"], rows.obs, "tanh")[0]
+        dist = (mean, np.tile(net["log_std"], (len(mean), 1)))
+        return Judged(rows._replace(log_prob=log_prob, advantage=flat, target=flat + rows.value), dist)
+
+    for index, (_, collect_key) in enumerate(round_keys):
+        update, round_of_update = divmod(index, ROUNDS)
+        # Collect with the behaviour policy.
+        visited, sums = [], []
+        for step_key in jax.random.split(collect_key, config.behavior_steps):
+            policy_key, _ = jax.random.split(step_key)
+            noise = np.asarray(jax.random.normal(policy_key, (config.num_envs, 3)))
+            action = forward(behavior["policy"], seen(obs), "tanh")[0] + np.exp(behavior["log_std"]) * noise
+            next_obs, reward, terminated = toy_transition(obs, np.clip(action, LOW, HIGH))
+            steps = steps + 1
+            truncated = steps >= TIME_LIMIT
+            running = hypers.discount * running + reward
+            past.append(Transition(obs, action, reward, next_obs, terminated, truncated))  # type: ignore[arg-type]
+            visited.append(obs)
+            sums.append(running)
+            done = terminated | truncated
+            running = np.where(done, 0.0, running)
+            obs, steps = np.where(done[:, None], START, next_obs), np.where(done, 0, steps)
+        obs_stats = merged(obs_stats, np.concatenate(visited))
+        return_stats = merged(return_stats, np.concatenate(sums))
+
+        now = judged()
+        if round_of_update == ROUNDS - 1:
+
+            def of_ppo(params: Tree, chosen: Any, now: Judged = now) -> tuple[Tree, float]:
+                minibatch = Samples(*(column[chosen] for column in now.samples))
+                result = reference(params, minibatch, ppo.Config(), hypers)  # type: ignore[arg-type]
+                return result.grads, result.metrics["approx_kl"]
+
+            params, taken = descended(
+                learn_keys[update],
+                of_ppo,
+                params,
+                ppo_adam,
+                hypers.learning_rate * (1.0 - update / UPDATES),
+                KEPT * config.num_envs,
+                len(now.samples.obs),
+                hypers.target_kl,
+                config.num_epochs,
+                config.num_minibatches,
+            )
+            ppo_steps.append(taken)
+        if index + 1 == len(round_keys):
+            break
+
+        # A new behaviour policy, for the next round. What that will push out of the buffer does not count.
+        behavior = props.actor_of(params)
+        if config.behavior == "target":
+            continue
+        if not config.stale_reference:
+            now = judged()
+        oldest = config.behavior_steps * config.num_envs if len(past) >= KEPT else 0
+        samples = Samples(*(column[oldest:] for column in now.samples))
+        weight = None
+        if config.advantage_weighting:
+            weight = np.abs(samples.advantage) / (np.std(samples.advantage) + 1e-8)
+        rows = Rows(
+            samples.obs, samples.action, tuple(column[oldest:] for column in now.dist), samples.log_prob, weight
+        )
+        everywhere = np.ones(len(rows.obs), bool)
+        if config.behavior == "ros":
+            behavior = ros_reference(behavior, rows, everywhere, hypers.ros_step_size)
+            continue
+
+        def of_behavior(actor: Tree, chosen: Any, rows: Rows = rows) -> tuple[Tree, float]:
+            minibatch = Rows(*jax.tree.map(lambda x: x[chosen], tuple(rows)))
+            result = behavior_reference(actor, minibatch, np.ones(len(chosen), bool), hypers)
+            return result.grads, result.approx_kl
+
+        behavior, taken = descended(
+            round_keys[index + 1][0],
+            of_behavior,
+            behavior,
+            behavior_adam,
+            hypers.behavior_learning_rate,
+            (KEPT - config.behavior_steps) * config.num_envs,
+            len(rows.obs),
+            hypers.behavior_target_kl,
+            config.behavior_epochs,
+            config.behavior_minibatches,
+        )
+        behavior_steps.append(taken)
+
+    buffer = Transition(*(np.stack(column) for column in zip(*past[-KEPT:], strict=True)))  # type: ignore[arg-type]
+    return Trace(Numbers(params, obs_stats, return_stats, running, buffer), ppo_steps, behavior_steps)
+
+
+def in_float64(state: props.State, params: Tree) -> props.State:
+    """A fresh state with these parameters. Only inside `jax.enable_x64(True)`."""
+    state, params = cast(state, jnp.float64), cast(params, jnp.float64)
+    return state._replace(params=params, stale_params=None if state.stale_params is None else params)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"behavior": "props"},
+        {"behavior": "props", "stale_reference": True, "advantage_weighting": True},
+        {"behavior": "ros"},
+        {"behavior": "target"},
+    ],
+    ids=["props", "stale and weighted", "ros", "target"],
+)
+def test_whole_updates_in_the_order_of_the_paper(flags: dict[str, Any]) -> None:
+    config = dataclasses.replace(CONFIG, **flags)
+    algorithm, task = props.make(config), Task(Toy())
+    stops: list[bool] = []
+    ends: list[tuple[Any, Any]] = []
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        update = jax.jit(algorithm.update, compiler_options=QUICK_TO_COMPILE)
+        start = jax.jit(algorithm.init)(jax.random.key(0), task, UPDATE_HYPERS)
+        for seed in range(3):
+            params = random_params(np.random.default_rng(seed), SPACES["continuous"])
+            state, shares = in_float64(start, params), []
+            for i in range(UPDATES):
+                key = jax.random.fold_in(jax.random.key(seed), i)
+                clock = Clock(jnp.int32(i), jnp.asarray(i / UPDATES))
+                state, metrics = update(key, task, state, cast(UPDATE_HYPERS, jnp.float64), clock)
+                shares.append((float(metrics["steps_taken"]), float(metrics.get("behavior_steps_taken", math.nan))))
+            want = traced(seed, params, config)
+
+            assert_moved(state.params, want.numbers.params, params, 1e-7)
+            memory = state.memory
+            ends.append((want.numbers.buffer.terminated, want.numbers.buffer.truncated))
+            got = (tuple(memory.obs_stats), tuple(memory.return_stats), memory.discounted_return)
+            assert_close(got, tuple(want.numbers[1:4]), 1e-8)
+            for got_column, column in zip(memory.buffer, want.numbers.buffer, strict=True):
+                np.testing.assert_allclose(got_column, column, rtol=1e-7, atol=1e-9)
+            # At first half of the buffer is there, and before the first update of the behaviour policy none.
+            possible = [config.num_epochs * n for n in (2, 4, 4)]
+            assert [share for share, _ in shares] == pytest.approx(
+                [taken / of for taken, of in zip(want.ppo_steps, possible, strict=True)]
+            )
+            stops += [taken < of for taken, of in zip(want.ppo_steps, possible, strict=True)]
+            if config.behavior == "props":
+                of_rounds = [0.0] + [
+                    taken / (config.behavior_epochs * n)
+                    for taken, n in zip(want.behavior_steps, (1, 2, 2, 2, 2), strict=True)
+                ]
+                assert [share for _, share in shares] == pytest.approx(np.reshape(of_rounds, (-1, ROUNDS)).mean(axis=1))
+                stops += [0.0 < share < 1.0 for share in of_rounds[1:]]
+    assert any(stops) and not all(stops)
+    terminated, truncated = np.array(ends).swapaxes(0, 1)
+    for case in (terminated & ~truncated, truncated & ~terminated, ~terminated & ~truncated):
+        assert np.any(case[:, :-1]), "no such end before the last step"
+
+
+def test_ppo_buffer_is_props_that_collects_with_its_target() -> None:
+    config = ppo_buffer.Config(num_envs=2, num_steps=4, num_epochs=2, num_minibatches=4, hidden_sizes=HIDDEN)
+    own = ppo_buffer.make(config)
+    of_props = props.make(dataclasses.replace(CONFIG, behavior="target", behavior_steps=4))
+    task, key, clock = Task(Toy()), jax.random.key(3), Clock(jnp.int32(0), jnp.float32(0.0))
+    hypers = ppo_buffer.Hypers(learning_rate=0.02, target_kl=0.5)
+    programs = []
+    for algorithm, settings in ((own, hypers), (of_props, props.Hypers(learning_rate=0.02, target_kl=0.5))):
+        init = functools.partial(algorithm.init, task=task, hypers=settings)
+        update = functools.partial(algorithm.update, key, task, hypers=settings, clock=clock)
+        state = jax.eval_shape(init, key)
+        traced = (jax.make_jaxpr(init)(key), jax.make_jaxpr(lambda state, update=update: update(state=state))(state))
+        programs.append(re.sub("0x[0-9a-f]+", "", str(traced)))
+    assert programs[0] == programs[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"behavior": "prop"}, "behavior='prop' is unknown; choose one of props, ros, target"),
+        ({"behavior_steps": 3}, "behavior_steps=3 does not divide num_steps=4"),
+        ({"num_minibatches": 5}, "num_minibatches=5 must be a multiple of buffer_batches=2"),
+        ({"num_minibatches": 6}, "num_minibatches=6 .* divide the whole buffer, .* = 16"),
+        ({"num_minibatches": 16}, "num_minibatches=16 leaves minibatches of one sample"),
+        ({"behavior_minibatches": 5}, "behavior_minibatches=5 does not divide the 12 transitions"),
+        ({"buffer_batches": 1, "behavior_steps": 4}, "behavior_steps=4 replaces the whole buffer"),
+        ({"behavior": "ros", "stale_reference": True}, "stale_reference=True is for behavior='props'"),
+        ({"behavior": "target", "advantage_weighting": True}, "advantage_weighting=True is for behavior='props'"),
+        ({"sampling_error_epochs": -1}, "sampling_error_epochs=-1 must be at least 0"),
+        ({"sampling_error_interval": 0}, "sampling_error_interval=0 must be at least 1"),
+        ({"buffer_batches": 0}, "buffer_batches=0 must be at least 1"),
+    ],
+)
+def test_a_config_that_cannot_work_is_refused(changes: dict[str, Any], message: str) -> None:
+    props.make(CONFIG)
+    with pytest.raises(UserError, match=message):
+        props.make(dataclasses.replace(CONFIG, **changes))
+
+
+@pytest.mark.parametrize("module", [props, ppo_buffer])
+def test_every_preset_can_be_made(module: Any) -> None:
+    assert len(module.PRESETS) == 6
+    for preset in module.PRESETS.values():
+        assert module.make(preset.config).steps_per_update == preset.config.num_steps
