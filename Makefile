@@ -62,7 +62,8 @@ test: $(INSTALLED)
 
 learning: $(INSTALLED)
 	@echo 'training to known scores on Python $(VERSION) ...'
-	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow tests/test_algorithms.py $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m slow --ignore=tests/test_algorithms.py $(PYTEST_ARGS)
 
 exhaustive: $(INSTALLED)
 	@echo 'testing every environment on Python $(VERSION) ...'

@@ -28,10 +28,19 @@ def applies(name: str, env_id: str) -> bool:
     return type(envs.make(env_id).action_space) in algorithms.get(name).action_spaces
 
 
+QUICK = frozenset({"ppo", "sac"})
+"""`make test` trains these on the probes, and `make learning` all others."""
+
+
+def marks(name: str, env_id: str) -> list[pytest.MarkDecorator]:
+    """Each pair on one xdist worker."""
+    return [pytest.mark.xdist_group(f"{name} {env_id}"), *([] if name in QUICK else [pytest.mark.slow])]
+
+
 def pairs(family: str) -> list[Any]:
-    """Every (algorithm, environment of this family) whose actions fit, each pair on one xdist worker."""
+    """Every (algorithm, environment of this family) whose actions fit."""
     return [
-        pytest.param(name, env_id, marks=pytest.mark.xdist_group(f"{name} {env_id}"))
+        pytest.param(name, env_id, marks=marks(name, env_id))
         for name in NAMES
         for env_id in envs.registered()
         if env_id.startswith(family) and applies(name, env_id)
