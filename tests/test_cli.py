@@ -88,7 +88,7 @@ ERRORS: dict[str, tuple[list[str], list[str]]] = {
     "unknown algorithm": (["run", "nosuch", *ENV], ["unknown algorithm 'nosuch'", "ppo", "sac"]),
     "misspelt algorithm": (["run", "sacc"], ["unknown algorithm 'sacc'", "did you mean 'sac'?"]),
     "algorithm of two lines": (["run", "no\nsuch"], ["unknown algorithm 'no such'"]),
-    "no algorithm": (["run", *ENV], ["expected an algorithm before '--env'", "ppo, sac"]),
+    "no algorithm": (["run", *ENV], ["expected an algorithm before '--env'", "ppo, ppo_buffer, props, sac, td3"]),
     "misspelt environment": (
         ["run", "ppo", "--env", "gymnax/CartPol-v1"],
         ["unknown environment 'gymnax/CartPol-v1'", "did you mean 'gymnax/CartPole-v1'?"],
@@ -572,6 +572,7 @@ def test_the_manifest_says_all_that_was_run(finished: Finished) -> None:
         "label": "ppo",
         "algorithm": "ppo",
         "environment": "probe/action/discrete",
+        "preset": None,
         "seeds": [5, 6],
         "steps": 32,
         "evaluations": 2,
