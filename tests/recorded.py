@@ -64,6 +64,8 @@ class Rollout(NamedTuple):
     shown: list[TimeStep]
     unlimited: tuple[EpisodeState, TimeStep]
     """what the last step gives, from the same state, if the clock is set back so that it reaches no time limit"""
+    num_programs: int
+    """that all these steps were compiled to"""
 
 
 @functools.cache
@@ -100,4 +102,4 @@ def rollout(env_id: str) -> Rollout:
         shown.append(time_step)
     clock_set_back = states[-2]._replace(steps=jnp.zeros(4, jnp.int32))
     unlimited = step(batched, keys, clock_set_back, action)
-    return Rollout(batched, reset, step, keys, action, states, obs, shown, unlimited)
+    return Rollout(batched, reset, step, keys, action, states, obs, shown, unlimited, step._cache_size())

@@ -74,7 +74,7 @@ def test_state_keeps_its_type_so_that_nothing_compiles_twice(env_id: str) -> Non
     assert not any(weak for _, _, weak in avals((env, roll.states[0]))[1])
     # Committed parameters would give a step's state another type to jit than a reset's.
     assert not any(leaf.committed for leaf in jax.tree.leaves(env))
-    assert roll.step._cache_size() == 1
+    assert roll.num_programs == 1
 
 
 @every_env
