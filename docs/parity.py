@@ -33,7 +33,7 @@ from envs.registry import make
 from rlsuite import policies
 
 LANES = 50
-"""environments that MJX steps at once; on a processor it becomes slow past about 96"""
+"""environments that MJX steps at once"""
 
 Act: TypeAlias = Callable[[int, np.ndarray], np.ndarray]
 """(number of the episode, observation) -> action"""

@@ -1,4 +1,4 @@
-"""Log-densities and entropies of the few policies we need. All sum over the last (action) axis."""
+"""Log-densities and entropies of the few policies we need. All but `gaussian_kl` sum over the last (action) axis."""
 
 from __future__ import annotations
 
@@ -20,6 +20,14 @@ def gaussian_log_prob(x: Array, mean: Array, log_std: Array) -> Array:
 def gaussian_entropy(log_std: Array) -> Array:
     """Entropy in nats of a diagonal Gaussian: `[..., dim]` -> `[...]`."""
     return jnp.sum(log_std + 0.5 * (1.0 + _LOG_2PI), axis=-1)
+
+
+def gaussian_kl(mean: Array, log_std: Array, other_mean: Array, other_log_std: Array) -> Array:
+    """KL(N || other N) in nats of two diagonal Gaussians, of every dimension apart: all `[..., dim]` -> `[..., dim]`."""
+    wider = log_std - other_log_std
+    moved = (mean - other_mean) * jnp.exp(-other_log_std)
+    # By expm1, so that two that are nearly the same lose no digits to each other.
+    return 0.5 * (jnp.expm1(2.0 * wider) - 2.0 * wider + moved**2)
 
 
 def categorical_log_prob(logits: Array, action: Array) -> Array:

@@ -14,15 +14,17 @@ that row begins with the observation of a reset, and there:
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from envs.core import Box, Env
-from rlsuite.core import Transition
+from rlsuite.core import Transition, UserError
 
 Array = jax.Array
+Fitted = TypeVar("Fitted", bound=Any)
+"""a `Config` with a `buffer_size`"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +75,18 @@ class Replay(NamedTuple):
     """`[time + 1, num_envs, width]`: step s lies at s % (time + 1). Of the row behind the newest only obs counts."""
     finals: Array
     """`[blocks, num_envs, obs_dim]`: where the truncated transition of a block of `max_episode_steps`, if any, led."""
+
+
+def check_capacity(buffer_size: int, num_envs: int) -> None:
+    """Raise UserError unless the buffer holds whole steps of all environments."""
+    if buffer_size % num_envs:
+        raise UserError(f"buffer_size={buffer_size} is not a multiple of num_envs={num_envs}; round it to one")
+
+
+def fitted(config: Fitted, total_steps: int, steps_per_update: int) -> Fitted:
+    """The same training with no more buffer than the budget fills: results are identical, memory is not."""
+    whole = -(-total_steps // steps_per_update) * steps_per_update
+    return dataclasses.replace(config, buffer_size=min(config.buffer_size, whole))
 
 
 def init(layout: Layout, num_envs: int, capacity: int) -> Replay:

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import jax
 
+from rlsuite import replay
 from rlsuite.algorithms import td3
 from rlsuite.core import Algorithm, Clock, Metrics, Task, Trial
 
@@ -85,8 +86,7 @@ def make(config: Config) -> Algorithm:
 
 def fit(config: Config, total_steps: int) -> Config:
     """The same training with no more buffer than the budget fills: results are identical, memory is not."""
-    whole = -(-total_steps // config.num_envs) * config.num_envs
-    return dataclasses.replace(config, buffer_size=min(config.buffer_size, whole))
+    return replay.fitted(config, total_steps, config.num_envs)
 
 
 TRIAL = Trial(

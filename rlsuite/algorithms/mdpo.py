@@ -36,7 +36,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlsuite import normalize, returns, rollout
+from rlsuite import distributions, normalize, returns, rollout
 from rlsuite.algorithms import ppo
 from rlsuite.algorithms.ppo import Networks
 from rlsuite.core import Algorithm, Clock, Metrics, Task, Trial, UserError, check_positive
@@ -150,10 +150,7 @@ def standardize_advantage(advantage: Array) -> Array:
 
 def gaussian_kl(mean: Array, log_std: Array, old_mean: Array, old_log_std: Array) -> Array:
     """KL(new || old) of two diagonal Gaussians: all `[..., dim]` -> `[...]`."""
-    wider = log_std - old_log_std
-    moved = (mean - old_mean) * jnp.exp(-old_log_std)
-    # By expm1, so that two policies that are nearly the same lose no digits to each other.
-    return 0.5 * jnp.sum(jnp.expm1(2.0 * wider) - 2.0 * wider + moved**2, axis=-1)
+    return jnp.sum(distributions.gaussian_kl(mean, log_std, old_mean, old_log_std), axis=-1)
 
 
 def categorical_kl(logits: Array, old_logits: Array) -> Array:

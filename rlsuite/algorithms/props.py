@@ -44,7 +44,7 @@ import jax.numpy as jnp
 import optax
 
 from envs.core import Box, Discrete
-from rlsuite import normalize, returns, rollout
+from rlsuite import distributions, normalize, returns, rollout
 from rlsuite.algorithms import ppo
 from rlsuite.core import Algorithm, Clock, Metrics, Preset, Task, Transition, Trial, UserError, check_positive
 from rlsuite.sampling_error import sampling_error
@@ -192,13 +192,6 @@ def mean_of(x: Array, valid: Array) -> Array:
     return jnp.sum(jnp.where(valid, x, 0.0)) / jnp.maximum(jnp.sum(valid), 1)
 
 
-def gaussian_kl(mean: Array, log_std: Array, other_mean: Array, other_log_std: Array) -> Array:
-    """KL(N || other N) in nats of every dimension apart: all `[..., dim]` -> `[..., dim]`."""
-    variance_ratio = jnp.exp(2.0 * (log_std - other_log_std))
-    distance = (mean - other_mean) * jnp.exp(-other_log_std)
-    return other_log_std - log_std + 0.5 * (variance_ratio + distance**2 - 1.0)
-
-
 def behavior_loss(
     actor: Params, networks: ppo.Networks, past: Past, valid: Array, hypers: Hypers
 ) -> tuple[Array, Metrics]:
@@ -213,7 +206,7 @@ def behavior_loss(
     clipped = jnp.maximum(jnp.exp(log_ratio), 1.0 - hypers.behavior_clip_epsilon)
     loss = mean_of(clipped if past.weight is None else clipped * past.weight, valid)
     if len(dist) == 2:
-        kl = jnp.mean(gaussian_kl(*dist, *past.dist), axis=-1)
+        kl = jnp.mean(distributions.gaussian_kl(*dist, *past.dist), axis=-1)
         loss = loss + hypers.behavior_kl_coef * mean_of(kl, valid)
     return loss, {"loss": loss, "approx_kl": mean_of(jnp.expm1(log_ratio) - log_ratio, valid)}
 

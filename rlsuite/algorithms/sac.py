@@ -25,7 +25,7 @@ from flax import linen as nn
 
 from envs.core import Box, Env
 from rlsuite import distributions, replay, rollout
-from rlsuite.core import Algorithm, Clock, Metrics, Task, Transition, Trial, UserError, check_positive
+from rlsuite.core import Algorithm, Clock, Metrics, Task, Transition, Trial, check_positive
 from rlsuite.networks import MLP
 
 Array = jax.Array
@@ -182,10 +182,7 @@ def make(config: Config) -> Algorithm:
         warmup_steps=config.warmup_steps,
         policy_delay=config.policy_delay,
     )
-    if config.buffer_size % config.num_envs:
-        raise UserError(
-            f"buffer_size={config.buffer_size} is not a multiple of num_envs={config.num_envs}; round it to one"
-        )
+    replay.check_capacity(config.buffer_size, config.num_envs)
     warmup_updates = -(-config.warmup_steps // config.num_envs)
 
     def init(key: Array, task: Task, hypers: Hypers) -> State:
@@ -302,8 +299,7 @@ def make(config: Config) -> Algorithm:
 
 def fit(config: Config, total_steps: int) -> Config:
     """The same training with no more buffer than the budget fills: results are identical, memory is not."""
-    whole = -(-total_steps // config.num_envs) * config.num_envs
-    return dataclasses.replace(config, buffer_size=min(config.buffer_size, whole))
+    return replay.fitted(config, total_steps, config.num_envs)
 
 
 TRIAL = Trial(
