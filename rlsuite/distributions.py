@@ -23,7 +23,7 @@ def gaussian_entropy(log_std: Array) -> Array:
 
 
 def gaussian_kl(mean: Array, log_std: Array, other_mean: Array, other_log_std: Array) -> Array:
-    """KL(N || other N) in nats of two diagonal Gaussians, of every dimension apart: all `[..., dim]` -> `[..., dim]`."""
+    """KL(N || other N) in nats of diagonal Gaussians, each dimension apart: all `[..., dim]` -> `[..., dim]`."""
     wider = log_std - other_log_std
     moved = (mean - other_mean) * jnp.exp(-other_log_std)
     # By expm1, so that two that are nearly the same lose no digits to each other.
