@@ -123,14 +123,16 @@ def compile_programs(
         playing, _ = jax.eval_shape(start, *of_runs, physics, frozen)
         playing = jax.tree.map(lambda x: argument(on_split, x.dtype, *x.shape), playing)
         lowered += [
-            batched(train.health, (0, None)).lower(learning, count),
+            batched(partial(train.health, algorithm), (None, 0, 0, 0, None, None)).lower(
+                task, learning, seed, hyper, count, count
+            ),
             draw.lower(task, seed, count),
             start.lower(*of_runs, physics, frozen),
             go_on.lower(*of_runs, count, playing, physics),
         ]
     else:
-        checkup = batched(partial(train.checkup, algorithm, num_episodes=num_episodes), (None, 0, 0, None, None, 0))
-        lowered.append(checkup.lower(task, learning, seed, count, count, frozen))
+        checkup = batched(partial(train.checkup, algorithm, num_episodes=num_episodes), (None, 0, 0, 0, None, None, 0))
+        lowered.append(checkup.lower(task, learning, seed, hyper, count, count, frozen))
     with ThreadPoolExecutor(len(lowered)) as pool:
         compiled = list(pool.map(lambda program: program.compile(), lowered))
     compiled_init, compiled_segment, *compiled_evaluation = compiled
@@ -145,10 +147,10 @@ def compile_programs(
         return jax.device_put([np.int32(value) for value in values], on_all)
 
     def run_checkup(runs: Any, learning: train.Learning, index: int, updates: int, frozen: np.ndarray) -> train.Checkup:
-        (seeds, _), (at, since), skip = runs, counts(index, updates), jax.device_put(frozen, on_split)
+        (seeds, hypers), (at, since), skip = runs, counts(index, updates), jax.device_put(frozen, on_split)
         if simulator is None:
             (compiled_checkup,) = compiled_evaluation
-            checked: train.Checkup = compiled_checkup(task, learning, seeds, at, since, skip)
+            checked: train.Checkup = compiled_checkup(task, learning, seeds, hypers, at, since, skip)
             return checked
         compiled_health, compiled_draw, compiled_start, compiled_go_on = compiled_evaluation
         of_runs = (task, learning.state, seeds, at)
@@ -159,7 +161,9 @@ def compile_programs(
                 *of_runs, *counts(t), playing, jax.device_put(physics, on_split)
             ),
         )
-        return train.Checkup(host.play(simulator, steps, frozen), *compiled_health(learning, since))
+        return train.Checkup(
+            host.play(simulator, steps, frozen), *compiled_health(task, learning, seeds, hypers, at, since)
+        )
 
     programs = train.Programs(
         width=width,

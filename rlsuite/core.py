@@ -54,6 +54,10 @@ class Clock(NamedTuple):
     """`[]` float32 in [0, 1): update / (updates in the whole budget), for schedules."""
 
 
+Report: TypeAlias = Callable[[Array, Task, State, Any], Metrics]
+"""(key, task, state, hypers) -> what is measured only when a run is evaluated, because it takes episodes of its own."""
+
+
 class Algorithm(NamedTuple):
     """A method with its `Config` fixed. Pure functions of one run; nothing in here knows that runs are batched."""
 
@@ -68,6 +72,8 @@ class Algorithm(NamedTuple):
     value: Callable[[Array, Task, State, Array], Array] | None = None
     """(key, task, state, obs [obs_dim]) -> [] the learner's own estimate of the undiscounted-reward-scale value of obs
     under its policy; None where a method has none. The probe tests compare it with closed-form values."""
+    report: Report | None = None
+    """more metrics, measured at every evaluation; None where there are none, or nobody asked for them"""
 
 
 class Trial(NamedTuple):

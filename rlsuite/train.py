@@ -23,7 +23,7 @@ from rlsuite.evaluate import Episodes, evaluate
 
 Array = jax.Array
 
-INIT_STREAM, UPDATE_STREAM, EVALUATION_STREAM = 0, 1, 2
+INIT_STREAM, UPDATE_STREAM, EVALUATION_STREAM, REPORT_STREAM = 0, 1, 2, 3
 
 PIECE_SECONDS = 2.0
 """How long a call of the compiled segment should take: how soon a signal is heard and progress is seen."""
@@ -80,9 +80,15 @@ def is_finite(learning: Learning) -> Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))
 
 
-def health(learning: Learning, updates: Array) -> tuple[Metrics, Array]:
-    """Of one run: the mean of its metrics over the `updates` `[]` since the last evaluation, and `is_finite`."""
-    return jax.tree.map(lambda total: total / jnp.maximum(updates, 1), learning.sums), is_finite(learning)
+def health(
+    algorithm: Algorithm, task: Task, learning: Learning, seed: Array, hypers: Any, index: Array, updates: Array
+) -> tuple[Metrics, Array]:
+    """Of one run: the mean of its metrics over the `updates` `[]` since the last evaluation with what the algorithm
+    reports after `index` updates, and `is_finite`."""
+    metrics = jax.tree.map(lambda total: total / jnp.maximum(updates, 1), learning.sums)
+    if algorithm.report:
+        metrics |= algorithm.report(stream_key(seed, REPORT_STREAM, index), task, learning.state, hypers)
+    return metrics, is_finite(learning)
 
 
 class Checkup(NamedTuple):
@@ -90,7 +96,7 @@ class Checkup(NamedTuple):
 
     episodes: Episodes
     metrics: Metrics
-    """mean over the updates since the last evaluation"""
+    """mean over the updates since the last evaluation, and what the algorithm reports"""
     finite: Array
     """`[]` bool, see `is_finite`"""
 
@@ -100,6 +106,7 @@ def checkup(
     task: Task,
     learning: Learning,
     seed: Array,
+    hypers: Any,
     index: Array,
     updates: Array,
     frozen: Array,
@@ -111,7 +118,7 @@ def checkup(
     """
     key = stream_key(seed, EVALUATION_STREAM, index)
     episodes = evaluate(key, algorithm, task, learning.state, num_episodes, frozen)
-    return Checkup(episodes, *health(learning, updates))
+    return Checkup(episodes, *health(algorithm, task, learning, seed, hypers, index, updates))
 
 
 class Programs(NamedTuple):
@@ -145,7 +152,7 @@ class Evaluation(NamedTuple):
     lengths: np.ndarray
     """`[runs, num_episodes]`"""
     metrics: dict[str, np.ndarray]
-    """name -> `[runs]`, mean over the updates since the last evaluation; empty before the first update"""
+    """name -> `[runs]`: mean over the updates since the last evaluation, or reported now. Empty before any update"""
     diverged: np.ndarray
     """`[runs]` bool: the run became non-finite now or earlier. From then on it is frozen: its returns, lengths and
     metrics repeat those of its last finite evaluation"""

@@ -46,6 +46,8 @@ class Config:
     """environment steps with uniform actions before learning starts"""
     hidden_sizes: tuple[int, ...] = (256, 256)
     """hidden layers of the actor and of the critic"""
+    value_bias_episodes: int = 0
+    """episodes after which each evaluation reports the critic's bias (`rlsuite/value_bias.py`); 0 for no such metric"""
 
 
 class Hypers(NamedTuple):

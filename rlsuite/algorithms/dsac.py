@@ -40,6 +40,7 @@ from envs.core import Box, Env
 from rlsuite import distributions, replay, rollout
 from rlsuite.core import Algorithm, Clock, Metrics, Task, Transition, Trial, check_positive
 from rlsuite.networks import MLP
+from rlsuite.value_bias import Critique, reporter
 
 Array = jax.Array
 Params = Any
@@ -74,6 +75,8 @@ class Config:
     """actor, temperature and all targets move at every so-many-th gradient step"""
     learn_alpha: bool = True
     """learn the temperature; else it stays at its initial value"""
+    value_bias_episodes: int = 0
+    """episodes after which each evaluation reports the critic's bias (`rlsuite/value_bias.py`); 0 for no such metric"""
 
     @property
     def steps_per_update(self) -> int:
@@ -360,13 +363,17 @@ def make(config: Config) -> Algorithm:
         mean, _ = distribution(networks, state.learner.actor, obs)
         return distributions.tanh_squash(mean, networks.low, networks.high)[0]
 
-    def value(key: Array, task: Task, state: State, obs: Array) -> Array:
+    def critique(key: Array, task: Task, state: State, obs: Array) -> Critique:
         networks = networks_of(config.hidden_sizes, task.env)
         action, log_prob = draw(networks, state.learner.actor, obs, jax.random.normal(key, networks.low.shape))
+        bonus = -jnp.exp(state.learner.log_alpha) * log_prob
         mean, _ = return_distribution(networks, state.learner.critic, obs, action)
-        return mean - jnp.exp(state.learner.log_alpha) * log_prob
+        return Critique(action, bonus, mean + bonus)
 
-    return Algorithm(init, update, act, config.steps_per_update, value)
+    def value(key: Array, task: Task, state: State, obs: Array) -> Array:
+        return critique(key, task, state, obs).value
+
+    return Algorithm(init, update, act, config.steps_per_update, value, reporter(config.value_bias_episodes, critique))
 
 
 def fit(config: Config, total_steps: int) -> Config:

@@ -45,6 +45,7 @@ from rlsuite import distributions, replay, rollout
 from rlsuite.algorithms import dsac
 from rlsuite.algorithms.dsac import BIAS, Networks, networks_of
 from rlsuite.core import Algorithm, Clock, Metrics, Task, Transition, Trial, check_positive
+from rlsuite.value_bias import Critique, reporter
 
 Array = jax.Array
 Params = Any
@@ -80,6 +81,8 @@ class Config:
     """learn the temperature; else it stays at its initial value"""
     huber: bool = False
     """the critics' loss of the authors' code since July 2025 instead of the published one"""
+    value_bias_episodes: int = 0
+    """episodes after which each evaluation reports the critic's bias (`rlsuite/value_bias.py`); 0 for no such metric"""
 
     @property
     def steps_per_update(self) -> int:
@@ -317,13 +320,17 @@ def make(config: Config) -> Algorithm:
         mean, _ = dsac.distribution(networks, state.learner.actor, obs)
         return distributions.tanh_squash(mean, networks.low, networks.high)[0]
 
-    def value(key: Array, task: Task, state: State, obs: Array) -> Array:
+    def critique(key: Array, task: Task, state: State, obs: Array) -> Critique:
         networks = networks_of(config.hidden_sizes, task.env)
         action, log_prob = dsac.draw(networks, state.learner.actor, obs, jax.random.normal(key, networks.low.shape))
+        bonus = -jnp.exp(state.learner.log_alpha) * log_prob
         mean, _ = return_distributions(networks, state.learner.critics, obs, action)
-        return jnp.min(mean, axis=0) - jnp.exp(state.learner.log_alpha) * log_prob
+        return Critique(action, bonus, jnp.min(mean, axis=0) + bonus)
 
-    return Algorithm(init, update, act, config.steps_per_update, value)
+    def value(key: Array, task: Task, state: State, obs: Array) -> Array:
+        return critique(key, task, state, obs).value
+
+    return Algorithm(init, update, act, config.steps_per_update, value, reporter(config.value_bias_episodes, critique))
 
 
 def fit(config: Config, total_steps: int) -> Config:

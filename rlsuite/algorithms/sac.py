@@ -27,6 +27,7 @@ from envs.core import Box, Env
 from rlsuite import distributions, replay, rollout
 from rlsuite.core import Algorithm, Clock, Metrics, Task, Transition, Trial, check_positive
 from rlsuite.networks import MLP
+from rlsuite.value_bias import Critique, reporter
 
 Array = jax.Array
 Params = Any
@@ -54,6 +55,8 @@ class Config:
     """actor and temperature learn at every so-many-th gradient step, then as often as they missed (CleanRL: 2)"""
     learn_alpha: bool = True
     """learn the temperature; else it stays at its initial value"""
+    value_bias_episodes: int = 0
+    """episodes after which each evaluation reports the critic's bias (`rlsuite/value_bias.py`); 0 for no such metric"""
 
 
 class Hypers(NamedTuple):
@@ -288,13 +291,17 @@ def make(config: Config) -> Algorithm:
         mean, _ = distribution(networks, state.learner.actor, obs)
         return distributions.tanh_squash(mean, networks.low, networks.high)[0]
 
-    def value(key: Array, task: Task, state: State, obs: Array) -> Array:
+    def critique(key: Array, task: Task, state: State, obs: Array) -> Critique:
         networks = networks_of(config, task.env)
         action, log_prob = draw(networks, state.learner.actor, obs, jax.random.normal(key, networks.low.shape))
+        bonus = -jnp.exp(state.learner.log_alpha) * log_prob
         q = jnp.min(q_values(networks, state.learner.critics, obs, action), axis=0)
-        return q - jnp.exp(state.learner.log_alpha) * log_prob
+        return Critique(action, bonus, q + bonus)
 
-    return Algorithm(init, update, act, config.num_envs, value)
+    def value(key: Array, task: Task, state: State, obs: Array) -> Array:
+        return critique(key, task, state, obs).value
+
+    return Algorithm(init, update, act, config.num_envs, value, reporter(config.value_bias_episodes, critique))
 
 
 def fit(config: Config, total_steps: int) -> Config:

@@ -35,6 +35,7 @@ from envs.core import Box, Env
 from rlsuite import distributions, replay, rollout
 from rlsuite.core import Algorithm, Clock, Metrics, Task, Transition, Trial, check_positive
 from rlsuite.networks import MLP
+from rlsuite.value_bias import Critique, reporter
 
 Array = jax.Array
 Params = Any
@@ -60,6 +61,8 @@ class Config:
     """critics, of which the smallest target value counts"""
     policy_delay: int = 2
     """actor and targets move at every so-many-th gradient step"""
+    value_bias_episodes: int = 0
+    """episodes after which each evaluation reports the critic's bias (`rlsuite/value_bias.py`); 0 for no such metric"""
 
 
 class Hypers(NamedTuple):
@@ -263,12 +266,16 @@ def make(config: Config) -> Algorithm:
     def act(key: Array, task: Task, state: State, obs: Array) -> Array:
         return choose(networks_of(config, task.env), state.learner.actor, obs)
 
-    def value(key: Array, task: Task, state: State, obs: Array) -> Array:
+    def critique(key: Array, task: Task, state: State, obs: Array) -> Critique:
         networks = networks_of(config, task.env)
         action = choose(networks, state.learner.actor, obs)
-        return jnp.min(q_values(networks, state.learner.critics, obs, action), axis=0)
+        q = jnp.min(q_values(networks, state.learner.critics, obs, action), axis=0)
+        return Critique(action, jnp.zeros(()), q)
 
-    return Algorithm(init, update, act, config.num_envs, value)
+    def value(key: Array, task: Task, state: State, obs: Array) -> Array:
+        return critique(key, task, state, obs).value
+
+    return Algorithm(init, update, act, config.num_envs, value, reporter(config.value_bias_episodes, critique))
 
 
 def fit(config: Config, total_steps: int) -> Config:
