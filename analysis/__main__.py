@@ -1,4 +1,5 @@
-"""`python -m analysis <results folder>`: print the comparison, write `report.csv` and `sample_efficiency.png`."""
+"""`python -m analysis <results folder>`: print the comparison, write `report.csv` and `sample_efficiency.png`, and for
+each `--metric NAME` also `metric_NAME.csv` and `metric_NAME.png`."""
 
 from __future__ import annotations
 
@@ -6,13 +7,15 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from analysis import load, manifests, score
+import pandas as pd
+
+from analysis import Scores, load, manifests, of_metric, score
 from analysis.plots import sample_efficiency
-from analysis.tables import make_console, render, summarise
+from analysis.tables import make_console, render, render_metric, summarise
 
 MINIMUM_REPETITIONS = 40
 """With fewer resamples not even one lies outside each end of a 95 % interval."""
@@ -38,31 +41,48 @@ def main(argv: list[str]) -> int:
     """
     try:
         arguments = _parser().parse_args(argv)
-        report(arguments.results, arguments.out or arguments.results, arguments.repetitions, arguments.seed)
+        out = arguments.out or arguments.results
+        report(arguments.results, out, arguments.repetitions, arguments.seed, arguments.metric)
     except (ValueError, OSError) as error:  # ResultsError and _UsageError are ValueErrors
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def report(results: Path, out: Path, repetitions: int, seed: int) -> None:
-    """Print the tables and the path of the plot; write `report.csv` and `sample_efficiency.png` into `out`.
+def report(results: Path, out: Path, repetitions: int, seed: int, metrics: Sequence[str] = ()) -> None:
+    """Print the tables and the paths of the files; write `report.csv` and `sample_efficiency.png` into `out`, and a
+    table and a plot of each of these training metrics.
 
     Raises:
         ResultsError: the results cannot be read.
         OSError: `out` cannot be written.
     """
-    scores = score(load(results), manifests(results))
+    frame, shards = load(results), manifests(results)
+    scores = score(frame, shards)
+    # A metric's curves are like those of the return, but no metric has reference values.
+    without_reference = [{**manifest, "reference": None} for manifest in shards]
+    of_metrics = {name: score(of_metric(frame, name), without_reference) for name in metrics}
     _check_writable(out)  # before the minutes that thousands of runs may take
-    summary = summarise(scores, repetitions=repetitions, seed=seed)
-    plot = out / "sample_efficiency.png"
-    _write(out / "report.csv", lambda file: summary.to_csv(file, index=False))
-    _write(plot, lambda file: sample_efficiency(scores, file, repetitions=repetitions, seed=seed))
     console = make_console()
-    render(scores, summary, console)
-    # Not wrapped to the console's width: the path is there to be copied.
-    console.print(f"\nTable: {out / 'report.csv'}", soft_wrap=True)
-    console.print(f"Plot:  {plot}", soft_wrap=True)
+
+    def write(of: Scores, quantity: str, table: Path, plot: Path) -> pd.DataFrame:
+        summary = summarise(of, repetitions=repetitions, seed=seed)
+        _write(table, lambda file: summary.to_csv(file, index=False))
+        _write(plot, lambda file: sample_efficiency(of, file, repetitions=repetitions, seed=seed, quantity=quantity))
+        return summary
+
+    def show_paths(table: Path, plot: Path) -> None:
+        # Not wrapped to the console's width: the path is there to be copied.
+        console.print(f"\nTable: {table}", soft_wrap=True)
+        console.print(f"Plot:  {plot}", soft_wrap=True)
+
+    files = out / "report.csv", out / "sample_efficiency.png"
+    render(scores, write(scores, "episode return", *files), console)
+    show_paths(*files)
+    for name, found in of_metrics.items():
+        files = out / f"metric_{name}.csv", out / f"metric_{name}.png"
+        render_metric(found, write(found, name, *files), name, console)
+        show_paths(*files)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,6 +95,13 @@ def _parser() -> argparse.ArgumentParser:
         default=2000,
         metavar="N",
         help="bootstrap resamples for each interval (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also a table and a plot of this training metric, such as value_bias; may be given again",
     )
     parser.add_argument(
         "--seed", type=_integer(0), default=0, metavar="N", help="of the bootstrap (default: %(default)s)"

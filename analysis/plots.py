@@ -38,7 +38,14 @@ class Look(NamedTuple):
 STYLE = {"axes": 9, "ticks": 8, "title": 9.5, "caption": 7.5}
 
 
-def sample_efficiency(scores: Scores, file: str | Path, *, repetitions: int = 2000, seed: int = 0) -> None:
+def sample_efficiency(
+    scores: Scores,
+    file: str | Path,
+    *,
+    repetitions: int = 2000,
+    seed: int = 0,
+    quantity: str = "episode return",
+) -> None:
     """Write the figure as PNG: a panel per task, and one of normalised scores over the tasks that can be compared,
     if there are at least two.
 
@@ -51,6 +58,7 @@ def sample_efficiency(scores: Scores, file: str | Path, *, repetitions: int = 20
         file: to write, replaced if it is there.
         repetitions: resamples for each band.
         seed: of the bootstrap.
+        quantity: what the scores are, for the axes.
 
     Raises:
         OSError: the file cannot be written.
@@ -73,7 +81,7 @@ def sample_efficiency(scores: Scores, file: str | Path, *, repetitions: int = 20
         for label in scores.labels:
             if (label, environment) in scores.tasks:
                 _task_curve(axis, scores.tasks[label, environment], looks[label], repetitions, seed)
-        _dress(axis, environment, "environment steps", "episode return (IQM)")
+        _dress(axis, environment, "environment steps", f"{quantity} (IQM)")
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     if aggregate:
         axis = axes[panels - 1]

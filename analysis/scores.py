@@ -404,6 +404,21 @@ def score(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> Scores:
     return Scores(tasks, references, budgets, tuple(notes))
 
 
+def of_metric(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The frame with a training metric in the place of the return, of the evaluations that have one.
+
+    `score` makes curves of it, if it is given manifests without their references.
+
+    Raises:
+        ResultsError: no evaluation has this metric.
+    """
+    column = f"metric/{name}"
+    there = sorted(other.removeprefix("metric/") for other in frame.columns if other.startswith("metric/"))
+    if column not in frame or frame[column].isna().all():
+        raise ResultsError(f"no evaluation has a metric '{name}'; there are: {', '.join(there) or 'none'}")
+    return frame[frame[column].notna()].assign(return_mean=frame[column])
+
+
 def matrix(tasks: Sequence[Array]) -> Array:
     """`[run, task]`, as rliable wants scores, from one array `[runs]` a task.
 

@@ -124,6 +124,20 @@ def render(scores: Scores, summary: pd.DataFrame, console: Console) -> None:
         console.print(f"Note: {note}.")
 
 
+def render_metric(scores: Scores, summary: pd.DataFrame, metric: str, console: Console) -> None:
+    """Print the table of a training metric.
+
+    Args:
+        scores, summary: as for `render`, of `analysis.of_metric`.
+        metric: its name.
+        console: where to; see `make_console`.
+    """
+    console.print(_task_table(summary[summary["section"] == "task"], f"Metric {metric} at the last evaluation"))
+    console.print(f"\nIQM over runs of {metric}, with its {CONFIDENCE:.0%} interval, stratified bootstrap over runs.")
+    for note in scores.notes:
+        console.print(f"Note: {note}.")
+
+
 def make_console() -> Console:
     """A console for standard output: plain and `WIDTH` wide when piped."""
     # Names of labels and tasks are text: brackets and colons in them are not rich's markup.
@@ -147,8 +161,8 @@ def _task_interval(values: Array, label: str, environment: str, repetitions: int
     )
 
 
-def _task_table(tasks: pd.DataFrame) -> Table:
-    table = _table("Final evaluation")
+def _task_table(tasks: pd.DataFrame, title: str = "Final evaluation") -> Table:
+    table = _table(title)
     table.add_column("environment", overflow="fold")
     table.add_column("label", overflow="fold", min_width=5)
     interval = f"final IQM [{CONFIDENCE:.0%}]"

@@ -655,6 +655,28 @@ def test_report_prints_the_table_and_writes_csv_and_plot(two_labels: Path, capsy
     assert f"{sac['iqm']:.3f} [" in printed
 
 
+def test_report_of_a_metric_is_of_its_values(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    curves = {"ppo": rng.normal(size=(5, 3)), "sac": 3.0 + rng.normal(size=(5, 3))}
+    for label, curve in curves.items():
+        curve[:, 0] = np.nan  # before the first update there is none
+        write_shard(folder, label, "a", ramp(5), extra={"metric/kl": curve.T.ravel()})
+    write_shard(folder, "td3", "a", ramp(5))  # does not report it
+    assert main([str(folder), "--repetitions", "100", "--metric", "kl"]) == 0
+    printed = capsys.readouterr().out
+    assert "Metric kl at the last evaluation" in printed
+    assert printed.rstrip().endswith(str(folder / "metric_kl.png"))
+    assert (folder / "metric_kl.png").read_bytes().startswith(b"\x89PNG")
+    csv = pd.read_csv(folder / "metric_kl.csv")
+    assert set(csv["section"]) == {"task"}
+    final = csv[csv["statistic"] == "final_iqm"].set_index("label")
+    assert set(final.index) == set(curves)
+    for label, curve in curves.items():
+        assert final.loc[label, "estimate"] == pytest.approx(metrics.aggregate_iqm(curve[:, -1:]))
+    # The report of the returns is what it is without.
+    assert set(pd.read_csv(folder / "report.csv")["label"].dropna()) == {"ppo", "sac", "td3"}
+
+
 def test_report_is_the_same_for_the_same_seed(two_labels: Path, tmp_path: Path) -> None:
     for name, seed in (("x", "3"), ("y", "3"), ("z", "4")):
         assert main([str(two_labels), "--repetitions", "50", "--seed", seed, "--out", str(tmp_path / name)]) == 0
@@ -762,6 +784,7 @@ def test_report_on_a_shard_that_has_only_begun(folder: Path) -> None:
         (["{results}", "--seed", "-1"], "'-1' is not a whole number of at least 0"),
         (["{results}", "--out", "{results}/ppo-a.json"], "cannot write into"),
         (["{results}", "--out", "{results}/ppo-a.json/below"], "cannot write into"),
+        (["{results}", "--metric", "kl"], "no evaluation has a metric 'kl'; there are: none"),
         (["{results}", "--nosuch"], "unrecognized arguments: --nosuch"),
     ],
 )
