@@ -2,13 +2,15 @@
 
 `EXPERIMENT` is for two cores: three cheap tasks, 32 seeds, small networks and one gradient step every four environment
 steps. All learners share sizes, rates and the discount, which were chosen for SAC (see `quick.py`); nobody else was
-tuned, so this compares the methods at SAC's settings, not each at its best.
+tuned, so this compares the methods at SAC's settings, not each at its best. Every evaluation also reports the bias of
+the critic: `rlsuite report results/actor_critic --metric value_bias`.
 
 `FULL` is for a GPU: `rlsuite sweep experiments/actor_critic.py:FULL` takes a million steps of three of Gymnasium's
 tasks at 64 seeds, everyone with the settings of its own paper or code but one: one environment step for each gradient
 step, where the authors of DSAC and DSAC-T take 20.
 """
 
+import dataclasses
 from typing import Any
 
 from experiments.quick import SAC_CONFIG, SAC_HYPERS, TASKS
@@ -21,6 +23,7 @@ SIZES: dict[str, Any] = {
     "batch_size": SAC_CONFIG.batch_size,
     "warmup_steps": SAC_CONFIG.warmup_steps,
     "hidden_sizes": SAC_CONFIG.hidden_sizes,
+    "value_bias_episodes": 4,
 }
 RATES: dict[str, Any] = {
     "actor_learning_rate": SAC_HYPERS.actor_learning_rate,
@@ -34,7 +37,7 @@ ALPHA: dict[str, Any] = {
 }
 
 LEARNERS = {
-    "sac": (SAC_CONFIG, SAC_HYPERS),
+    "sac": (dataclasses.replace(SAC_CONFIG, value_bias_episodes=4), SAC_HYPERS),
     "td3": (td3.Config(**SIZES), td3.Hypers(**RATES)),
     "ddpg": (ddpg.Config(**SIZES), ddpg.Hypers(**RATES)),
     "dsac": (dsac.Config(**SIZES), dsac.Hypers(**RATES, **ALPHA)),

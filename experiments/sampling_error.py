@@ -1,0 +1,49 @@
+"""Do PROPS and ROS fill a buffer that looks more on-policy than on-policy sampling does? 64 seeds.
+
+The target policy is a random one that never learns, and differs between seeds: its learning rate is 0, and nothing
+that it sees is normalised. The three ways to collect differ in nothing else. What counts is the metric:
+`rlsuite report results/sampling_error --metric sampling_error`.
+"""
+
+import dataclasses
+
+from rlsuite.algorithms import props
+from rlsuite.sweep import Cell, Experiment
+
+# A buffer of 1024 transitions, of which each round of collecting replaces 32.
+CONFIG = props.Config(
+    num_envs=4,
+    num_steps=32,
+    behavior_steps=8,
+    buffer_batches=8,
+    num_epochs=1,
+    num_minibatches=8,
+    hidden_sizes=(32, 32),
+    normalize_obs=False,
+    normalize_reward=False,
+    sampling_error_epochs=1000,
+    sampling_error_interval=8,
+)
+UPDATES = 40
+ROS_STEP_SIZES = {"gymnax/Pendulum-v1": 1.0, "gymnax/CartPole-v1": 10.0}
+"""The largest of 0.1, 1 and 10 with which the error stays finite and falls, on seeds 1000 and up."""
+
+EXPERIMENT = Experiment(
+    name="sampling_error",
+    description="how on-policy the data of PROPS, ROS and on-policy sampling is, for a policy that stays as it is",
+    cells=tuple(
+        Cell(
+            "props",
+            environment,
+            label=label,
+            steps=UPDATES * CONFIG.batch_size,
+            seeds=64,
+            config=dataclasses.replace(CONFIG, behavior=behavior),
+            hypers=props.Hypers(learning_rate=0.0, ros_step_size=step_size),
+            evaluations=UPDATES // CONFIG.sampling_error_interval,
+            eval_episodes=1,
+        )
+        for environment, step_size in ROS_STEP_SIZES.items()
+        for label, behavior in (("on-policy", "target"), ("props", "props"), ("ros", "ros"))
+    ),
+)
