@@ -223,14 +223,16 @@ SIZE, COUNT, MINIBATCHES, EPOCHS = 12, 7, 4, 3
 def toy_descent(max_kl: float, broken_beyond: float = math.inf) -> tuple[Any, Any]:
     """`props.descend` of x towards the mean of rows of which the first ones are not valid, and its metrics.
 
-    The divergence is how far x has come; beyond some distance it is NaN, as is the gradient.
+    The divergence is how far x has come, tenfold in the minibatch of the last row: after one that is too far come others
+    that are not. Beyond some distance it is NaN, as is the gradient.
     """
     rows = jnp.asarray(np.where(np.arange(SIZE) < SIZE - COUNT, np.nan, np.arange(SIZE)), jnp.float32)
 
     def loss(x: Any, minibatch: Any, valid: Any) -> tuple[Any, Any]:
         error = jnp.where(valid, (x - jnp.where(valid, minibatch, 0.0)) ** 2, 0.0).sum() / jnp.maximum(valid.sum(), 1)
         bad = jnp.where(jnp.abs(x) > broken_beyond, jnp.nan, 1.0)
-        return error * bad, {"loss": error * bad, "approx_kl": jnp.abs(x) * bad}
+        far = jnp.where(jnp.any(minibatch == SIZE - 1), 10.0, 1.0)
+        return error * bad, {"loss": error * bad, "approx_kl": far * jnp.abs(x) * bad}
 
     adam = optax.sgd(0.05)
     x = jnp.float32(0.0)
@@ -240,22 +242,23 @@ def toy_descent(max_kl: float, broken_beyond: float = math.inf) -> tuple[Any, An
     return got, metrics
 
 
-def plain_descent(max_kl: float) -> tuple[float, list[float], list[float]]:
+def plain_descent(max_kl: float, broken_beyond: float = math.inf) -> tuple[float, list[float], list[float]]:
     """The same as a loop that just stops: x, and the losses and divergences of the steps taken."""
     x, losses, divergences = 0.0, [], []
     for key in jax.random.split(jax.random.key(5), EPOCHS):
         rows = np.asarray(props.shuffle(key, SIZE, COUNT))[:COUNT]  # row i holds the number i
         for first in range(0, COUNT, SIZE // MINIBATCHES):
             minibatch = rows[first : first + SIZE // MINIBATCHES]
-            if abs(x) > max_kl:
+            divergence = abs(x) * (10.0 if SIZE - 1 in minibatch else 1.0)
+            if divergence > max_kl or abs(x) > broken_beyond:
                 return x, losses, divergences
             losses.append(float(np.mean((x - minibatch) ** 2)))
-            divergences.append(abs(x))
+            divergences.append(divergence)
             x -= 0.05 * 2.0 * float(np.mean(x - minibatch))
     return x, losses, divergences
 
 
-@pytest.mark.parametrize("max_kl", [math.inf, 4.0, 1.0, 0.0])
+@pytest.mark.parametrize("max_kl", [math.inf, 15.0, 4.0, 1.0, 0.0])
 def test_a_descent_stops_before_the_step_that_starts_too_far(max_kl: float) -> None:
     x, losses, divergences = plain_descent(max_kl)
     got, metrics = toy_descent(max_kl)
@@ -271,7 +274,7 @@ def test_a_descent_stops_before_the_step_that_starts_too_far(max_kl: float) -> N
 @pytest.mark.parametrize("max_kl", [1.0, math.inf])
 def test_what_is_not_a_number_ends_a_descent_and_reaches_nothing(max_kl: float) -> None:
     got, metrics = toy_descent(max_kl, broken_beyond=1.0)
-    assert float(got) == pytest.approx(plain_descent(1.0)[0], rel=1e-5)
+    assert float(got) == pytest.approx(plain_descent(max_kl, broken_beyond=1.0)[0], rel=1e-5)
     assert all(np.isfinite(x) for x in metrics.values())
 
 
