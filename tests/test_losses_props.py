@@ -223,8 +223,8 @@ SIZE, COUNT, MINIBATCHES, EPOCHS = 12, 7, 4, 3
 def toy_descent(max_kl: float, broken_beyond: float = math.inf) -> tuple[Any, Any]:
     """`props.descend` of x towards the mean of rows of which the first ones are not valid, and its metrics.
 
-    The divergence is how far x has come, tenfold in the minibatch of the last row: after one that is too far come others
-    that are not. Beyond some distance it is NaN, as is the gradient.
+    The divergence is how far x has come, tenfold in the minibatch of the last row: after one that is too far come
+    others that are not. Beyond some distance it is NaN, as is the gradient.
     """
     rows = jnp.asarray(np.where(np.arange(SIZE) < SIZE - COUNT, np.nan, np.arange(SIZE)), jnp.float32)
 
