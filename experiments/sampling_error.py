@@ -25,6 +25,7 @@ CONFIG = props.Config(
     sampling_error_interval=8,
 )
 UPDATES = 40
+FIXED = props.Hypers(learning_rate=0.0)
 ROS_STEP_SIZES = {"gymnax/Pendulum-v1": 0.5, "gymnax/CartPole-v1": 5.0}
 """The best of those tried on seeds 1000 to 1015: 0.1, 0.2, 0.3, 0.5, 1, 10 on Pendulum and 1, 5, 20 on CartPole."""
 
@@ -35,15 +36,19 @@ EXPERIMENT = Experiment(
         Cell(
             "props",
             environment,
-            label=label,
+            label=behavior.replace("target", "on-policy"),
             steps=UPDATES * CONFIG.batch_size,
             seeds=64,
             config=dataclasses.replace(CONFIG, behavior=behavior),
-            hypers=props.Hypers(learning_rate=0.0, ros_step_size=step_size),
+            hypers=hypers,
             evaluations=UPDATES // CONFIG.sampling_error_interval,
             eval_episodes=1,
         )
         for environment, step_size in ROS_STEP_SIZES.items()
-        for label, behavior in (("on-policy", "target"), ("props", "props"), ("ros", "ros"))
+        for behavior, hypers in (
+            ("target", FIXED._replace(ros_step_size=step_size)),
+            ("props", FIXED._replace(ros_step_size=step_size, behavior_learning_rate=1e-2)),
+            ("ros", FIXED._replace(ros_step_size=step_size)),
+        )
     ),
 )
