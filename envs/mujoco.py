@@ -213,11 +213,19 @@ def carried_over(model: Any, moved: Array, qvel: Array) -> Array:
     return qvel.at[3:6].set(spin + 0.5 * across + factor * jnp.cross(turn, across))
 
 
+@contextlib.contextmanager
+def _switched_on(switch: contextvars.ContextVar[bool]) -> Iterator[None]:
+    token = switch.set(True)
+    try:
+        yield
+    finally:
+        switch.reset(token)
+
+
 _ALIGNED = contextvars.ContextVar("aligned", default=False)
 
 
-@contextlib.contextmanager
-def aligned_contacts() -> Iterator[None]:
+def aligned_contacts() -> contextlib.AbstractContextManager[None]:
     """While a program is traced in here, contacts of a plane with a capsule have MuJoCo's frames.
 
     MuJoCo lays the first tangent along the capsule. MJX does so too, but takes a fixed axis for a capsule that stands
@@ -225,11 +233,7 @@ def aligned_contacts() -> Iterator[None]:
     the tangents, that is another force: it made MJX' Ant and Humanoid leave MuJoCo's way at their first contact.
     """
     _replace_plane_capsule()
-    token = _ALIGNED.set(True)
-    try:
-        yield
-    finally:
-        _ALIGNED.reset(token)
+    return _switched_on(_ALIGNED)
 
 
 @functools.cache
@@ -259,8 +263,7 @@ def _replace_plane_capsule() -> None:
 _APART = contextvars.ContextVar("apart", default=False)
 
 
-@contextlib.contextmanager
-def levels_apart() -> Iterator[None]:
+def levels_apart() -> contextlib.AbstractContextManager[None]:
     """While a program is traced in here, the levels of a tree of bodies are computed one after the other.
 
     XLA merges chains of small operations on a processor, and what several of them need, each computes again. Along an
@@ -268,11 +271,7 @@ def levels_apart() -> Iterator[None]:
     take a millisecond like this. No number depends on it but by rounding.
     """
     _replace_body_tree()
-    token = _APART.set(True)
-    try:
-        yield
-    finally:
-        _APART.reset(token)
+    return _switched_on(_APART)
 
 
 @functools.cache

@@ -46,8 +46,8 @@ EXPERIMENT = Experiment(
         )
         for environment, step_size in ROS_STEP_SIZES.items()
         for behavior, hypers in (
-            ("target", FIXED._replace(ros_step_size=step_size)),
-            ("props", FIXED._replace(ros_step_size=step_size, behavior_learning_rate=1e-2)),
+            ("target", FIXED),
+            ("props", FIXED._replace(behavior_learning_rate=1e-2)),
             ("ros", FIXED._replace(ros_step_size=step_size)),
         )
     ),
