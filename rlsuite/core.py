@@ -116,12 +116,25 @@ class AlgorithmSpec:
     """(config, environment steps in the budget) -> a config that gives identical results with no more memory than the
     budget can fill, for example a smaller replay buffer."""
     presets: Mapping[str, Preset] = dataclasses.field(default_factory=dict)
-    """Environment id without its version, such as `mujoco/Hopper` -> the settings for it."""
+    """Environment id without its version, such as `mujoco/Hopper` -> the settings for it. Offline the dataset counts,
+    as `dataset_name` writes it, such as `halfcheetah-medium`."""
+    offline: bool = False
+    """It learns from `Task.dataset` alone; `steps_per_update` are gradient steps."""
 
-    def preset(self, env_id: str) -> Preset:
-        """The settings for this environment; without any of its own, the defaults of `Config` and `Hypers`."""
-        own = self.presets.get(re.sub(r"-v\d+$", "", env_id.split("+")[0]))
-        return own or Preset(self.config(), self.hypers(), "defaults")
+    def preset(self, env_id: str, dataset_id: str | None = None) -> Preset:
+        """The settings for this environment, or for this dataset; without any of its own, the defaults of `Config` and
+        `Hypers`."""
+        name = re.sub(r"-v\d+$", "", env_id.split("+")[0]) if dataset_id is None else dataset_name(dataset_id)
+        return self.presets.get(name) or Preset(self.config(), self.hypers(), "defaults")
+
+
+def dataset_name(dataset_id: str) -> str:
+    """What Minari's `mujoco/hopper/medium-v0` and D4RL's `hopper_medium-v2.hdf5` have in common: `hopper-medium`."""
+    name = dataset_id.lower()
+    if name.endswith((".hdf5", ".h5")):
+        name = name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    name = re.sub(r"^(mujoco|d4rl)/", "", re.sub(r"-v\d+$", "", name))
+    return re.sub(r"[/_]", "-", name)
 
 
 class UserError(ValueError):

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from offline_data import probe_task
 
 import envs
 from envs import probes
-from envs.core import Discrete, Env
+from envs.core import Discrete
 from rlsuite import algorithms, batch, train
 from rlsuite.core import Algorithm, Task
 
@@ -47,6 +48,11 @@ def pairs(family: str) -> list[Any]:
     ]
 
 
+def discount_of(name: str) -> float:
+    """The trial's discount. Who knows no values has none; any will do for him."""
+    return float(algorithms.get(name).trial.hypers._asdict().get("discount", 0.5))
+
+
 class Trained(NamedTuple):
     """What a trial ends with; arrays have a leading axis `[RUNS]`."""
 
@@ -61,7 +67,7 @@ class Trained(NamedTuple):
 def train_probe(name: str, env_id: str) -> Trained:
     trial = algorithms.get(name).trial
     algorithm = algorithms.get(name).make(trial.config)
-    observations = jnp.asarray([obs for obs, _ in probes.values(env_id, trial.hypers.discount)])
+    observations = jnp.asarray([obs for obs, _ in probes.values(env_id, discount_of(name))])
 
     def run(task: Task, seed: Array) -> Trained:
         zero, updates = jnp.int32(0), jnp.int32(trial.updates)
@@ -77,7 +83,7 @@ def train_probe(name: str, env_id: str) -> Trained:
             train.is_finite(learning),
         )
 
-    task = Task(envs.make(env_id))
+    task = probe_task(name, env_id)
     return jax.jit(jax.vmap(run, in_axes=(None, 0)))(task, jnp.arange(RUNS, dtype=jnp.uint32))
 
 
@@ -87,7 +93,7 @@ def test_reaches_the_known_value_of_every_probe(name: str, env_id: str) -> None:
     assert trained.finite.all()
     if algorithms.get(name).make(algorithms.get(name).trial.config).value is None:
         return
-    known = [value for _, value in probes.values(env_id, algorithms.get(name).trial.hypers.discount)]
+    known = [value for _, value in probes.values(env_id, discount_of(name))]
     # A twentieth of the distance between the values that a named bug and a right learner would give, 1 or more.
     np.testing.assert_allclose(trained.values, np.tile(known, (RUNS, 1)), atol=0.05)
 
@@ -95,22 +101,19 @@ def test_reaches_the_known_value_of_every_probe(name: str, env_id: str) -> None:
 @pytest.mark.parametrize(("name", "env_id"), pairs("probe/action/"))
 def test_finds_the_best_action(name: str, env_id: str) -> None:
     actions = train_probe(name, env_id).actions
-    known = [
-        probes.optimal_action(env_id, obs)
-        for obs, _ in probes.values(env_id, algorithms.get(name).trial.hypers.discount)
-    ]
+    known = [probes.optimal_action(env_id, obs) for obs, _ in probes.values(env_id, discount_of(name))]
     # The continuous reward falls by 0.01 at a distance of 0.1 from the best action.
     np.testing.assert_allclose(actions, np.stack([known] * RUNS), atol=0.1)
 
 
-def probe_for(name: str) -> Env:
+def task_for(name: str) -> Task:
     """The probe that exercises most of this algorithm: a continuous action if it can take one."""
     continuous = applies(name, "probe/action/continuous")
-    return envs.make("probe/action/continuous" if continuous else "probe/action/discrete")
+    return probe_task(name, "probe/action/continuous" if continuous else "probe/action/discrete")
 
 
 class Setup(NamedTuple):
-    """A trial on `probe_for(name)`: compiled for runs with seeds 0, 1, ... and their hypers."""
+    """A trial on `task_for(name)`: compiled for runs with seeds 0, 1, ... and their hypers."""
 
     algorithm: Algorithm
     programs: train.Programs
@@ -124,7 +127,7 @@ def setup(name: str, runs: int) -> Setup:
     # More than one setting of the hyperparameters, so that they are really batched.
     hypers = [type(spec.trial.hypers)(*(h * (1.0 - 0.001 * i) for h in spec.trial.hypers)) for i in range(runs)]
     one_device = jax.local_devices()[:1]
-    compiled = batch.compile_programs(algorithm, Task(probe_for(name)), hypers[0], runs, 2, one_device)
+    compiled = batch.compile_programs(algorithm, task_for(name), hypers[0], runs, 2, one_device)
     assert compiled.compile_seconds > 0.0
     return Setup(algorithm, compiled.programs, compiled.programs.runs(range(runs), hypers))
 
@@ -185,7 +188,7 @@ def test_nothing_compiles_twice(name: str) -> None:
     """The state after an update has the types of the state before it, weak types included."""
     spec = algorithms.get(name)
     algorithm = setup(name, 3).algorithm
-    task = Task(probe_for(name))
+    task = task_for(name)
     hypers = jax.tree.map(jnp.float32, spec.trial.hypers)
     zero = jnp.int32(0)
     before = jax.eval_shape(functools.partial(train.init, algorithm), task, jnp.uint32(0), hypers)
@@ -200,7 +203,7 @@ def test_nothing_compiles_twice(name: str) -> None:
 @by_name
 def test_acts_inside_the_action_space(name: str) -> None:
     setting = setup(name, 3)
-    task = Task(probe_for(name))
+    task = task_for(name)
     states = setting.programs.init(setting.runs).state
     obs = jnp.asarray([[-1e6], [0.0], [1e6]])
     act = jax.vmap(setting.algorithm.act, (0, None, 0, 0))

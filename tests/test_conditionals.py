@@ -13,8 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from offline_data import probe_task
 
 import envs
+from envs.core import Discrete
 from rlsuite import algorithms, batch
 from rlsuite.core import Clock, Task
 
@@ -32,10 +34,9 @@ def update_of_runs(name: str, config: Any, clock_axis: int | None) -> tuple[Any,
     """(one update of `RUNS` runs side by side, its arguments); `clock_axis` 0 gives each run a clock of its own."""
     spec = algorithms.get(name)
     algorithm = spec.make(config)
-    env = envs.make("probe/action/discrete")
-    if type(env.action_space) not in spec.action_spaces:
-        env = envs.make("probe/action/continuous")
-    keys, task = jax.random.split(jax.random.key(0), RUNS), Task(env)
+    discrete = Discrete in spec.action_spaces
+    task = probe_task(name, "probe/action/discrete" if discrete else "probe/action/continuous")
+    keys = jax.random.split(jax.random.key(0), RUNS)
     hypers = batch.stack_hypers([spec.trial.hypers] * RUNS)
     state = jax.eval_shape(jax.vmap(algorithm.init, (0, None, 0)), keys, task, hypers)
     shape = () if clock_axis is None else (RUNS,)

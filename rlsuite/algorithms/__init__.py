@@ -5,10 +5,24 @@ from __future__ import annotations
 import difflib
 
 from envs.core import Box, Env
-from rlsuite.algorithms import ddpg, dsac, dsac_t, mdpo, mdpo_off_policy, ppo, ppo_buffer, props, sac, td3
+from rlsuite.algorithms import (
+    bc,
+    ddpg,
+    dsac,
+    dsac_t,
+    mdpo,
+    mdpo_off_policy,
+    ppo,
+    ppo_buffer,
+    props,
+    sac,
+    td3,
+    td3_bc,
+)
 from rlsuite.core import AlgorithmSpec, UserError
 
 REGISTRY: dict[str, AlgorithmSpec] = {
+    "bc": AlgorithmSpec(bc.Config, bc.Hypers, bc.make, bc.TRIAL, action_spaces=(Box,), offline=True),
     "ddpg": AlgorithmSpec(ddpg.Config, ddpg.Hypers, ddpg.make, ddpg.TRIAL, action_spaces=(Box,), fit=ddpg.fit),
     "dsac": AlgorithmSpec(dsac.Config, dsac.Hypers, dsac.make, dsac.TRIAL, action_spaces=(Box,), fit=dsac.fit),
     "dsac_t": AlgorithmSpec(
@@ -30,6 +44,9 @@ REGISTRY: dict[str, AlgorithmSpec] = {
     "props": AlgorithmSpec(props.Config, props.Hypers, props.make, props.TRIAL, presets=props.PRESETS),
     "sac": AlgorithmSpec(sac.Config, sac.Hypers, sac.make, sac.TRIAL, action_spaces=(Box,), fit=sac.fit),
     "td3": AlgorithmSpec(td3.Config, td3.Hypers, td3.make, td3.TRIAL, action_spaces=(Box,), fit=td3.fit),
+    "td3_bc": AlgorithmSpec(
+        td3_bc.Config, td3_bc.Hypers, td3_bc.make, td3_bc.TRIAL, action_spaces=(Box,), offline=True
+    ),
 }
 
 

@@ -1,0 +1,324 @@
+"""A dataset for offline learning: one pytree of arrays, of which a whole batch of runs reads one copy on the device.
+
+Learners see actions in units of the action box: -1 is its low and 1 its high end, dimension by dimension. Observations
+and rewards are as they were recorded; the statistics for normalising them are kept beside them, since some methods
+normalise and others do not.
+
+`build` makes a dataset from arrays and checks them. Files are read by `envs/dataset_files.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from envs.core import Array, Box, Reference, Space
+
+STD_FLOOR = 1e-3
+"""added to the standard deviation by which observations are divided, as in D4RL's learners"""
+
+
+class DatasetError(ValueError):
+    """A dataset cannot be used. The message is one line: what it is, what is wrong with it, what to do."""
+
+
+class Records(NamedTuple):
+    """What a file holds: NumPy, one row a transition, in the order of time and episode after episode."""
+
+    obs: np.ndarray
+    """`[n, obs_dim]`"""
+    action: np.ndarray
+    """`[n, action_dim]` in the environment's own units"""
+    reward: np.ndarray
+    """`[n]`"""
+    next_obs: np.ndarray
+    """`[n, obs_dim]`: where the action led, never the observation after a reset"""
+    next_action: np.ndarray
+    """`[n, action_dim]`: what was done there; at the end of an episode, where nothing was done, the action repeated"""
+    terminated: np.ndarray
+    """`[n]` bool"""
+    truncated: np.ndarray
+    """`[n]` bool: the last transition of an episode that did not terminate, where the record has one"""
+    episode: np.ndarray
+    """`[n]` int: 0 for the rows of the first episode, 1 for those of the second, ..."""
+    episode_return: np.ndarray
+    """`[episodes]` undiscounted"""
+
+
+class Batch(NamedTuple):
+    """Transitions drawn from a dataset; leading axes `[...]` as they were asked for."""
+
+    obs: Array
+    """`[..., obs_dim]`"""
+    action: Array
+    """`[..., action_dim]` in [-1, 1]"""
+    reward: Array
+    """`[...]`"""
+    next_obs: Array
+    """`[..., obs_dim]`"""
+    next_action: Array
+    """`[..., action_dim]` in [-1, 1]; no action of the record where `terminated` or `truncated`"""
+    terminated: Array
+    """`[...]` bool: bootstrap with 0"""
+    truncated: Array
+    """`[...]` bool: bootstrap with the value of next_obs; there is no next action"""
+
+
+@struct.dataclass
+class Dataset:
+    """Transitions, and what learners and reports need to know of them."""
+
+    rows: Array
+    """`[n, 2 obs_dim + 2 action_dim + 3]` float32: obs, action, reward, next_obs, next_action, terminated, truncated
+    side by side, so that a batch is one gather"""
+    episode: Array
+    """`[n]` int32: which episode a row belongs to"""
+    episode_return: Array
+    """`[episodes]` float32, undiscounted"""
+    start_obs: Array
+    """`[episodes, obs_dim]`: the first observation of each episode"""
+    obs_mean: Array
+    """`[obs_dim]`"""
+    obs_std: Array
+    """`[obs_dim]`, over the whole dataset, without `STD_FLOOR`"""
+    threshold: Array
+    """`[n]` float32 of the alias method, see `weigh`; `[0]` where every transition is as likely"""
+    alias: Array
+    """`[n]` int32, or `[0]`"""
+    id: str = struct.field(pytree_node=False)
+    obs_dim: int = struct.field(pytree_node=False)
+    space: Box = struct.field(pytree_node=False)
+    """the action box of the environment"""
+    checksum: str = struct.field(pytree_node=False)
+    """SHA-256 of the transitions, the first 16 hex digits"""
+    source: str = struct.field(pytree_node=False)
+    """where it comes from, in words"""
+    reference: Reference | None = struct.field(pytree_node=False, default=None)
+    """for normalised scores, if the dataset brings returns of its own"""
+    sampling: str = struct.field(pytree_node=False, default="uniform")
+    """how transitions are drawn, see `SAMPLINGS`"""
+
+    @property
+    def size(self) -> int:
+        """Number of transitions."""
+        return self.rows.shape[0]
+
+    @property
+    def transitions(self) -> Batch:
+        """All of them, `[n, ...]`."""
+        return self.unpack(self.rows)
+
+    def unpack(self, rows: Array) -> Batch:
+        """Rows `[..., width]` as a batch."""
+        o, a = self.obs_dim, self.space.dim
+        return Batch(
+            obs=rows[..., :o],
+            action=rows[..., o : o + a],
+            reward=rows[..., o + a],
+            next_obs=rows[..., o + a + 1 : 2 * o + a + 1],
+            next_action=rows[..., 2 * o + a + 1 : -2],
+            terminated=rows[..., -2] > 0.5,
+            truncated=rows[..., -1] > 0.5,
+        )
+
+    def normalize(self, obs: Array) -> Array:
+        """(obs - mean) / (std + 1e-3), with the statistics of the whole dataset: `[..., obs_dim]`."""
+        return (obs - self.obs_mean) / (self.obs_std + STD_FLOOR)
+
+
+def to_unit(action: np.ndarray, space: Box) -> np.ndarray:
+    """Actions in the environment's units `[..., action_dim]` in units of its box, [-1, 1]."""
+    low, high = np.asarray(space.low), np.asarray(space.high)
+    unit: np.ndarray = 2.0 * (action.astype(np.float64) - low) / (high - low) - 1.0
+    return unit
+
+
+def build(
+    dataset_id: str,
+    records: Records,
+    space: Space,
+    *,
+    source: str,
+    reference: Reference | None = None,
+) -> Dataset:
+    """A dataset from what a file holds, drawn uniformly.
+
+    Actions that rounding has put outside of the box are clipped to it.
+
+    Raises:
+        DatasetError: discrete actions, no transition, arrays whose shapes do not belong together, a number that is not
+            finite, or an action that lies outside of the box by more than rounding.
+    """
+    if not isinstance(space, Box):
+        raise DatasetError(f"dataset '{dataset_id}' has discrete actions; offline learners here need continuous ones")
+    n = len(records.obs)
+    if n == 0:
+        raise DatasetError(f"dataset '{dataset_id}' holds no transition; make or copy it again")
+    if records.obs.ndim != 2:
+        raise DatasetError(f"dataset '{dataset_id}': observations are {records.obs.shape}, expected [n, obs_dim]")
+    shapes = {
+        "obs": (n, records.obs.shape[1]),
+        "action": (n, space.dim),
+        "reward": (n,),
+        "next_obs": (n, records.obs.shape[1]),
+        "next_action": (n, space.dim),
+        "terminated": (n,),
+        "truncated": (n,),
+        "episode": (n,),
+    }
+    for name, shape in shapes.items():
+        there = getattr(records, name)
+        if there.shape != shape:
+            raise DatasetError(
+                f"dataset '{dataset_id}': {name} is {list(there.shape)}, expected {list(shape)}; "
+                "it is damaged, or of another environment"
+            )
+        if not np.isfinite(there).all():
+            bad = int(np.argmin(np.isfinite(there.reshape(n, -1)).all(axis=1)))
+            raise DatasetError(
+                f"dataset '{dataset_id}': {name} of transition {bad} is not finite; remove that episode or record again"
+            )
+    episodes = records.episode.astype(np.int64)
+    first = np.flatnonzero(np.diff(episodes, prepend=-1))
+    if episodes[0] != 0 or (np.diff(episodes) < 0).any() or (np.diff(episodes) > 1).any():
+        raise DatasetError(f"dataset '{dataset_id}': episodes are not numbered 0, 1, 2, ... in the order of their rows")
+    if records.episode_return.shape != (len(first),):
+        raise DatasetError(
+            f"dataset '{dataset_id}': {len(first)} episodes, but {len(records.episode_return)} returns of episodes"
+        )
+    unit, next_unit = to_unit(records.action, space), to_unit(records.next_action, space)
+    outside = np.abs(unit).max(axis=1) > 1.0 + 1e-4
+    if outside.any():
+        bad = int(np.argmax(outside))
+        raise DatasetError(
+            f"dataset '{dataset_id}': action {records.action[bad].tolist()} of transition {bad} lies outside of the "
+            f"action box {list(space.low)} .. {list(space.high)}; clip the actions, or name the right environment"
+        )
+    columns = [
+        records.obs,
+        np.clip(unit, -1.0, 1.0),
+        records.reward[:, None],
+        records.next_obs,
+        np.clip(next_unit, -1.0, 1.0),
+        records.terminated[:, None],
+        records.truncated[:, None],
+    ]
+    rows = np.concatenate([np.asarray(column, np.float32) for column in columns], axis=1)
+    obs = records.obs.astype(np.float64)
+    return Dataset(
+        rows=jnp.asarray(rows),
+        episode=jnp.asarray(episodes, jnp.int32),
+        episode_return=jnp.asarray(records.episode_return, jnp.float32),
+        start_obs=jnp.asarray(records.obs[first], jnp.float32),
+        obs_mean=jnp.asarray(obs.mean(axis=0), jnp.float32),
+        obs_std=jnp.asarray(obs.std(axis=0), jnp.float32),
+        threshold=jnp.zeros(0),
+        alias=jnp.zeros(0, jnp.int32),
+        id=dataset_id,
+        obs_dim=records.obs.shape[1],
+        space=space,
+        checksum=hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest()[:16],
+        source=source,
+        reference=reference,
+    )
+
+
+# --- How transitions are drawn ----------------------------------------------------------------------------------------
+
+SAMPLINGS = {
+    "uniform": "every transition is as likely",
+    "advantage_weighted=T": "trajectories by return beyond what their first observation predicts; temperature T (0.1)",
+    "return_weighted=T": "trajectories by return; temperature T (0.1)",
+    "top=SHARE": "the trajectories of highest return only, such as 0.1; all statistics are theirs",
+}
+"""What `draw` takes, and one line on each."""
+
+
+def draw(dataset: Dataset, sampling: str) -> Dataset:
+    """The same dataset, whose transitions are drawn in this way (Hong et al. 2023, arXiv 2306.13085, for the weights).
+
+    Raises:
+        DatasetError: there is no such way, or its value cannot be.
+    """
+    name, _, text = sampling.partition("=")
+    if sampling == "uniform":
+        return dataset
+    if name not in ("advantage_weighted", "return_weighted", "top"):
+        raise DatasetError(f"unknown sampling '{sampling}'; there are: {', '.join(SAMPLINGS)}")
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < np.inf or (name == "top" and value > 1.0):
+        expected = "a share above 0 and at most 1" if name == "top" else "a temperature above 0"
+        raise DatasetError(f"sampling '{sampling}' needs {expected}, such as {name}=0.1")
+    if name == "top":
+        return dataclasses.replace(top(dataset, value), sampling=sampling)
+    returns = np.asarray(dataset.episode_return, np.float64)
+    if name == "advantage_weighted":
+        returns = returns - predicted_returns(np.asarray(dataset.start_obs, np.float64), returns)
+    weighted = weigh(dataset, trajectory_weights(returns, np.asarray(dataset.episode), value))
+    return dataclasses.replace(weighted, sampling=sampling)
+
+
+def top(dataset: Dataset, share: float) -> Dataset:
+    """The trajectories of highest return alone: this share of them, at least one. Statistics are recomputed."""
+    returns, episode = np.asarray(dataset.episode_return), np.asarray(dataset.episode)
+    count = max(1, round(share * len(returns)))
+    kept = np.sort(np.argsort(-returns, kind="stable")[:count])
+    chosen = np.isin(episode, kept)
+    rows = np.asarray(dataset.rows)[chosen]
+    obs = rows[:, : dataset.obs_dim].astype(np.float64)
+    return dataclasses.replace(
+        dataset,
+        rows=jnp.asarray(rows),
+        episode=jnp.asarray(np.searchsorted(kept, episode[chosen]), jnp.int32),
+        episode_return=dataset.episode_return[kept],
+        start_obs=dataset.start_obs[kept],
+        obs_mean=jnp.asarray(obs.mean(axis=0), jnp.float32),
+        obs_std=jnp.asarray(obs.std(axis=0), jnp.float32),
+    )
+
+
+def predicted_returns(start_obs: np.ndarray, returns: np.ndarray) -> np.ndarray:
+    """What a least-squares linear function of the first observation says of the return: `[episodes]`."""
+    inputs = np.concatenate([start_obs, np.ones((len(start_obs), 1))], axis=1)
+    predicted: np.ndarray = inputs @ np.linalg.lstsq(inputs, returns, rcond=None)[0]
+    return predicted
+
+
+def trajectory_weights(values: np.ndarray, episode: np.ndarray, temperature: float) -> np.ndarray:
+    """Probability of every transition `[n]` when those of a trajectory weigh exp(its value / temperature), with values
+    `[episodes]` first mapped onto [0, 1]."""
+    spread = values.max() - values.min()
+    scaled = (values - values.min()) / spread if spread > 0 else np.zeros_like(values)
+    weights = np.exp((scaled - scaled.max()) / temperature)[episode]
+    probabilities: np.ndarray = weights / weights.sum()
+    return probabilities
+
+
+def weigh(dataset: Dataset, probability: np.ndarray) -> Dataset:
+    """The dataset with transitions drawn by these probabilities `[n]`, by the alias method (Walker 1977, Vose 1991).
+
+    Row i keeps itself with probability `threshold[i]`, else it stands for row `alias[i]`: two uniform numbers and two
+    gathers a draw, exact for any number of transitions.
+    """
+    n = dataset.size
+    scaled = np.asarray(probability, np.float64) * n
+    threshold, alias = np.ones(n), np.arange(n)
+    small, large = list(np.flatnonzero(scaled < 1.0)), list(np.flatnonzero(scaled >= 1.0))
+    while small and large:
+        i, j = small.pop(), large[-1]
+        threshold[i], alias[i] = scaled[i], j
+        scaled[j] -= 1.0 - scaled[i]
+        if scaled[j] < 1.0:
+            small.append(large.pop())
+    # What rounding has left over is within rounding of 1.
+    return dataclasses.replace(
+        dataset, threshold=jnp.asarray(threshold, jnp.float32), alias=jnp.asarray(alias, jnp.int32)
+    )

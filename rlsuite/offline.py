@@ -1,0 +1,54 @@
+"""What offline learners share: drawing a batch, and acting in an environment with a policy that was taught in units."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from envs.core import Box
+from envs.datasets import Batch, Dataset
+from rlsuite.core import Task
+
+Array = jax.Array
+
+
+def dataset_of(task: Task) -> Dataset:
+    """The task's dataset; `sweep.shard` has seen to it that an offline learner is given one."""
+    assert isinstance(task.dataset, Dataset)
+    return task.dataset
+
+
+def sample(key: Array, task: Task, shape: tuple[int, ...], normalize_obs: bool) -> Batch:
+    """Transitions drawn with replacement, as the dataset's `sampling` says, leading axes `shape`.
+
+    With `normalize_obs`, obs and next_obs are in standard deviations of the dataset.
+    """
+    dataset = dataset_of(task)
+    index = indices(key, dataset, shape)
+    batch = dataset.unpack(dataset.rows[index])
+    if not normalize_obs:
+        return batch
+    return batch._replace(obs=dataset.normalize(batch.obs), next_obs=dataset.normalize(batch.next_obs))
+
+
+def indices(key: Array, dataset: Dataset, shape: tuple[int, ...]) -> Array:
+    """The rows that `sample` draws: `shape` int32."""
+    if not dataset.alias.size:
+        return jax.random.randint(key, shape, 0, dataset.size)
+    row_key, keep_key = jax.random.split(key)
+    row = jax.random.randint(row_key, shape, 0, dataset.size)
+    kept = jax.random.uniform(keep_key, shape) < dataset.threshold[row]
+    return jnp.where(kept, row, dataset.alias[row])
+
+
+def observe(task: Task, obs: Array, normalize_obs: bool) -> Array:
+    """What the policy is shown of an observation of the environment: `[..., obs_dim]`."""
+    return dataset_of(task).normalize(obs) if normalize_obs else obs
+
+
+def to_box(task: Task, action: Array) -> Array:
+    """An action in units of the box `[..., action_dim]`, clipped to [-1, 1], in the environment's own units."""
+    space = task.env.action_space
+    assert isinstance(space, Box)
+    low, high = jnp.asarray(space.low), jnp.asarray(space.high)
+    return jnp.clip(low + 0.5 * (high - low) * (jnp.clip(action, -1.0, 1.0) + 1.0), low, high)

@@ -1,0 +1,62 @@
+"""Small datasets for the tests of offline learners, recorded from probe environments."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+import envs
+from envs import datasets
+from envs.core import Box
+from envs.datasets import Dataset
+from rlsuite import algorithms, rollout
+from rlsuite.collect import records_of
+from rlsuite.core import Task
+
+Array = jax.Array
+
+NUM_ENVS, STEPS = 64, 24
+OFFSET = 0.2
+HALF_WIDTH = 1.0
+"""of the action box"""
+
+
+def imitates(name: str) -> bool:
+    """Whether the learner does what its data show, good or bad: it estimates no value."""
+    spec = algorithms.get(name)
+    return spec.offline and spec.make(spec.trial.config).value is None
+
+
+@functools.cache
+def probe_dataset(env_id: str, good: bool = False) -> Dataset:
+    """Complete episodes of a continuous probe, with actions spread over the box.
+
+    In `probe/action/continuous` they are spread around the best action if they are to be `good`. Otherwise their mean
+    is `OFFSET` from it, so that who only imitates does not find it, but it is among them.
+    """
+    env = envs.make(env_id)
+    assert isinstance(env.action_space, Box)
+
+    def behaviour(key: Array, obs: Array) -> tuple[Array, None]:
+        noise = jax.random.uniform(key, (NUM_ENVS, 1), minval=-1.0, maxval=1.0)
+        if env_id != "probe/action/continuous":
+            return noise, None
+        mean = 0.5 * obs if good else (0.5 - OFFSET) * obs
+        return mean + (HALF_WIDTH - jnp.abs(mean)) * noise, None
+
+    @jax.jit
+    def record(key: Array) -> tuple[Array, ...]:
+        start_key, key = jax.random.split(key)
+        return rollout.collect(key, env, rollout.start(start_key, env, NUM_ENVS), behaviour, STEPS)[1]
+
+    records = records_of(record(jax.random.key(0)))
+    return datasets.build(env_id, records, env.action_space, source="random actions in a probe environment")
+
+
+def probe_task(name: str, env_id: str) -> Task:
+    """The probe for this learner, with a dataset of it if the learner is an offline one."""
+    if not algorithms.get(name).offline:
+        return Task(envs.make(env_id))
+    return Task(envs.make(env_id), probe_dataset(env_id, imitates(name)))
