@@ -81,7 +81,8 @@ def sample_efficiency(
         for label in scores.labels:
             if (label, environment) in scores.tasks:
                 _task_curve(axis, scores.tasks[label, environment], looks[label], repetitions, seed)
-        _dress(axis, environment, "environment steps", f"{quantity} (IQM)")
+        offline = any(task.offline for (_, name), task in scores.tasks.items() if name == environment)
+        _dress(axis, environment, "gradient steps" if offline else "environment steps", f"{quantity} (IQM)")
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     if aggregate:
         axis = axes[panels - 1]

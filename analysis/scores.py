@@ -1,7 +1,8 @@
 """From the files of an experiment to scores: reading the store, and what each run scored on each task.
 
-A *label* names a curve (an algorithm with its configuration), a *task* is an environment, a *run* is one seed. A run's
-curve is its `return_mean` (mean undiscounted return over the complete episodes of one evaluation) at every evaluation.
+A *label* names a curve (an algorithm with its configuration), a *task* is an environment, or a dataset for those that
+learn offline, a *run* is one seed. A run's curve is its `return_mean` (mean undiscounted return over the complete
+episodes of one evaluation) at every evaluation.
 """
 
 from __future__ import annotations
@@ -251,8 +252,11 @@ class TaskScores:
 
     label: str
     environment: str
+    """the task: an environment, or the dataset that was learned from"""
+    offline: bool
+    """Its steps are gradient steps."""
     steps: NDArray[np.int64]
-    """`[evaluations]` environment steps, increasing: every step at which any run was evaluated."""
+    """`[evaluations]` environment or gradient steps, increasing: every step at which any run was evaluated."""
     curves: Array
     """`[runs, evaluations]` mean episode return, with the policy for diverged runs applied; NaN where not evaluated.
     (Also NaN where a run has no finite score and neither reference nor any other run of the task gives a floor.)"""
@@ -287,13 +291,20 @@ class TaskScores:
         """`[runs that count]` score of the last evaluation."""
         return self._last_scores[self.counted]
 
+    def mean_of_last(self, count: int) -> Array:
+        """`[runs that count]` mean score over the last `count` evaluations of each run, without that of step 0 (where
+        there is no other yet: the untrained score)."""
+        trained = self.evaluated & (self.steps > 0)
+        later = np.cumsum(trained[:, ::-1], axis=1)[:, ::-1]  # evaluations from this one on
+        last = trained & (later <= count)
+        means = np.where(last, self.curves, 0.0).sum(axis=1) / np.maximum(last.sum(axis=1), 1)
+        return np.where(last.any(axis=1), means, self._last_scores)[self.counted]
+
     @property
     def auc(self) -> Array:
         """`[runs that count]` mean score over the evaluations after step 0 (where there is none yet: the untrained
         score)."""
-        trained = self.evaluated & (self.steps > 0)
-        means = np.where(trained, self.curves, 0.0).sum(axis=1) / np.maximum(trained.sum(axis=1), 1)
-        return np.where(trained.any(axis=1), means, self._last_scores)[self.counted]
+        return self.mean_of_last(len(self.steps))
 
     @property
     def untrained(self) -> Array:
@@ -377,6 +388,7 @@ class Scores:
 def score(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> Scores:
     """Scores from what `load` and `manifests` gave for the same folder."""
     notes: list[str] = []
+    frame, shard_manifests = _by_dataset(frame, shard_manifests)
     references = _references(shard_manifests, notes)
     budgets: dict[str, int] = {}
     for manifest in shard_manifests:
@@ -390,6 +402,8 @@ def score(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> Scores:
         task = _task_scores(label, environment, rows, floors[environment], sum(planned[shard] for shard in shards))
         tasks[label, environment] = task
         notes += _pooling_notes(rows, where)
+        if task.offline:
+            notes.append(_online_note(task, rows, shard_manifests, where))
         if task.running.any():
             notes.append(
                 f"{where}: still running, or interrupted; {task.counted.sum():,} of {task.planned:,} runs have come to "
@@ -402,6 +416,21 @@ def score(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> Scores:
                 "their final score is that of their last evaluation"
             )
     return Scores(tasks, references, budgets, tuple(notes))
+
+
+def _by_dataset(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> tuple[pd.DataFrame, list[Manifest]]:
+    """With the dataset in the place of the environment, where there is one: it is the task of an offline learner."""
+    if "dataset" in frame:
+        frame = frame.assign(environment=frame["dataset"].fillna(frame["environment"]))
+    return frame, [{**m, "environment": m.get("dataset", m["environment"])} for m in shard_manifests]
+
+
+def _online_note(task: TaskScores, rows: pd.DataFrame, shard_manifests: Sequence[Manifest], where: str) -> str:
+    """How much of the environment an offline comparison has seen: whoever chooses by these scores has tuned on it."""
+    episodes = {(m["experiment"], m["shard"]): int(m.get("eval_episodes", 1)) for m in shard_manifests}
+    played = rows[["experiment", "shard"]].itertuples(index=False, name=None)
+    total = sum(episodes.get(shard, 1) for shard in played)
+    return f"{where}: {total:,} episodes were played to evaluate, {total // task.runs:,} a run"
 
 
 def of_metric(frame: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -478,6 +507,7 @@ def _task_scores(label: str, environment: str, rows: pd.DataFrame, floor: float,
     return TaskScores(
         label=label,
         environment=environment,
+        offline="dataset" in rows and bool(rows["dataset"].notna().any()),
         steps=steps,
         curves=np.where(evaluated, _carry_forward(curves, floor), np.nan),
         evaluated=evaluated,
@@ -500,6 +530,8 @@ def _pooling_notes(rows: pd.DataFrame, where: str) -> Iterator[str]:
     configs = rows["config_hash"].nunique()
     if configs > 1:
         yield f"{where}: pools runs of {configs} configurations; give each its own label to compare them"
+    if "sampling" in rows and rows["sampling"].nunique() > 1:
+        yield f"{where}: pools runs of {rows['sampling'].nunique()} samplings; give each its own label to compare them"
     hypers = [column for column in rows.columns if column.startswith("hyper/")]
     # `nunique` leaves NaN out: a hyperparameter that only other shards have does not vary here.
     varied = [column.removeprefix("hyper/") for column in hypers if rows[column].nunique() > 1]

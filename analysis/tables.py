@@ -26,6 +26,8 @@ COLUMNS = (
     *("section", "environment", "label", "against", "statistic", "estimate", "low", "high", "confidence"),
     *("runs", "planned_runs", "diverged", "first_final_step", "last_final_step", "steps_per_second"),
 )
+LAST = 5
+"""Evaluations at the end of which the mean is reported too, beside the score of the last one."""
 WIDTH = 100
 """Columns of the printed tables where the output is not a terminal, which would tell its own width."""
 MISSING = "-"
@@ -41,10 +43,10 @@ def summarise(scores: Scores, *, repetitions: int = 2000, seed: int = 0) -> pd.D
 
     Returns:
         The columns `COLUMNS`. `section` is one of
-        `task` (statistics `untrained_iqm`, `final_iqm`, `auc_iqm` in episode return, for each label on each task. They
-        are those of the `runs` that count, see `TaskScores`, of which `diverged` did; they are fewer than
-        `planned_runs` while a shard is running. They stop between `first_final_step` and `last_final_step`, which
-        differ if shards of other lengths are pooled),
+        `task` (statistics `untrained_iqm`, `final_iqm`, `last_iqm` of the mean over the last `LAST` evaluations, and
+        `auc_iqm`, in episode return, for each label on each task. They are those of the `runs` that count, see
+        `TaskScores`, of which `diverged` did; they are fewer than `planned_runs` while a shard is running. They stop
+        between `first_final_step` and `last_final_step`, which differ if shards of other lengths are pooled),
         `aggregate` (`iqm`, `mean`, `median`, `optimality_gap` of normalised final scores, over the tasks that
         `Scores.comparable` gives), and `improvement` (probability that a run of `label` beats one of `against` on
         those tasks). An interval is NaN where a task has a single run.
@@ -66,7 +68,12 @@ def summarise(scores: Scores, *, repetitions: int = 2000, seed: int = 0) -> pd.D
             "last_final_step": int(final_steps.max()),
             "steps_per_second": task.steps_per_second,
         }
-        for statistic, values in (("untrained", task.untrained), ("final", task.final), ("auc", task.auc)):
+        for statistic, values in (
+            ("untrained", task.untrained),
+            ("final", task.final),
+            ("last", task.mean_of_last(LAST)),
+            ("auc", task.auc),
+        ):
             found = _task_interval(values, label, environment, repetitions, seed)
             add("task", label, f"{statistic}_iqm", found, **facts)
 
@@ -99,10 +106,12 @@ def render(scores: Scores, summary: pd.DataFrame, console: Console) -> None:
         console: where to; see `make_console` (markup must be off, for names may hold brackets).
     """
     tasks = summary[summary["section"] == "task"]
-    console.print(_task_table(tasks))
+    offline = any(task.offline for task in scores.tasks.values())
+    console.print(_task_table(tasks, offline=offline))
     console.print(
         "\nEpisode return, untrained and final: IQM over runs, which is the mean of their middle half.\n"
-        f"In brackets: {CONFIDENCE:.0%} interval, stratified bootstrap over runs.\n"
+        + (f"Last {LAST}: the same of each run's mean over its last {LAST} evaluations.\n" if offline else "")
+        + f"In brackets: {CONFIDENCE:.0%} interval, stratified bootstrap over runs.\n"
         "A diverged run counts with its last finite score, else with the environment's floor."
     )
     environments, left_out = scores.comparable()
@@ -161,12 +170,13 @@ def _task_interval(values: Array, label: str, environment: str, repetitions: int
     )
 
 
-def _task_table(tasks: pd.DataFrame, title: str = "Final evaluation") -> Table:
+def _task_table(tasks: pd.DataFrame, title: str = "Final evaluation", offline: bool = False) -> Table:
     table = _table(title)
-    table.add_column("environment", overflow="fold")
+    table.add_column("dataset" if offline else "environment", overflow="fold")
     table.add_column("label", overflow="fold", min_width=5)
     interval = f"final IQM [{CONFIDENCE:.0%}]"
-    for header in ("runs", "diverged", "untrained", interval, "at step", "steps/s"):
+    of_last = [f"last {LAST}"] if offline else []
+    for header in ("runs", "diverged", "untrained", interval, *of_last, "at step", "steps/s"):
         table.add_column(header, justify="right", no_wrap=True)
     previous = None
     for (environment, label), rows in tasks.groupby(["environment", "label"], sort=False):
@@ -183,6 +193,7 @@ def _task_table(tasks: pd.DataFrame, title: str = "Final evaluation") -> Table:
             str(final["diverged"]),
             _number(by_statistic.loc["untrained_iqm", "estimate"], decimals),
             _interval(final, decimals),
+            *([_number(by_statistic.loc["last_iqm", "estimate"], decimals)] if offline else []),
             _short(last) if first == last else f"{_short(first)} to {_short(last)}",
             _short(final["steps_per_second"]),
         )

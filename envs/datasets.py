@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
@@ -71,7 +70,10 @@ class Batch(NamedTuple):
 
 @struct.dataclass
 class Dataset:
-    """Transitions, and what learners and reports need to know of them."""
+    """Transitions, and what learners and reports need to know of them.
+
+    The arrays are NumPy's until a batch of runs places them on its devices, one copy on each.
+    """
 
     rows: Array
     """`[n, 2 obs_dim + 2 action_dim + 3]` float32: obs, action, reward, next_obs, next_action, terminated, truncated
@@ -210,15 +212,18 @@ def build(
     ]
     rows = np.concatenate([np.asarray(column, np.float32) for column in columns], axis=1)
     obs = records.obs.astype(np.float64)
+    leaves: dict[str, Any] = {
+        "rows": rows,
+        "episode": episodes.astype(np.int32),
+        "episode_return": records.episode_return.astype(np.float32),
+        "start_obs": records.obs[first].astype(np.float32),
+        "obs_mean": obs.mean(axis=0).astype(np.float32),
+        "obs_std": obs.std(axis=0).astype(np.float32),
+        "threshold": np.zeros(0, np.float32),
+        "alias": np.zeros(0, np.int32),
+    }
     return Dataset(
-        rows=jnp.asarray(rows),
-        episode=jnp.asarray(episodes, jnp.int32),
-        episode_return=jnp.asarray(records.episode_return, jnp.float32),
-        start_obs=jnp.asarray(records.obs[first], jnp.float32),
-        obs_mean=jnp.asarray(obs.mean(axis=0), jnp.float32),
-        obs_std=jnp.asarray(obs.std(axis=0), jnp.float32),
-        threshold=jnp.zeros(0),
-        alias=jnp.zeros(0, jnp.int32),
+        **leaves,
         id=dataset_id,
         obs_dim=records.obs.shape[1],
         space=space,
@@ -239,15 +244,11 @@ SAMPLINGS = {
 """What `draw` takes, and one line on each."""
 
 
-def draw(dataset: Dataset, sampling: str) -> Dataset:
-    """The same dataset, whose transitions are drawn in this way (Hong et al. 2023, arXiv 2306.13085, for the weights).
-
-    Raises:
-        DatasetError: there is no such way, or its value cannot be.
-    """
+def check_sampling(sampling: str) -> tuple[str, float]:
+    """The name and the value of a sampling; raise DatasetError unless `draw` takes it."""
     name, _, text = sampling.partition("=")
     if sampling == "uniform":
-        return dataset
+        return name, 0.0
     if name not in ("advantage_weighted", "return_weighted", "top"):
         raise DatasetError(f"unknown sampling '{sampling}'; there are: {', '.join(SAMPLINGS)}")
     try:
@@ -257,6 +258,18 @@ def draw(dataset: Dataset, sampling: str) -> Dataset:
     if not 0.0 < value < np.inf or (name == "top" and value > 1.0):
         expected = "a share above 0 and at most 1" if name == "top" else "a temperature above 0"
         raise DatasetError(f"sampling '{sampling}' needs {expected}, such as {name}=0.1")
+    return name, value
+
+
+def draw(dataset: Dataset, sampling: str) -> Dataset:
+    """The same dataset, whose transitions are drawn in this way (Hong et al. 2023, arXiv 2306.13085, for the weights).
+
+    Raises:
+        DatasetError: as `check_sampling`.
+    """
+    name, value = check_sampling(sampling)
+    if name == "uniform":
+        return dataset
     if name == "top":
         return dataclasses.replace(top(dataset, value), sampling=sampling)
     returns = np.asarray(dataset.episode_return, np.float64)
@@ -274,15 +287,15 @@ def top(dataset: Dataset, share: float) -> Dataset:
     chosen = np.isin(episode, kept)
     rows = np.asarray(dataset.rows)[chosen]
     obs = rows[:, : dataset.obs_dim].astype(np.float64)
-    return dataclasses.replace(
-        dataset,
-        rows=jnp.asarray(rows),
-        episode=jnp.asarray(np.searchsorted(kept, episode[chosen]), jnp.int32),
-        episode_return=dataset.episode_return[kept],
-        start_obs=dataset.start_obs[kept],
-        obs_mean=jnp.asarray(obs.mean(axis=0), jnp.float32),
-        obs_std=jnp.asarray(obs.std(axis=0), jnp.float32),
-    )
+    leaves: dict[str, Any] = {
+        "rows": rows,
+        "episode": np.searchsorted(kept, episode[chosen]).astype(np.int32),
+        "episode_return": returns[kept],
+        "start_obs": np.asarray(dataset.start_obs)[kept],
+        "obs_mean": obs.mean(axis=0).astype(np.float32),
+        "obs_std": obs.std(axis=0).astype(np.float32),
+    }
+    return dataclasses.replace(dataset, **leaves)
 
 
 def predicted_returns(start_obs: np.ndarray, returns: np.ndarray) -> np.ndarray:
@@ -319,6 +332,5 @@ def weigh(dataset: Dataset, probability: np.ndarray) -> Dataset:
         if scaled[j] < 1.0:
             small.append(large.pop())
     # What rounding has left over is within rounding of 1.
-    return dataclasses.replace(
-        dataset, threshold=jnp.asarray(threshold, jnp.float32), alias=jnp.asarray(alias, jnp.int32)
-    )
+    leaves: dict[str, Any] = {"threshold": threshold.astype(np.float32), "alias": alias.astype(np.int32)}
+    return dataclasses.replace(dataset, **leaves)

@@ -63,6 +63,12 @@ def total_bytes(shapes: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
 
 
+def place(task: Task, devices: Sequence[jax.Device]) -> Task:
+    """The task on these devices, one copy on each, which every run there reads. What lies there already stays."""
+    placed: Task = jax.device_put(task, NamedSharding(Mesh(np.asarray(devices), (RUNS,)), PartitionSpec()))
+    return placed
+
+
 def compile_programs(
     algorithm: Algorithm,
     task: Task,
@@ -105,7 +111,7 @@ def compile_programs(
     hyper = jax.tree.map(lambda _: argument(on_split, jnp.float32, width), hypers)
     count = argument(on_all, jnp.int32)
     frozen = argument(on_split, jnp.bool_, width)
-    task = jax.device_put(task, on_all)
+    task = place(task, mesh.devices.ravel().tolist())
     learning = jax.tree.map(lambda x: argument(on_split, x.dtype, *x.shape), jax.eval_shape(init, task, seed, hyper))
     # Tracing holds Python's lock, compiling does not: trace one after another, compile side by side.
     lowered = [init.lower(task, seed, hyper), segment.lower(task, learning, seed, hyper, *[count] * 4)]

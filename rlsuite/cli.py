@@ -1,4 +1,4 @@
-"""The command line: rlsuite run | sweep | evaluate | report | bench | list."""
+"""The command line: rlsuite run | sweep | collect | evaluate | report | bench | list."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import rlsuite
-from rlsuite.core import Stopped, UserError
+from rlsuite.core import Stopped, UserError, check_positive
 
 MAX_WIDTH = 100
 """Columns of a help text, in a terminal that is wider."""
@@ -83,6 +83,7 @@ def command(name: str) -> Any:
 
 def run(arguments: list[str]) -> int:
     """`rlsuite run ALGORITHM --env ID ...`: train one algorithm on one environment at many seeds."""
+    from envs.datasets import SAMPLINGS
     from rlsuite import algorithms, local, search, sweep
     from rlsuite.store import Store
 
@@ -102,10 +103,12 @@ def run(arguments: list[str]) -> int:
             "type it right after 'rlsuite run'"
         )
     spec = algorithms.get(name)
-    # The environment has a say in the defaults, which the help shows.
+    # The environment, or the dataset, has a say in the defaults, which the help shows.
     of_env = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     of_env.add_argument("--env", nargs="?")
-    preset = spec.preset(of_env.parse_known_args(arguments[1:])[0].env or "")
+    of_env.add_argument("--dataset", nargs="?")
+    named = of_env.parse_known_args(arguments[1:])[0]
+    preset = spec.preset(named.env or "", named.dataset)
     parser = Parser(prog=f"rlsuite run {name}", description=f"Train {name} on one environment at many seeds.")
     parser.usage = f"rlsuite run {name} --env ENV [OPTION ...]"
 
@@ -113,7 +116,16 @@ def run(arguments: list[str]) -> int:
         parser.add_argument(flag, type=int, metavar="N", default=default, help=text)
 
     parser.add_argument("--env", required=True, help="environment id, see 'rlsuite list'")
-    count("--steps", 100_000, "environment steps of each run (%(default)s)")
+    if spec.offline:
+        parser.usage += " --dataset DATASET"
+        parser.add_argument(
+            "--dataset", required=True, help="what to learn from: a file, a folder, an id (docs/datasets.md)"
+        )
+        parser.add_argument(
+            "--sampling", default="uniform", help=f"how transitions are drawn: {', '.join(SAMPLINGS)} (%(default)s)"
+        )
+    steps = "gradient" if spec.offline else "environment"
+    count("--steps", 100_000, f"{steps} steps of each run (%(default)s)")
     count("--seeds", 32, "runs of each setting of the hyperparameters (%(default)s)")
     count("--first-seed", 0, "the first seed of each setting (%(default)s)")
     count("--evaluations", 10, "evaluations while training (%(default)s)")
@@ -154,6 +166,8 @@ def run(arguments: list[str]) -> int:
         eval_episodes=options["eval_episodes"],
         max_episode_steps=options["max_episode_steps"],
         evaluation_physics=options["eval_physics"],
+        dataset=options.get("dataset"),
+        sampling=options.get("sampling", "uniform"),
         label=options["label"],
     )
     shard = sweep.shard(options["name"], cell)
@@ -181,6 +195,42 @@ def run_sweep(arguments: list[str]) -> int:
     print(f"{experiment.name}: {experiment.description}", flush=True)
     local.run(shards, store, settings)
     return report_after(store.folder)
+
+
+def run_collect(arguments: list[str]) -> int:
+    """`rlsuite collect ENV`: train an agent and record datasets of several qualities from along its way."""
+    from rlsuite import algorithms, catalogue, collect
+    from rlsuite.sweep import make_env
+
+    parser = Parser(
+        prog="rlsuite collect",
+        description="Train an agent on an environment and record datasets from along its way, in Minari's format.\n\n"
+        + "\n".join(f"  {tier:<18} {text}" for tier, text in catalogue.TIERS.items()),
+    )
+    parser.add_argument("env", metavar="ENV", help="environment id, see 'rlsuite list'")
+    parser.add_argument("--tiers", metavar="LIST", help="of the above, with commas between (all)")
+    parser.add_argument("--transitions", type=int, metavar="N", help="in each tier (as in the recipe, else 20000)")
+    parser.add_argument(
+        "--algorithm", metavar="NAME", help="ppo or sac, at its default settings for ENV (the recipe's)"
+    )
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="environment steps of each run (the recipe's, else 100000)"
+    )
+    parser.add_argument("--seeds", type=int, metavar="N", help="runs, of which the best becomes the expert (8)")
+    options = parser.parse_args(arguments)
+    env = make_env(options.env)
+    prepare_jax()
+    recipe = collect.RECIPES.get(env.id)
+    if recipe is None or options.algorithm is not None:
+        name = options.algorithm or "sac"
+        preset = algorithms.get(name).preset(env.id)
+        algorithms.check_actions(name, env)
+        recipe = collect.Recipe(name, preset.config, preset.hypers, steps=100_000, transitions=20_000)
+    given = {name: getattr(options, name) for name in ("transitions", "steps", "seeds")}
+    recipe = recipe._replace(**{name: value for name, value in given.items() if value is not None})
+    check_positive(transitions=recipe.transitions, steps=recipe.steps, seeds=recipe.seeds)
+    collect.make(env, recipe, tuple(options.tiers.split(",")) if options.tiers else tuple(catalogue.TIERS))
+    return 0
 
 
 def run_evaluate(arguments: list[str]) -> int:
@@ -227,7 +277,8 @@ def list_registered(arguments: list[str]) -> int:
         print("algorithms")
         for name, spec in sorted(algorithms.REGISTRY.items()):
             spaces = " and ".join(space.__name__ for space in spec.action_spaces)
-            print(f"  {name:<{max(map(len, algorithms.REGISTRY))}}  {spaces} actions")
+            learns = ", learns from a dataset" if spec.offline else ""
+            print(f"  {name:<{max(map(len, algorithms.REGISTRY))}}  {spaces} actions{learns}")
     if what != "algorithms":
         import envs
 
@@ -310,6 +361,7 @@ def run_bench(arguments: list[str]) -> int:
 COMMANDS = {
     "run": (run, "train one algorithm on one environment at many seeds"),
     "sweep": (run_sweep, "run every cell of an experiment file that has no results yet"),
+    "collect": (run_collect, "train an agent and record datasets for offline learners"),
     "evaluate": (run_evaluate, "play a trained policy in real Gymnasium, and film it"),
     "report": (report, "compare the results in a folder: table and plot"),
     "bench": (run_bench, "measure speed and memory against the number of runs"),

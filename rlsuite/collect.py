@@ -1,17 +1,272 @@
-"""Datasets made here: records of policies acting in an environment, collected inside a compiled program."""
+"""Datasets made here: an agent is trained, and policies from along its way are recorded inside a compiled program.
+
+Episodes are whole ones from the first step on, none is chosen for its length, and each tier has at least as many
+transitions as were asked for. They are written below `catalogue.folder()` in Minari's format.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from envs import dataset_files
+from envs.core import Box, Env, Reference
 from envs.datasets import Records
-from rlsuite.core import Transition
+from rlsuite import algorithms, batch, catalogue, policies, rollout, train
+from rlsuite.algorithms import ppo, sac
+from rlsuite.catalogue import TIERS, folder
+from rlsuite.core import Algorithm, Task, Transition, UserError
+from rlsuite.progress import quantity, say
+
+Array = jax.Array
+
+MEDIUM = 1 / 3
+"""of the way from the random return to the expert's, as in D4RL"""
+LANES = 64
+"""episodes that are played at once"""
 
 
-def records_of(transitions: Transition) -> Records:
+class Recipe(NamedTuple):
+    """The agent that an environment's datasets come from."""
+
+    algorithm: str
+    config: Any
+    hypers: Any
+    steps: int
+    """environment steps of each run"""
+    transitions: int
+    """in each tier, unless another number is asked for"""
+    seeds: int = 8
+    """runs side by side, of which the best at the end is the expert; the first seed is `FIRST_SEED`"""
+    checkpoints: int = 40
+
+
+FIRST_SEED = 10_000
+"""Not a seed that anybody compares at."""
+
+PPO = ppo.Config(num_envs=8, num_steps=128, num_epochs=10, num_minibatches=8)
+RECIPES: Mapping[str, Recipe] = {
+    "gymnax/Pendulum-v1": Recipe(
+        "sac",
+        sac.Config(num_envs=4, gradient_steps=1, batch_size=64, warmup_steps=2_000, hidden_sizes=(64, 64)),
+        sac.Hypers(1e-3, 1e-3, 1e-3, discount=0.99, tau=0.01),
+        steps=40_000,
+        transitions=20_000,
+    ),
+    "brax/inverted_pendulum/spring": Recipe(
+        "ppo", PPO, ppo.Hypers(learning_rate=1e-3, discount=0.997, gae_lambda=0.97), steps=120_000, transitions=20_000
+    ),
+    "brax/hopper/spring": Recipe(
+        "ppo", PPO, ppo.Hypers(learning_rate=1e-3, discount=0.999, gae_lambda=0.99), steps=320_000, transitions=40_000
+    ),
+}
+"""Environments whose datasets are made when they are first asked for."""
+
+
+class Policy(NamedTuple):
+    """One policy from along the way."""
+
+    leaves: list[np.ndarray]
+    """what `explore` reads of the state"""
+    mean_return: float
+    """of its evaluation"""
+    step: int
+    seed: int
+
+
+def make(env: Env, recipe: Recipe, tiers: tuple[str, ...]) -> None:
+    """Train the recipe's agent, record these tiers and write them into `folder()`.
+
+    Raises:
+        UserError: an unknown tier or algorithm, one that is no source of datasets, discrete actions, or training that
+            leads to nothing better than random actions.
+    """
+    for tier in tiers:
+        if tier not in TIERS:
+            raise UserError(f"unknown tier '{tier}'; there are: {', '.join(TIERS)}")
+    there = [tier for tier in tiers if catalogue.exists(f"{env.id}/{tier}")]
+    for tier in there:
+        say(f"{env.id}/{tier}: made before, kept")
+    tiers = tuple(tier for tier in tiers if tier not in there)
+    if not tiers:
+        return
+    if not isinstance(env.action_space, Box):
+        raise UserError(f"'{env.id}' has discrete actions; offline learners here need continuous ones")
+    say(f"making {', '.join(f'{env.id}/{tier}' for tier in tiers)}")
+    task = Task(env)
+    algorithm = algorithms.get(recipe.algorithm).make(recipe.config)
+    if algorithm.explore is None:
+        raise UserError(f"'{recipe.algorithm}' is no source of datasets; those are: ppo, sac")
+    play = recorder(algorithm, task, recipe.hypers)
+    seed = jnp.uint32(FIRST_SEED)
+    random = collected(lambda key: play(None, key), train.stream_key(seed, RANDOM_STREAM, 0), recipe.transitions)
+    low = float(random.episode_return.mean())
+    along = checkpoints(algorithm, task, recipe)
+    expert = max((policy for policy in along if policy.step == along[-1].step), key=lambda policy: policy.mean_return)
+    if not expert.mean_return > low:
+        raise UserError(
+            f"{recipe.algorithm} ends at a return of {expert.mean_return:.4g} on '{env.id}', random actions at "
+            f"{low:.4g}; take more --steps or other settings"
+        )
+    own = [policy for policy in along if policy.seed == expert.seed]
+    up_to = next(i for i, p in enumerate(own) if p.mean_return >= low + MEDIUM * (expert.mean_return - low))
+    medium = own[up_to]
+    say(
+        f"  returns: random {low:.4g}, medium {medium.mean_return:.4g} after {quantity(medium.step)} steps, expert "
+        f"{expert.mean_return:.4g} after {quantity(expert.step)}"
+    )
+
+    def of(policy: Policy, index: int, transitions: int) -> Records:
+        key = train.stream_key(seed, POLICY_STREAM, index)
+        return collected(lambda key: play(policy.leaves, key), key, transitions)
+
+    reference = Reference(
+        low,
+        expert.mean_return,
+        "mean episode return of uniformly random actions, measured here",
+        f"evaluation of the best of {recipe.seeds} runs of {recipe.algorithm} after {expert.step} steps, here",
+    )
+    for tier in tiers:
+        n = recipe.transitions
+        if tier == "random":
+            records = random
+        elif tier == "expert":
+            records = of(expert, 0, n)
+        elif tier == "medium":
+            records = of(medium, 1, n)
+        elif tier == "medium-expert":
+            records = joined([of(medium, 1, n // 2), of(expert, 0, n // 2)])
+        elif tier == "medium-replay":
+            # At least one episode of each.
+            records = joined([of(p, 2 + i, n // (up_to + 1)) for i, p in enumerate(own[: up_to + 1])])
+        else:
+            share = int(tier.rsplit("-", 1)[1]) / 100
+            of_expert = of(expert, 0, max(1, round(share * n)))
+            records = joined([first_of(random, n - len(of_expert.obs)), of_expert])
+        source = (
+            f"{TIERS[tier] if not tier.startswith('random-expert') else tier}; {recipe.algorithm} on {env.id}, "
+            f"{recipe.steps} steps, seed {expert.seed}"
+        )
+        dataset_files.write(
+            f"{env.id}/{tier}",
+            records,
+            env,
+            folder(),
+            reference=reference,
+            source=source,
+            algorithm=recipe.algorithm,
+            seed=expert.seed,
+        )
+        say(
+            f"  {env.id}/{tier}: {quantity(len(records.obs))} transitions, {len(records.episode_return)} episodes, "
+            f"mean return {records.episode_return.mean():.4g}"
+        )
+
+
+RANDOM_STREAM, POLICY_STREAM = 10, 11
+"""Streams of keys beside those of `rlsuite/train.py`."""
+
+
+def checkpoints(algorithm: Algorithm, task: Task, recipe: Recipe) -> list[Policy]:
+    """Train the recipe's runs and keep all their policies at every evaluation, in the order of time."""
+    updates = -(-recipe.steps // algorithm.steps_per_update)
+    compiled = batch.compile_programs(algorithm, task, recipe.hypers, recipe.seeds, 32, jax.local_devices()[:1])
+    seeds = range(FIRST_SEED, FIRST_SEED + recipe.seeds)
+    points = train.evaluation_points(updates, recipe.checkpoints)
+    kept = read_by_explore(algorithm, task, recipe.hypers)
+    found = []
+    for pause in train.train(compiled.programs, seeds, [recipe.hypers] * recipe.seeds, updates, points):
+        if not pause.evaluated:
+            continue
+        every = jax.tree.leaves(pause.training.learning.state)
+        leaves = [np.asarray(every[i]) for i in kept]
+        returns = pause.training.evaluation.returns.mean(axis=1)
+        for run, seed in enumerate(seeds):
+            if np.isfinite(returns[run]):
+                found.append(Policy([x[run] for x in leaves], float(returns[run]), pause.training.step, seed))
+    return found
+
+
+def read_by_explore(algorithm: Algorithm, task: Task, hypers: Any) -> list[int]:
+    """Which leaves of the state `explore` computes with."""
+    assert algorithm.explore is not None
+    exploring = algorithm._replace(act=algorithm.explore)
+    return policies.read_by_act(exploring, task, policies.state_shapes(algorithm, task, hypers))
+
+
+def recorder(algorithm: Algorithm, task: Task, hypers: Any) -> Callable[[list[np.ndarray] | None, Array], Records]:
+    """(leaves of a policy, key) -> the first episode of each of `LANES` environments; without a policy, random actions.
+
+    Episodes are whole, and none is chosen for its length.
+    """
+    env = task.env
+    space = env.action_space
+    assert isinstance(space, Box)
+    low, high = jnp.asarray(space.low), jnp.asarray(space.high)
+    shapes, structure = jax.tree.flatten(policies.state_shapes(algorithm, task, hypers))
+    kept = read_by_explore(algorithm, task, hypers)
+
+    def steps(policy: rollout.Policy, key: Array) -> Transition:
+        start_key, key = jax.random.split(key)
+        carry = rollout.start(start_key, env, LANES)
+        return rollout.collect(key, env, carry, policy, env.max_episode_steps)[1]
+
+    @jax.jit
+    def explore(leaves: list[Array], key: Array) -> Transition:
+        every = [jnp.zeros(shape.shape, shape.dtype) for shape in shapes]
+        for i, leaf in zip(kept, leaves, strict=True):
+            every[i] = leaf
+        state = jax.tree.unflatten(structure, every)
+        assert algorithm.explore is not None
+        each = jax.vmap(algorithm.explore, (0, None, None, 0))
+
+        def policy(key: Array, obs: Array) -> tuple[Array, None]:
+            return each(jax.random.split(key, LANES), task, state, obs), None
+
+        return steps(policy, key)
+
+    @jax.jit
+    def randomly(key: Array) -> Transition:
+        def policy(key: Array, obs: Array) -> tuple[Array, None]:
+            return jax.random.uniform(key, (LANES, space.dim), minval=low, maxval=high), None
+
+        return steps(policy, key)
+
+    return lambda leaves, key: records_of(randomly(key) if leaves is None else explore(leaves, key), most=1)
+
+
+def collected(play: Callable[[Array], Records], key: Array, transitions: int) -> Records:
+    """Whole episodes, round after round, until there are so many transitions."""
+    rounds: list[Records] = []
+    while sum(len(records.obs) for records in rounds) < transitions:
+        rounds.append(play(jax.random.fold_in(key, len(rounds))))
+    return first_of(joined(rounds), transitions)
+
+
+def first_of(records: Records, transitions: int) -> Records:
+    """The first episodes that have at least so many transitions together, at least one episode."""
+    last = records.episode[min(max(transitions, 1), len(records.obs)) - 1]
+    rows = records.episode <= last
+    per_row = {name: field[rows] for name, field in records._asdict().items() if name != "episode_return"}
+    return Records(**per_row, episode_return=records.episode_return[: last + 1])
+
+
+def joined(parts: list[Records]) -> Records:
+    """One after the other, their episodes numbered on."""
+    offsets = np.cumsum([0, *(len(part.episode_return) for part in parts)])
+    numbered = [part._replace(episode=part.episode + n) for part, n in zip(parts, offsets, strict=False)]
+    return Records(*(np.concatenate(fields) for fields in zip(*numbered, strict=True)))
+
+
+def records_of(transitions: Transition, most: int | None = None) -> Records:
     """Complete episodes of `[time, num_envs, ...]` steps that `rollout.collect` took, environment after environment.
 
-    What comes after the last end of an environment is left out: its episode was not played to the end.
+    What comes after the last end of an environment is left out: its episode was not played to the end. `most` takes no
+    more than so many episodes of each environment.
     """
     steps = {name: np.asarray(field) for name, field in transitions._asdict().items()}
     done = steps["terminated"] | steps["truncated"]
@@ -19,7 +274,7 @@ def records_of(transitions: Transition) -> Records:
     kept: list[dict[str, np.ndarray]] = []
     returns: list[np.ndarray] = []
     for env in range(num_envs):
-        ends = np.flatnonzero(done[:, env])
+        ends = np.flatnonzero(done[:, env])[:most]
         if not ends.size:
             continue
         length = ends[-1] + 1

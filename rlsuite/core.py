@@ -74,6 +74,9 @@ class Algorithm(NamedTuple):
     under its policy; None where a method has none. The probe tests compare it with closed-form values."""
     report: Report | None = None
     """more metrics, measured at every evaluation; None where there are none, or nobody asked for them"""
+    explore: Callable[[Array, Task, State, Array], Array] | None = None
+    """as `act`, with the randomness that a learner collects with: what `rlsuite collect` records; None where a method
+    is no source of datasets"""
 
 
 class Trial(NamedTuple):

@@ -141,7 +141,8 @@ def run_shard(shard: Shard, store: Store, settings: Settings, signals: Signals) 
     spec = algorithms.get(cell.algorithm)
     config = spec.fit(shard.config, cell.steps)
     algorithm = spec.make(config)
-    task = Task(sweep.env_of(cell))
+    task = sweep.task_of(cell)
+    check_checksum(shard, store, task)
     total_updates = -(-cell.steps // algorithm.steps_per_update)
     work = Work(
         cell.algorithm, config, algorithm, task, shard.runs[0][1], len(shard.runs), total_updates, cell.eval_episodes
@@ -184,6 +185,18 @@ def run_shard(shard: Shard, store: Store, settings: Settings, signals: Signals) 
             plan = planning.plan_of(work, width, plan.devices, compiled, plan.rates)
             write_layout(job, plan)
     store.finish(shard)
+
+
+def check_checksum(shard: Shard, store: Store, task: Task) -> None:
+    """Raise UserError if the shard was begun with other data of the same name."""
+    if task.dataset is None:
+        return
+    before = store.manifest(shard).get("dataset_checksum", task.dataset.checksum)
+    if store.partial(shard).exists() and store.layout(shard) is not None and before != task.dataset.checksum:
+        raise UserError(
+            f"dataset '{task.dataset.id}' has changed (checksum {task.dataset.checksum}, was {before}) since "
+            f"'{shard.name}' was begun; restore it, or delete '{store.partial(shard)}' to begin again"
+        )
 
 
 def begin(job: Job) -> Plan:
@@ -264,11 +277,26 @@ def facts_of(job: Job) -> dict[str, Any]:
         "total_updates": job.work.total_updates,
         "steps_per_update": job.work.algorithm.steps_per_update,
         "evaluation_physics": evaluation_physics(job),
+        **facts_of_dataset(job),
         "matmul_precision": str(jax.config.values["jax_default_matmul_precision"] or "default"),
         "versions": versions(),
         "command": sys.argv,
         **session,
         "sessions": [*job.store.manifest(job.shard).get("sessions", []), session],
+    }
+
+
+def facts_of_dataset(job: Job) -> dict[str, Any]:
+    """What an offline learner was given, and the returns that its scores are measured between; empty online."""
+    dataset, cell = job.work.task.dataset, job.shard.cell
+    if dataset is None:
+        return {}
+    reference = cell.reference or dataset.reference or envs.info(job.shard.environment).reference
+    return {
+        "dataset_checksum": dataset.checksum,
+        "dataset_size": dataset.size,
+        "dataset_source": dataset.source,
+        "reference": reference._asdict() if reference else None,
     }
 
 

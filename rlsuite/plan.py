@@ -111,23 +111,27 @@ def choose(work: Work, limits: Limits) -> Plan:
     devices = num_devices(work.num_runs, limits.devices)
     free = memory.free_bytes(devices)
     budget = int(limits.memory_share * free)
-    needed = least_bytes(work)
-    if needed > budget:
+    shared, needed = batch.total_bytes(work.task.dataset), least_bytes(work)
+    if shared + needed > budget:
         raise UserError(
-            f"one run takes {quantity(needed)}B a device, but {limits.memory_share:.0%} of the free memory are "
-            f"{quantity(budget)}B; make its buffer or networks smaller, or raise --memory-share"
+            f"one run takes {quantity(needed)}B a device"
+            + (f" beside {quantity(shared)}B of its dataset" if shared else "")
+            + f", but {limits.memory_share:.0%} of the free memory are {quantity(budget)}B; "
+            "make its buffer or networks smaller, or raise --memory-share"
         )
+    # Here, so that however many widths are tried, there is one copy.
+    work = work._replace(task=batch.place(work.task, jax.local_devices()[:devices]))
     if limits.width is not None:
         width = balanced(limits.width, work.num_runs, devices)
-        if width * needed > budget:
+        if shared + width * needed > budget:
             raise UserError(
-                f"width={limits.width} takes at least {quantity(width * needed)}B a device, but "
+                f"width={limits.width} takes at least {quantity(shared + width * needed)}B a device, but "
                 f"{limits.memory_share:.0%} of the free memory are {quantity(budget)}B; "
-                f"choose at most {budget // needed}"
+                f"choose at most {(budget - shared) // needed}"
             )
         return plan_of(work, width, devices, compile_for(work, width, devices), {})
 
-    most = min(budget // needed, -(-work.num_runs // devices))
+    most = min((budget - shared) // needed, -(-work.num_runs // devices))
     widths = sorted({balanced(min(width, most), work.num_runs, devices) for width in (*WIDTHS, most)})
     known = {width: rate for width, rate in load_rates(work, devices).items() if width in widths}
     tried: dict[int, batch.Compiled] = {}

@@ -21,7 +21,9 @@ import jax.numpy as jnp
 import pyarrow as pa
 
 import envs
-from rlsuite import algorithms, store, train
+from envs.core import Env
+from envs.datasets import Dataset
+from rlsuite import algorithms, catalogue, store, train
 from rlsuite.core import Algorithm, State, Task, UserError
 
 Array = jax.Array
@@ -121,9 +123,10 @@ def load(run: str | Path) -> Trained:
     try:
         config = spec.config(**{k: tuple(v) if isinstance(v, list) else v for k, v in manifest["config"].items()})
         env = envs.make(manifest["environment"], max_episode_steps=manifest["max_episode_steps"])
+        task = Task(env, dataset_of(manifest, env))
     except (TypeError, ValueError, ImportError) as error:
         raise UserError(f"'{base}' cannot be used with this version of rlsuite ({error})") from error
-    algorithm, task = spec.make(spec.fit(config, manifest["steps"])), Task(env)
+    algorithm = spec.make(spec.fit(config, manifest["steps"]))
     hypers = spec.hypers(**manifest["hypers"][0])
     shapes, structure = jax.tree.flatten(state_shapes(algorithm, task, hypers))
     kept = [i for i in read_by_act(algorithm, task, jax.tree.unflatten(structure, shapes)) if shapes[i].size]
@@ -137,6 +140,23 @@ def load(run: str | Path) -> Trained:
         )
 
     return Trained(manifest, algorithm, task, table, structure, shapes, kept)
+
+
+def dataset_of(manifest: dict[str, Any], env: Env) -> Dataset | None:
+    """What an offline policy learned from, which it needs to see observations as it did then; None online.
+
+    Raises:
+        UserError: it is not there any more, or another one has its name.
+    """
+    if "dataset" not in manifest:
+        return None
+    dataset = catalogue.load(manifest["dataset"], env, manifest["sampling"])
+    if dataset.checksum != manifest["dataset_checksum"]:
+        raise UserError(
+            f"dataset '{dataset.id}' has the checksum {dataset.checksum}, but the policy learned from "
+            f"{manifest['dataset_checksum']}; restore the one that it learned from"
+        )
+    return dataset
 
 
 def find(path: Path) -> Path:

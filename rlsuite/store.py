@@ -14,6 +14,7 @@ order:
 
 experiment, label, algorithm, environment, config_hash   str
 run int32, seed int64, hyper/<name> float64              which run of the shard
+dataset, sampling str                                    of offline learners only
 step, update int64; wall_seconds float64                 how far: environment steps and updates of that run, and the
                                                          seconds its chunk has trained and evaluated, without compiling
 return_mean, return_std, return_min, return_max float64  over the complete episodes of this evaluation
@@ -76,6 +77,8 @@ def rows(shard: Shard, evaluation: Evaluation, first: int = 0) -> pa.Table:
     }
     for name in runs[0][1]._fields:
         columns[f"hyper/{name}"] = pa.array([float(getattr(hypers, name)) for _, hypers in runs], pa.float64())
+    if cell.dataset is not None:
+        columns |= {"dataset": same(cell.dataset), "sampling": same(cell.sampling)}
     columns |= {
         "step": pa.array([evaluation.step] * count, pa.int64()),
         "update": pa.array([evaluation.update] * count, pa.int64()),

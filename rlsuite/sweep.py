@@ -13,23 +13,23 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import envs
-from envs import Env, Reference, mujoco_c
-from rlsuite import algorithms
-from rlsuite.core import UserError, check_positive
+from envs import Env, Reference, datasets, mujoco_c
+from rlsuite import algorithms, catalogue
+from rlsuite.core import AlgorithmSpec, Task, UserError, check_positive
 
 EvaluationPhysics = Literal["own", "mujoco"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One algorithm on one environment."""
+    """One algorithm on one environment, and offline on one dataset of it."""
 
     algorithm: str
     """a name from `rlsuite list`"""
     environment: str
     """an id from `rlsuite list`"""
     steps: int
-    """environment steps of each run; rounded up to whole updates"""
+    """environment steps of each run, gradient steps of an offline one; rounded up to whole updates"""
     seeds: int = 32
     """runs of each setting of the hyperparameters, with seeds first_seed, first_seed + 1, ..."""
     first_seed: int = 0
@@ -47,8 +47,12 @@ class Cell:
     """what evaluations are played on: the environment's own simulator, or C MuJoCo, which `mujoco/...` tasks have"""
     label: str | None = None
     """the name of the curve in a report, and the beginning of its file's name; None is the algorithm's name"""
+    dataset: str | None = None
+    """what an offline algorithm learns from: see docs/datasets.md for the ids there are"""
+    sampling: str = "uniform"
+    """how its transitions are drawn, see `envs.datasets.SAMPLINGS`"""
     reference: Reference | None = None
-    """for normalised scores, if not the environment's own; a task without one stays out of aggregates"""
+    """for normalised scores, if not the dataset's or the environment's own; a task without stays out of aggregates"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,13 +103,18 @@ class Shard:
         ]
         if cell.evaluation_physics != "own":
             identity.append(cell.evaluation_physics)
-        return "__".join([self.label, self.environment.replace("/", "-"), _digest(identity)])
+        where = self.environment
+        if cell.dataset is not None:
+            identity += [cell.dataset, cell.sampling]
+            where = cell.dataset
+        return "__".join([self.label, re.sub(r"[^A-Za-z0-9._+=-]+", "-", where).strip("-"), _digest(identity)])
 
     def describe(self) -> dict[str, Any]:
         """All of it as plain JSON values, for the manifest."""
         cell = self.cell
         reference = cell.reference or envs.info(self.environment).reference
-        preset = algorithms.get(cell.algorithm).preset(self.environment)
+        preset = algorithms.get(cell.algorithm).preset(self.environment, cell.dataset)
+        offline = {} if cell.dataset is None else {"dataset": cell.dataset, "sampling": cell.sampling}
         hypers = list(dict.fromkeys(hypers for _, hypers in self.runs))
         return {
             "shard": self.name,
@@ -113,6 +122,7 @@ class Shard:
             "label": self.label,
             "algorithm": cell.algorithm,
             "environment": self.environment,
+            **offline,
             "config": dataclasses.asdict(self.config),
             "config_hash": self.config_hash,
             "hypers": [each._asdict() for each in hypers],
@@ -150,12 +160,10 @@ def shard(experiment: str, cell: Cell) -> Shard:
         raise UserError(
             f"first_seed={cell.first_seed} with {cell.seeds} seeds leaves 0 .. 4294967295; choose a smaller one"
         )
-    try:
-        env = env_of(cell)
-    except (ValueError, ImportError) as error:
-        raise UserError(str(error)) from error
+    env = env_of(cell)
     algorithms.check_actions(cell.algorithm, env)
-    preset = spec.preset(env.id)
+    check_dataset(cell, spec, env)
+    preset = spec.preset(env.id, cell.dataset)
     config = preset.config if cell.config is None else cell.config
     if not isinstance(config, spec.config):
         raise UserError(f"config of '{cell.algorithm}' must be its Config, got {type(config).__qualname__}")
@@ -179,14 +187,52 @@ def shard(experiment: str, cell: Cell) -> Shard:
     return Shard(experiment, cell, env.id, config, tuple((seed, hypers) for hypers in settings for seed in seeds))
 
 
-def env_of(cell: Cell) -> Env:
-    """The environment that a cell is trained and evaluated on.
+def make_env(env_id: str, max_episode_steps: int | None = None, physics: EvaluationPhysics = "own") -> Env:
+    """The environment of this id, with these physics for evaluations.
 
     Raises:
-        ValueError, ImportError: as `envs.make`; or it has no such physics to be evaluated on.
+        UserError: there is none, it cannot be built, or it has no such physics.
     """
-    env = envs.make(cell.environment, max_episode_steps=cell.max_episode_steps)
-    return mujoco_c.with_c(env) if cell.evaluation_physics == "mujoco" else env
+    try:
+        env = envs.make(env_id, max_episode_steps=max_episode_steps)
+        return mujoco_c.with_c(env) if physics == "mujoco" else env
+    except (ValueError, ImportError) as error:
+        raise UserError(str(error)) from error
+
+
+def task_of(cell: Cell) -> Task:
+    """What a cell is trained and evaluated on. Its dataset is loaded, or made if it is one that can be made here.
+
+    Raises:
+        UserError: as `make_env`; or the dataset cannot be read or made, or is of another environment.
+    """
+    env = env_of(cell)
+    return Task(env) if cell.dataset is None else Task(env, catalogue.load(cell.dataset, env, cell.sampling))
+
+
+def env_of(cell: Cell) -> Env:
+    """The environment that a cell is trained and evaluated on. Raises UserError, as `make_env`."""
+    return make_env(cell.environment, cell.max_episode_steps, cell.evaluation_physics)
+
+
+def check_dataset(cell: Cell, spec: AlgorithmSpec, env: Env) -> None:
+    """Raise UserError unless the cell has a dataset if and only if its algorithm learns from one."""
+    if not spec.offline:
+        if cell.dataset is not None or cell.sampling != "uniform":
+            offline = ", ".join(name for name, other in sorted(algorithms.REGISTRY.items()) if other.offline)
+            raise UserError(
+                f"'{cell.algorithm}' learns from its environment and takes no dataset; those that do: {offline}"
+            )
+        return
+    if cell.dataset is None:
+        raise UserError(
+            f"'{cell.algorithm}' learns from a dataset and was given none; name one, such as '{env.id}/medium'"
+        )
+    try:
+        datasets.check_sampling(cell.sampling)
+    except datasets.DatasetError as error:
+        raise UserError(str(error)) from error
+    catalogue.check(cell.dataset, env)
 
 
 def check_file_name(what: str, name: str) -> None:

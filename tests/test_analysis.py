@@ -633,7 +633,7 @@ def test_report_prints_the_table_and_writes_csv_and_plot(two_labels: Path, capsy
     assert "ppo > sac" in printed
 
     csv = pd.read_csv(two_labels / "report.csv")
-    assert csv["section"].value_counts().to_dict() == {"task": 7 * 3, "aggregate": 2 * 4, "improvement": 1}
+    assert csv["section"].value_counts().to_dict() == {"task": 7 * 4, "aggregate": 2 * 4, "improvement": 1}
     scores = read(two_labels)
     final = csv[csv["statistic"] == "final_iqm"].set_index(["label", "environment"])
     for key, task in scores.tasks.items():

@@ -68,10 +68,13 @@ def test_all_that_the_rows_depend_on_is_in_the_name() -> None:
 def test_every_field_of_a_cell_is_thought_of() -> None:
     """A new field either changes the name, and has a line in OTHERS, or has a reason not to.
 
-    What evaluations are played on does change it, see tests/test_host.py, which has the environments for it.
+    What evaluations are played on does change it, see tests/test_host.py, which has the environments for it; so do the
+    dataset and its sampling, see tests/test_offline.py.
     """
     changed = {field for other in OTHERS.values() for field in other}
-    assert {field.name for field in dataclasses.fields(Cell)} == changed | {"reference", "evaluation_physics"}
+    assert {field.name for field in dataclasses.fields(Cell)} == changed | {
+        *("reference", "evaluation_physics", "dataset", "sampling")
+    }
 
 
 @pytest.mark.parametrize(

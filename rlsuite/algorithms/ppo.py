@@ -311,11 +311,15 @@ def make(config: Config) -> Algorithm:
         dist, _ = networks_of(task).apply(state.params, seen(state.obs_stats, obs))
         return into_box(task.env, mode(dist))
 
+    def explore(key: Array, task: Task, state: State, obs: Array) -> Array:
+        dist, _ = networks_of(task).apply(state.params, seen(state.obs_stats, obs))
+        return into_box(task.env, draw(key, dist))
+
     def value(key: Array, task: Task, state: State, obs: Array) -> Array:
         scaled = networks_of(task).apply(state.params, seen(state.obs_stats, obs), method=Networks.value)
         return scaled * jnp.sqrt(state.return_stats.var + 1e-8) if config.normalize_reward else scaled
 
-    return Algorithm(init, update, act, config.batch_size, value)
+    return Algorithm(init, update, act, config.batch_size, value, explore=explore)
 
 
 TRIAL = Trial(

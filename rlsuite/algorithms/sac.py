@@ -291,6 +291,10 @@ def make(config: Config) -> Algorithm:
         mean, _ = distribution(networks, state.learner.actor, obs)
         return distributions.tanh_squash(mean, networks.low, networks.high)[0]
 
+    def explore(key: Array, task: Task, state: State, obs: Array) -> Array:
+        networks = networks_of(config, task.env)
+        return draw(networks, state.learner.actor, obs, jax.random.normal(key, networks.low.shape))[0]
+
     def critique(key: Array, task: Task, state: State, obs: Array) -> Critique:
         networks = networks_of(config, task.env)
         action, log_prob = draw(networks, state.learner.actor, obs, jax.random.normal(key, networks.low.shape))
@@ -301,7 +305,8 @@ def make(config: Config) -> Algorithm:
     def value(key: Array, task: Task, state: State, obs: Array) -> Array:
         return critique(key, task, state, obs).value
 
-    return Algorithm(init, update, act, config.num_envs, value, reporter(config.value_bias_episodes, critique))
+    report = reporter(config.value_bias_episodes, critique)
+    return Algorithm(init, update, act, config.num_envs, value, report, explore)
 
 
 def fit(config: Config, total_steps: int) -> Config:

@@ -1,0 +1,81 @@
+"""Which datasets there are, by name: files of others, and those made here, which are made when first asked for.
+
+`<environment>/<tier>` names one that is made here, see `TIERS`; it lies below `folder()`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from envs import dataset_files, datasets
+from envs.core import Env
+from envs.datasets import Dataset, DatasetError
+from rlsuite.core import UserError
+
+FOLDER_VARIABLE = "RLSUITE_DATASETS"
+
+TIERS = {
+    "random": "uniformly random actions",
+    "medium": "a policy a third of the way from random to expert",
+    "medium-replay": "every policy up to the medium one, in equal shares",
+    "medium-expert": "as many transitions of the medium as of the expert policy",
+    "expert": "the best policy at the end of training",
+    "random-expert-1": "1 % of the transitions are the expert's, the others random",
+    "random-expert-5": "5 %",
+    "random-expert-10": "10 %",
+    "random-expert-50": "50 %",
+}
+"""What can be made of an environment, and one line on each."""
+
+
+def folder() -> Path:
+    """Where datasets made here lie: `datasets/`, or what RLSUITE_DATASETS says."""
+    return Path(os.environ.get(FOLDER_VARIABLE, "datasets"))
+
+
+def load(dataset_id: str, env: Env, sampling: str = "uniform") -> Dataset:
+    """The dataset of this id, read from its files, or made now if there are none and it is one that can be made.
+
+    Raises:
+        UserError: it cannot be read or made, is of another environment, or there is no such sampling.
+    """
+    from rlsuite.collect import RECIPES, make  # late: it trains, and what trains may look into this catalogue
+
+    try:
+        if not exists(dataset_id):
+            check(dataset_id, env)
+            make(env, RECIPES[env.id], (dataset_id.removeprefix(f"{env.id}/"),))
+        return datasets.draw(dataset_files.load(dataset_id, env, folder()), sampling)
+    except DatasetError as error:
+        raise UserError(str(error)) from error
+
+
+def exists(dataset_id: str) -> bool:
+    """Whether there are files of this name, made here or by others."""
+    return dataset_files.find(dataset_id, folder()) is not None
+
+
+def check(dataset_id: str, env: Env) -> None:
+    """Raise UserError unless `load` would find the dataset or make it. Nothing is read."""
+    from rlsuite.collect import RECIPES  # late, as above
+
+    if exists(dataset_id):
+        return
+    tier = tier_of(dataset_id, env)
+    if tier is None:
+        raise UserError(
+            f"no dataset '{dataset_id}'; expected a file, a folder or an id of Minari's, or '{env.id}/TIER' with TIER "
+            f"one of {', '.join(TIERS)}"
+        )
+    if env.id not in RECIPES:
+        raise UserError(
+            f"no dataset '{dataset_id}'; make it with 'rlsuite collect {env.id} --tiers {tier}' "
+            f"(made by themselves are those of {', '.join(RECIPES)})"
+        )
+
+
+def tier_of(dataset_id: str, env: Env) -> str | None:
+    """The tier of a dataset that could be made here of this environment; None if it is none."""
+    tier = dataset_id.removeprefix(f"{env.id}/")
+    return tier if tier != dataset_id and tier in TIERS else None

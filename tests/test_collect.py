@@ -1,0 +1,187 @@
+"""Datasets made here: whole episodes, the tiers, and what is written of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import envs
+from rlsuite import algorithms, catalogue, collect
+from rlsuite.collect import Recipe, first_of, joined, records_of
+from rlsuite.core import Task, Transition, UserError
+
+ENV = "probe/action/continuous"
+
+
+def steps(done: list[list[str]]) -> Transition:
+    """Transitions `[time, num_envs]` numbered in the order of time; an entry `x` terminates, `t` truncates."""
+    ends = np.array(done)
+    time, num_envs = ends.shape
+    number = np.arange(time * num_envs, dtype=np.float32).reshape(time, num_envs)
+    fields: Any = {
+        "obs": number[..., None],
+        "action": number[..., None] / 100,
+        "reward": number,
+        "next_obs": number[..., None] + 0.5,
+        "terminated": (ends == "x") | (ends == "b"),
+        "truncated": (ends == "t") | (ends == "b"),
+    }
+    return Transition(**fields)
+
+
+def test_records_are_whole_episodes_of_one_environment_after_the_other() -> None:
+    records = records_of(steps([[".", "x"], ["t", "."], [".", "b"], [".", "."]]))
+    # Environment 0: steps 0 and 2, then no end; environment 1: step 1, then 3 and 5.
+    np.testing.assert_array_equal(records.obs[:, 0], [0, 2, 1, 3, 5])
+    np.testing.assert_array_equal(records.next_obs[:, 0], [0.5, 2.5, 1.5, 3.5, 5.5])
+    np.testing.assert_array_equal(records.episode, [0, 0, 1, 2, 2])
+    np.testing.assert_array_equal(records.episode_return, [2, 1, 8])
+    np.testing.assert_array_equal(records.terminated, [False, False, True, False, True])
+    # Where both flags are set it terminated.
+    np.testing.assert_array_equal(records.truncated, [False, True, False, False, False])
+    # The action that followed; at an end the action itself.
+    np.testing.assert_allclose(records.next_action[:, 0], [0.02, 0.02, 0.01, 0.05, 0.05])
+
+
+def test_no_more_episodes_of_each_environment_than_asked_for() -> None:
+    records = records_of(steps([[".", "x"], ["t", "."], [".", "x"]]), most=1)
+    np.testing.assert_array_equal(records.obs[:, 0], [0, 2, 1])
+
+
+def test_no_episode_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no episode ended within 2 steps of 1 environments; take more"):
+        records_of(steps([["."], ["."]]))
+
+
+def test_parts_keep_whole_episodes_and_number_them_on() -> None:
+    records = records_of(steps([["x", "."], [".", "."], [".", "x"], ["t", "t"]]))  # lengths 1, 3, 3, 1
+    assert [len(first_of(records, n).obs) for n in (0, 1, 2, 4, 5, 100)] == [1, 1, 4, 4, 7, 8]
+    np.testing.assert_array_equal(first_of(records, 2).episode_return, records.episode_return[:2])
+    both = joined([first_of(records, 1), records])
+    np.testing.assert_array_equal(both.episode, [0, 1, 2, 2, 2, 3, 3, 3, 4])
+    np.testing.assert_array_equal(both.episode_return, [records.episode_return[0], *records.episode_return])
+
+
+SAC = algorithms.get("sac")
+RECIPE = Recipe("sac", SAC.trial.config, SAC.trial.hypers, steps=1200, transitions=500, seeds=2, checkpoints=4)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The tiers of a probe, by name."""
+    folder = tmp_path_factory.mktemp("datasets")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(catalogue.FOLDER_VARIABLE, str(folder))
+        env = envs.make(ENV)
+        collect.make(env, RECIPE, tuple(catalogue.TIERS))
+        return {tier: catalogue.load(f"{ENV}/{tier}", env) for tier in catalogue.TIERS}
+
+
+@pytest.mark.xdist_group("collect")
+def test_every_tier_has_the_transitions_that_were_asked_for(made: dict[str, Any]) -> None:
+    for tier, dataset in made.items():
+        assert 500 <= dataset.size <= 520, tier
+        batch = dataset.transitions
+        # The probe's episodes are one step long and end by themselves.
+        assert batch.terminated.all() and not batch.truncated.any()
+        assert len(dataset.episode_return) == dataset.size
+        # The reward is that of the action, in the environment's units and in those of the box alike.
+        np.testing.assert_allclose(batch.reward, 1 - (batch.action[:, 0] - 0.5 * batch.obs[:, 0]) ** 2, atol=1e-5)
+
+
+@pytest.mark.xdist_group("collect")
+def test_tiers_are_as_good_as_they_say(made: dict[str, Any]) -> None:
+    mean = {tier: float(np.mean(dataset.episode_return)) for tier, dataset in made.items()}
+    assert mean["random"] < mean["medium"] <= mean["expert"]
+    assert mean["medium-expert"] == pytest.approx((mean["medium"] + mean["expert"]) / 2, abs=0.05)
+    for percent in (1, 5, 10, 50):
+        share = percent / 100
+        expected = (1 - share) * mean["random"] + share * mean["expert"]
+        assert mean[f"random-expert-{percent}"] == pytest.approx(expected, abs=0.06)
+    # Random actions are uniform in the box.
+    actions = made["random"].transitions.action
+    assert abs(actions.mean()) < 0.1 and actions.std() == pytest.approx(3**-0.5, abs=0.05)
+    # An exploring policy's are not its mean's.
+    expert = made["expert"].transitions
+    assert expert.action[expert.obs[:, 0] > 0].std() > 1e-3
+
+
+@pytest.mark.xdist_group("collect")
+def test_the_dataset_says_where_it_comes_from(made: dict[str, Any]) -> None:
+    reference = made["medium"].reference
+    assert reference.low == pytest.approx(float(np.mean(made["random"].episode_return)), abs=1e-4)
+    assert reference.high > reference.low
+    assert "random actions" in reference.low_source and "best of 2 runs of sac" in reference.high_source
+    assert "sac" in made["medium"].source and ENV in made["medium"].source
+    assert len({dataset.checksum for dataset in made.values()}) == len(made)
+
+
+def test_explore_draws_what_the_learner_collects_with() -> None:
+    """Of SAC's policy: the same state, other keys, other actions; their mean is about the evaluation's action."""
+    algorithm, task = SAC.make(SAC.trial.config), Task(envs.make(ENV))
+    state = algorithm.init(jax.random.key(0), task, SAC.trial.hypers)
+    obs = jnp.ones(1)
+    assert algorithm.explore is not None
+    draws = jax.vmap(algorithm.explore, (0, None, None, None))(
+        jax.random.split(jax.random.key(1), 512), task, state, obs
+    )
+    assert draws.std() > 0.1
+    np.testing.assert_allclose(draws.mean(axis=0), algorithm.act(jax.random.key(2), task, state, obs), atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "tiers", "message"),
+    [
+        ({}, ("best",), "unknown tier 'best'; there are: random, medium"),
+        ({"algorithm": "td3", "config": algorithms.get("td3").config()}, ("random",), "'td3' is no source of datasets"),
+    ],
+)
+def test_what_cannot_be_made_is_refused(change: dict[str, Any], tiers: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        collect.make(envs.make(ENV), RECIPE._replace(**change), tiers)
+
+
+def test_discrete_actions_are_refused() -> None:
+    with pytest.raises(UserError, match="'probe/action/discrete' has discrete actions"):
+        collect.make(envs.make("probe/action/discrete"), RECIPE, ("random",))
+
+
+def test_what_is_missing_is_named_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(catalogue.FOLDER_VARIABLE, str(tmp_path))
+    with pytest.raises(UserError, match=rf"no dataset 'nothing'; expected .* '{ENV}/TIER' with TIER one of random"):
+        catalogue.check("nothing", envs.make(ENV))
+    with pytest.raises(UserError, match=rf"make it with 'rlsuite collect {ENV} --tiers medium'"):
+        catalogue.check(f"{ENV}/medium", envs.make(ENV))
+    catalogue.check("gymnax/Pendulum-v1/medium", envs.make("gymnax/Pendulum-v1"))  # has a recipe
+
+
+@pytest.mark.xdist_group("collect")
+def test_a_dataset_with_a_recipe_is_made_when_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(catalogue.FOLDER_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(collect, "RECIPES", {ENV: RECIPE})
+    dataset = catalogue.load(f"{ENV}/random", envs.make(ENV), "top=0.1")
+    assert dataset.sampling == "top=0.1" and dataset.size == 50
+    monkeypatch.setattr(collect, "make", lambda *_: pytest.fail("made twice"))
+    again = catalogue.load(f"{ENV}/random", envs.make(ENV), "top=0.1")
+    np.testing.assert_array_equal(dataset.rows, again.rows)
+
+
+def test_every_recipe_is_of_an_environment_and_an_agent_that_can_record() -> None:
+    for env_id, recipe in collect.RECIPES.items():
+        assert env_id in envs.registered()
+        assert dataclasses.is_dataclass(recipe.config)
+        assert algorithms.get(recipe.algorithm).make(recipe.config).explore is not None
+
+
+def test_collecting_is_batched_over_environments() -> None:
+    """A record is of `LANES` environments' first episodes, whole ones."""
+    algorithm, task = SAC.make(SAC.trial.config), Task(envs.make("probe/truncation/continuous"))
+    records = collect.recorder(algorithm, task, SAC.trial.hypers)(None, jax.random.key(0))
+    assert len(records.episode_return) == collect.LANES
+    np.testing.assert_array_equal(np.bincount(records.episode), task.env.max_episode_steps)

@@ -1,0 +1,333 @@
+"""Datasets on disk: files that Minari and h5py themselves have written, and what is said of broken ones."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import h5py
+import minari
+import numpy as np
+import pytest
+from minari.data_collector import EpisodeBuffer
+
+import envs
+from envs import dataset_files
+from envs.core import Reference
+from envs.datasets import DatasetError, Records
+
+ENV = envs.make("gymnax/Pendulum-v1")  # 3 observations, one action in [-2, 2]
+REFERENCE = Reference(-1200.0, -150.0, "random", "expert")
+LENGTHS = (4, 1, 3)
+
+
+def numbers(*shape: int, seed: int = 0) -> np.ndarray:
+    """Uniform in [-1, 1], which float32 holds exactly."""
+    return np.random.default_rng(seed).uniform(-1.0, 1.0, shape).astype(np.float32)
+
+
+def some_records() -> Records:
+    """Episodes of `LENGTHS`: the first is truncated, the second terminates, the third is truncated."""
+    n = sum(LENGTHS)
+    episode = np.repeat(np.arange(3), LENGTHS)
+    ends = np.cumsum(LENGTHS) - 1
+    obs, action, reward = numbers(n + 3, 3), numbers(n, 1, seed=1), numbers(n, seed=2)
+    rows = np.arange(n) + episode  # each episode has one observation more than rows
+    following = np.minimum(np.arange(n) + 1, n - 1)
+    following[ends] = ends
+    terminated = np.arange(n) == ends[1]
+    return Records(
+        obs=obs[rows],
+        action=action,
+        reward=reward,
+        next_obs=obs[rows + 1],
+        next_action=action[following],
+        terminated=terminated,
+        truncated=np.isin(np.arange(n), ends) & ~terminated,
+        episode=episode,
+        episode_return=np.bincount(episode, weights=reward),
+    )
+
+
+def assert_same(dataset: Any, records: Records) -> None:
+    batch = dataset.transitions
+    for name in ("obs", "reward", "next_obs", "terminated", "truncated"):
+        np.testing.assert_array_equal(getattr(batch, name), getattr(records, name), err_msg=name)
+    for name in ("action", "next_action"):
+        np.testing.assert_allclose(2.0 * getattr(batch, name), getattr(records, name), atol=1e-6, err_msg=name)
+    np.testing.assert_array_equal(dataset.episode, records.episode)
+    np.testing.assert_allclose(dataset.episode_return, records.episode_return, rtol=1e-6)
+
+
+def write(folder: Path, records: Records | None = None) -> Path:
+    return dataset_files.write(
+        "gymnax/Pendulum-v1/medium",
+        some_records() if records is None else records,
+        ENV,
+        folder,
+        reference=REFERENCE,
+        source="a test",
+        algorithm="sac",
+        seed=7,
+    )
+
+
+# --- Written here -----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_written_here_is_read_again(tmp_path: Path) -> None:
+    assert write(tmp_path) == tmp_path / "gymnax/Pendulum-v1/medium-v0"
+    for name in (
+        "gymnax/Pendulum-v1/medium",
+        "gymnax/Pendulum-v1/medium-v0",
+        str(tmp_path / "gymnax/Pendulum-v1/medium-v0"),
+    ):
+        dataset = dataset_files.load(name, ENV, tmp_path)
+        assert_same(dataset, some_records())
+        assert (dataset.id, dataset.source, dataset.reference) == (name, "a test", REFERENCE)
+    assert dataset_files.available(tmp_path) == ["gymnax/Pendulum-v1/medium-v0"]
+    assert [path.name for path in tmp_path.iterdir()] == ["gymnax"], "nothing is left beside it"
+
+
+def test_what_is_written_here_loads_in_minari(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    found = minari.load_dataset("gymnax/Pendulum-v1/medium-v0")
+    records = some_records()
+    assert (found.total_episodes, found.total_steps) == (3, sum(LENGTHS))
+    assert [len(episode) for episode in found.iterate_episodes()] == list(LENGTHS)
+    first = found[0]
+    np.testing.assert_array_equal(first.observations, [*records.obs[:4], records.next_obs[3]])
+    np.testing.assert_array_equal(first.actions, records.action[:4])
+    assert not first.terminations.any() and first.truncations.tolist() == [False, False, False, True]
+    assert found[1].terminations.tolist() == [True]
+    assert "gymnax/Pendulum-v1/medium-v0" in minari.list_local_datasets()
+    np.testing.assert_allclose(minari.get_normalized_score(found, np.array([-150.0])), [1.0])
+
+
+def test_a_dataset_is_never_written_over(tmp_path: Path) -> None:
+    write(tmp_path)
+    with pytest.raises(DatasetError, match="is there already; delete it to make it anew"):
+        write(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DatasetError, match=r"cannot write '.*file/gymnax.*\(Not a directory\)"):
+        write(tmp_path / "file")
+
+
+# --- Minari's ---------------------------------------------------------------------------------------------------------
+
+
+def of_minari(root: Path, dataset_id: str, episodes: list[EpisodeBuffer], action_space: Any = None) -> None:
+    """Have Minari write a dataset into its store."""
+    with dataset_files.root_at(root), pytest.warns(UserWarning):
+        minari.create_dataset_from_buffers(
+            dataset_id,
+            episodes,
+            observation_space=gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float64),
+            action_space=action_space or gymnasium.spaces.Box(-2.0, 2.0, (1,), np.float32),
+        )
+
+
+def episode(length: int, *, seed: int = 0, **ends: list[bool]) -> EpisodeBuffer:
+    never = [False] * length
+    return EpisodeBuffer(
+        observations=numbers(length + 1, 3, seed=seed).astype(np.float64),  # type: ignore[arg-type]
+        actions=numbers(length, 1, seed=seed + 1),  # type: ignore[arg-type]
+        rewards=numbers(length, seed=seed + 2).tolist(),
+        terminations=ends.get("terminations", never),
+        truncations=ends.get("truncations", never),
+    )
+
+
+def test_a_dataset_of_minaris_own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    buffers = [
+        episode(3, truncations=[False, False, True]),
+        episode(2, seed=5, terminations=[False, True]),
+        episode(2, seed=9),  # it simply stops
+    ]
+    of_minari(store, "mujoco/thing/medium-v3", buffers)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(store))
+    dataset = dataset_files.load("mujoco/thing/medium-v3", ENV, tmp_path / "none")
+    batch = dataset.transitions
+    np.testing.assert_array_equal(batch.obs[:3], np.float32(buffers[0].observations)[:3])
+    np.testing.assert_array_equal(batch.next_obs[:3], np.float32(buffers[0].observations)[1:])
+    np.testing.assert_array_equal(batch.terminated, [0, 0, 0, 0, 1, 0, 0])
+    np.testing.assert_array_equal(batch.truncated, [0, 0, 1, 0, 0, 0, 1])
+    np.testing.assert_array_equal(dataset.episode, [0, 0, 0, 1, 1, 2, 2])
+    np.testing.assert_allclose(dataset.episode_return, [np.sum(buffer.rewards) for buffer in buffers], rtol=1e-6)
+    np.testing.assert_allclose(2 * batch.next_action[0], batch.action[1] * 2)
+    assert dataset.source == "Minari, mujoco/thing/medium-v3" and dataset.reference is None
+
+
+def test_a_near_name_is_offered(tmp_path: Path) -> None:
+    write(tmp_path)
+    with pytest.raises(DatasetError, match="did you mean 'gymnax/Pendulum-v1/medium-v0'"):
+        dataset_files.load("gymnax/Pendulum-v1/meduim-v0", ENV, tmp_path)
+
+
+def test_other_spaces_are_refused(tmp_path: Path) -> None:
+    buffer = episode(2)
+    discrete = EpisodeBuffer(**{**buffer.__dict__, "actions": np.array([0, 1])})
+    of_minari(tmp_path, "an/discrete-v0", [discrete], gymnasium.spaces.Discrete(2))
+    with pytest.raises(DatasetError, match=r"has actions in Discrete\(2\); expected vectors"):
+        dataset_files.load("an/discrete-v0", ENV, tmp_path)
+
+
+def test_another_environment_is_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    with pytest.raises(DatasetError, match="has observations of 3 numbers, but 'probe/constant/continuous' shows 1"):
+        dataset_files.load("gymnax/Pendulum-v1/medium", envs.make("probe/constant/continuous"), tmp_path)
+
+
+def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
+    place = write(tmp_path)
+    data = next(place.glob("data/*.hdf5"))
+    data.write_bytes(data.read_bytes()[:200])
+    with pytest.raises(DatasetError, match=r"cannot be read \(.*; copy or make it again"):
+        dataset_files.load("gymnax/Pendulum-v1/medium", ENV, tmp_path)
+    shutil.rmtree(place / "data")
+    with pytest.raises(DatasetError, match="no dataset"):
+        dataset_files.load("gymnax/Pendulum-v1/medium", ENV, tmp_path)
+
+
+def test_an_empty_folder_is_named(tmp_path: Path) -> None:
+    of_minari(tmp_path, "an/empty-v0", [])
+    with pytest.raises(DatasetError, match=r"holds no episode|cannot be read"):
+        dataset_files.load("an/empty-v0", ENV, tmp_path)
+
+
+def test_numbers_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    records = some_records()
+    reward = records.reward.copy()
+    reward[2] = np.nan
+    write(tmp_path, records._replace(reward=reward))
+    with pytest.raises(DatasetError, match="reward of transition 2 is not finite"):
+        dataset_files.load("gymnax/Pendulum-v1/medium", ENV, tmp_path)
+
+
+# --- D4RL's -----------------------------------------------------------------------------------------------------------
+
+
+def raw(n: int = 12, timeouts: tuple[int, ...] | None = (3, 9), terminals: tuple[int, ...] = (6,)) -> dict[str, Any]:
+    """Arrays in the layout of D4RL."""
+    arrays: dict[str, Any] = {
+        "observations": numbers(n, 3),
+        "actions": numbers(n, 1, seed=1),
+        "rewards": numbers(n, seed=2),
+        "terminals": np.isin(np.arange(n), terminals),
+    }
+    return arrays if timeouts is None else {**arrays, "timeouts": np.isin(np.arange(n), timeouts)}
+
+
+def hdf5(path: Path, arrays: dict[str, Any]) -> str:
+    with h5py.File(path, "w") as file:
+        for key, value in arrays.items():
+            file[key] = value
+    return str(path)
+
+
+def qlearning_dataset(arrays: dict[str, Any], limit: int) -> list[tuple[Any, ...]]:
+    """D4RL's reading of a file, row by row as it has it: (obs, action, reward, next_obs, done)."""
+    rows, step = [], 0
+    for i in range(len(arrays["rewards"]) - 1):
+        final = arrays["timeouts"][i] if "timeouts" in arrays else step == limit - 1
+        done = bool(arrays["terminals"][i])
+        if final and ("timeouts" in arrays or not done):
+            step = 0
+            continue
+        rows.append(
+            (arrays["observations"][i], arrays["actions"][i], arrays["rewards"][i], arrays["observations"][i + 1], done)
+        )
+        step = 0 if done or final else step + 1
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("arrays", "limit"),
+    [
+        (raw(), 200),
+        (raw(timeouts=()), 200),
+        (raw(timeouts=None), 4),
+        (raw(timeouts=None, terminals=(3, 11)), 4),  # it terminates on the very step of the limit
+        (raw(timeouts=(11,), terminals=(10,)), 200),
+        (raw(timeouts=(6,), terminals=(6,)), 200),
+    ],
+    ids=("timeouts", "no timeout", "no key", "terminal at the limit", "ends of the file", "both at once"),
+)
+def test_rows_are_those_of_d4rl(tmp_path: Path, arrays: dict[str, Any], limit: int) -> None:
+    env = envs.make("gymnax/Pendulum-v1", max_episode_steps=limit)
+    dataset = dataset_files.load(hdf5(tmp_path / "pendulum_medium-v2.hdf5", arrays), env, tmp_path)
+    want = qlearning_dataset(arrays, limit)
+    batch = dataset.transitions
+    assert dataset.size == len(want)
+    for name, column in (("obs", 0), ("reward", 2), ("next_obs", 3), ("terminated", 4)):
+        np.testing.assert_array_equal(getattr(batch, name), [row[column] for row in want], err_msg=name)
+    np.testing.assert_allclose(2 * batch.action, [row[1] for row in want], atol=1e-6)
+    assert not batch.truncated.any()
+
+
+def test_next_actions_and_returns_of_d4rl(tmp_path: Path) -> None:
+    """A row whose time ran out is no transition, but its action was taken and its reward was paid."""
+    arrays = raw()
+    dataset = dataset_files.load(hdf5(tmp_path / "a.hdf5", arrays), ENV, tmp_path)
+    actions, rewards = arrays["actions"], arrays["rewards"].astype(np.float64)
+    # Rows 0 1 2 | 4 5 6 | 7 8 | 10, and rows 3 and 9 timed out, 6 terminated, 11 is the last.
+    np.testing.assert_array_equal(dataset.episode, [0, 0, 0, 1, 1, 1, 2, 2, 3])
+    following = actions[[1, 2, 3, 5, 6, 6, 8, 9, 11]]
+    np.testing.assert_allclose(2 * dataset.transitions.next_action, following, atol=1e-6)
+    want = [rewards[:4].sum(), rewards[4:7].sum(), rewards[7:10].sum(), rewards[10:].sum()]
+    np.testing.assert_allclose(dataset.episode_return, want, rtol=1e-6)
+    np.testing.assert_array_equal(dataset.start_obs, arrays["observations"][[0, 4, 7, 10]])
+
+
+def without(key: str) -> dict[str, Any]:
+    return {name: value for name, value in raw().items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (without("rewards"), r"has no rewards; expected the layout of D4RL: observations, actions, rewards, terminals"),
+        ({**raw(), "rewards": numbers(11)}, r"arrays of different lengths or shapes, \{'observations': 12"),
+        ({**raw(), "timeouts": np.zeros(5, bool)}, "'timeouts': 5"),
+        ({**raw(), "observations": numbers(12)}, "arrays of different lengths or shapes"),
+        (raw(n=1), "holds 1 rows, too few"),
+        (raw(n=2, timeouts=(0,)), "holds no transition whose next observation is known"),
+        ({**raw(), "observations": numbers(12, 4)}, "has observations of 4 numbers, but 'gymnax/Pendulum-v1' shows 3"),
+        ({**raw(), "actions": numbers(12, 2)}, r"action is \[9, 2\], expected \[9, 1\]"),
+        ({**raw(), "actions": 3 * numbers(12, 1)}, r"lies outside of the action box \[-2.0\] .. \[2.0\]"),
+        ({**raw(), "rewards": np.full(12, np.inf)}, "reward of transition 0 is not finite"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named_with_its_fault(
+    tmp_path: Path, arrays: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DatasetError, match=message) as refused:
+        dataset_files.load(hdf5(tmp_path / "broken.hdf5", arrays), ENV, tmp_path)
+    assert "broken.hdf5" in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_file_that_is_cut_off_is_named(tmp_path: Path) -> None:
+    path = Path(hdf5(tmp_path / "cut.hdf5", raw()))
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(DatasetError, match="cannot be read as HDF5"):
+        dataset_files.load(str(path), ENV, tmp_path)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"no dataset '.*nothing\.hdf5'"):
+        dataset_files.load(str(tmp_path / "nothing.hdf5"), ENV, tmp_path)
+
+
+def test_metadata_is_plain_json(tmp_path: Path) -> None:
+    metadata = json.loads((write(tmp_path) / "data" / "metadata.json").read_text())
+    assert metadata["rlsuite"]["environment"] == "gymnax/Pendulum-v1" and metadata["rlsuite"]["seed"] == 7
+    assert metadata["algorithm_name"] == "sac"

@@ -1,0 +1,217 @@
+"""Offline learners from command to report: cells, shards, rows, manifests, policies, and one copy of the dataset."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from offline_data import probe_dataset
+
+import envs
+from analysis import load, manifests, score
+from analysis.tables import LAST, summarise
+from envs import datasets
+from rlsuite import algorithms, batch, catalogue, cli, local, policies, sweep
+from rlsuite.algorithms import bc, td3_bc
+from rlsuite.core import Task, UserError, dataset_name
+from rlsuite.store import Store
+from rlsuite.sweep import Cell
+
+ENV = "probe/action/continuous"
+CELL = Cell(
+    "td3_bc",
+    "gymnax/Pendulum-v1",
+    steps=100,
+    seeds=2,
+    evaluations=2,
+    eval_episodes=3,
+    dataset="gymnax/Pendulum-v1/medium",
+)
+
+
+def refusal(cell: Cell) -> str:
+    with pytest.raises(UserError) as refused:
+        sweep.shard("mine", cell)
+    return str(refused.value)
+
+
+def test_the_dataset_and_its_sampling_are_in_the_name() -> None:
+    others = [{"dataset": "gymnax/Pendulum-v1/expert"}, {"sampling": "top=0.1"}]
+    names = [sweep.shard("mine", dataclasses.replace(CELL, **other)).name for other in ({}, *others)]
+    assert len(set(names)) == 3
+    assert names[0].startswith("td3_bc__gymnax-Pendulum-v1-medium__")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"dataset": None},
+            "'td3_bc' learns from a dataset and was given none; name one, such as 'gymnax/Pendulum-v1/",
+        ),
+        ({"dataset": "gymnax/Pendulum-v1/meduim"}, "no dataset 'gymnax/Pendulum-v1/meduim'; expected a file, a folder"),
+        ({"sampling": "best=0.1"}, "unknown sampling 'best=0.1'; there are: uniform, advantage_weighted=T"),
+        ({"sampling": "top=2"}, "sampling 'top=2' needs a share above 0 and at most 1, such as top=0.1"),
+        ({"sampling": "return_weighted"}, "needs a temperature above 0, such as return_weighted=0.1"),
+        ({"algorithm": "td3"}, "'td3' learns from its environment and takes no dataset; those that do: "),
+        ({"environment": "gymnax/CartPole-v1"}, "'td3_bc' needs Box actions"),
+    ],
+)
+def test_what_cannot_be_learned_from_is_refused_before_anything_runs(change: dict[str, Any], message: str) -> None:
+    assert message in refusal(dataclasses.replace(CELL, **change))
+
+
+def test_one_name_for_a_dataset_whoever_wrote_it() -> None:
+    for dataset_id in (
+        "mujoco/hopper/medium-replay-v0",
+        "/data/hopper_medium_replay-v2.hdf5",
+        "hopper-medium-replay-v2",
+    ):
+        assert dataset_name(dataset_id) == "hopper-medium-replay"
+
+
+def test_a_preset_is_that_of_the_dataset() -> None:
+    tuned = algorithms.get("td3_bc").hypers(alpha=40.0)
+    preset = sweep.algorithms.get("td3_bc").preset("mujoco/HalfCheetah-v5")
+    spec = dataclasses.replace(
+        algorithms.get("td3_bc"), presets={"halfcheetah-medium": preset._replace(hypers=tuned, source="somebody")}
+    )
+    assert spec.preset("mujoco/HalfCheetah-v5", "mujoco/halfcheetah/medium-v0").source == "somebody"
+    assert spec.preset("mujoco/HalfCheetah-v5", "mujoco/halfcheetah/expert-v0").source == "defaults"
+
+
+# --- A whole run ------------------------------------------------------------------------------------------------------
+
+BC = bc.Config(batch_size=32, hidden_sizes=(16,))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The results folder of two learners on one dataset of a probe, and the dataset."""
+    folder = tmp_path_factory.mktemp("results")
+    dataset = dataclasses.replace(
+        probe_dataset(ENV, good=True), id=f"{ENV}/good", reference=envs.Reference(0.0, 1.0, "somebody", "somebody else")
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(catalogue, "check", lambda dataset_id, env: None)
+        patch.setattr(catalogue, "load", lambda dataset_id, env, sampling: datasets.draw(dataset, sampling))
+        cell = dataclasses.replace(CELL, algorithm="bc", environment=ENV, dataset=dataset.id, steps=300, evaluations=6)
+        shards = [
+            sweep.shard("mine", dataclasses.replace(cell, config=BC, hypers=bc.Hypers(1e-2), label=label, sampling=how))
+            for label, how in (("all", "uniform"), ("best", "top=0.5"))
+        ]
+        store = Store(folder / "mine")
+        local.run(shards, store, local.Settings(save_policies=True))
+        yield store, shards, dataset
+
+
+@pytest.mark.xdist_group("offline run")
+def test_rows_and_manifest_say_what_was_learned_from(trained: Any) -> None:
+    store, shards, dataset = trained
+    for shard, sampling in zip(shards, ("uniform", "top=0.5"), strict=True):
+        table = pq.read_table(store.path(shard))
+        assert set(table["dataset"].to_pylist()) == {f"{ENV}/good"}
+        assert set(table["sampling"].to_pylist()) == {sampling}
+        manifest = json.loads(store.manifest_path(shard).read_text())
+        assert (manifest["dataset"], manifest["sampling"]) == (f"{ENV}/good", sampling)
+        assert manifest["dataset_checksum"] == dataset.checksum
+        assert manifest["dataset_source"] == dataset.source
+        assert manifest["dataset_size"] == datasets.draw(dataset, sampling).size
+        assert manifest["reference"]["high"] == 1.0 and manifest["reference"]["high_source"] == "somebody else"
+        assert manifest["steps_per_update"] == 1 and manifest["total_updates"] == 300
+
+
+@pytest.mark.xdist_group("offline run")
+def test_cloning_good_actions_pays(trained: Any) -> None:
+    store, shards, _ = trained
+    rows = pq.read_table(store.path(shards[0])).to_pandas()
+    assert (rows[rows.step == 300].return_mean > 0.98).all()
+
+
+@pytest.mark.xdist_group("offline run")
+def test_the_report_takes_the_dataset_for_the_task(trained: Any) -> None:
+    store, _, _ = trained
+    scores = score(load(store.folder), manifests(store.folder))
+    assert scores.environments == [f"{ENV}/good"] and scores.labels == ["all", "best"]
+    assert scores.comparable()[0] == [f"{ENV}/good"]
+    task = scores.tasks["all", f"{ENV}/good"]
+    assert task.offline
+    np.testing.assert_allclose(task.mean_of_last(LAST), task.curves[:, -LAST:].mean(axis=1))
+    np.testing.assert_allclose(task.mean_of_last(1), task.final)
+    summary = summarise(scores, repetitions=40)
+    assert {"final_iqm", "last_iqm"} <= set(summary["statistic"])
+    # Two runs, seven evaluations of three episodes.
+    assert any("42 episodes were played to evaluate, 21 a run" in note for note in scores.notes)
+
+
+@pytest.mark.xdist_group("offline run")
+def test_a_kept_policy_acts_as_it_did_and_only_with_its_dataset(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, shards, dataset = trained
+    kept = policies.load(store.folder / shards[0].name)
+    state = kept.state(kept.policy(0).leaves)
+    obs = jnp.ones(1)
+    action = kept.algorithm.act(jax.random.key(0), kept.task, state, obs)
+    np.testing.assert_allclose(action, [0.5], atol=0.15)
+    other = dataclasses.replace(dataset, checksum="0123")
+    monkeypatch.setattr(catalogue, "load", lambda dataset_id, env, sampling: other)
+    with pytest.raises(UserError, match=f"has the checksum 0123, but the policy learned from {dataset.checksum}"):
+        policies.load(store.folder / shards[0].name)
+
+
+@pytest.mark.xdist_group("offline run")
+def test_a_shard_does_not_go_on_with_other_data(trained: Any, tmp_path: Path) -> None:
+    _, shards, dataset = trained
+    store = Store(tmp_path)
+    store.partial(shards[0]).mkdir()
+    store.write_layout(shards[0], {"width": 1, "devices": 1})
+    store.write_manifest(shards[0], {"dataset_checksum": "0123"})
+    with pytest.raises(UserError, match="has changed"):
+        local.run(shards[:1], store)
+    store.write_manifest(shards[0], {"dataset_checksum": dataset.checksum})
+    local.check_checksum(shards[0], store, Task(envs.make(ENV), dataset))
+
+
+# --- One copy ---------------------------------------------------------------------------------------------------------
+
+
+def test_runs_share_one_copy_of_the_dataset() -> None:
+    """What the compiler sets aside grows with the runs by their networks, and by no transition."""
+    dataset = probe_dataset(ENV)
+    large = dataclasses.replace(dataset, rows=np.tile(np.asarray(dataset.rows), (64, 1)))
+    spec = algorithms.get("td3_bc")
+    algorithm, hypers = spec.make(td3_bc.Config(batch_size=4, hidden_sizes=(4,))), spec.hypers()
+    device = jax.local_devices()[:1]
+
+    def peak(data: Any, runs: int) -> int:
+        task = Task(envs.make(ENV), data)
+        return batch.compile_programs(algorithm, task, hypers, runs, 1, device).memory.peak
+
+    rows = np.asarray(large.rows).nbytes - np.asarray(dataset.rows).nbytes
+    for runs in (1, 8):
+        grown = peak(large, runs) - peak(dataset, runs)
+        assert 0.99 * rows < grown < 1.01 * rows, (runs, grown, rows)
+
+
+def test_placed_once_it_stays_where_it_is() -> None:
+    task = batch.place(Task(envs.make(ENV), probe_dataset(ENV)), jax.local_devices()[:2])
+    again = batch.place(task, jax.local_devices()[:2])
+    pointers = [[s.data.unsafe_buffer_pointer() for s in t.dataset.rows.addressable_shards] for t in (task, again)]
+    assert pointers[0] == pointers[1] and len(set(pointers[0])) == 2
+
+
+def test_collect_and_run_have_their_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "td3_bc", "--env", "gymnax/Pendulum-v1"]) == 2
+    assert "--dataset" in capsys.readouterr().err
+    assert cli.main(["run", "sac", "--env", "gymnax/Pendulum-v1", "--dataset", "x"]) == 2
+    assert "unrecognized arguments: --dataset x" in capsys.readouterr().err
+    assert cli.main(["collect", "gymnax/Pendulum-v1", "--tiers", "best"]) == 2
+    assert "unknown tier 'best'" in capsys.readouterr().err
+    assert cli.main(["collect", "gymnax/Pendulum-v2"]) == 2
+    assert "did you mean 'gymnax/Pendulum-v1'" in capsys.readouterr().err
