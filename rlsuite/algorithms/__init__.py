@@ -6,6 +6,7 @@ import difflib
 
 from envs.core import Box, Env
 from rlsuite.algorithms import (
+    a2pr,
     bc,
     ddpg,
     dsac,
@@ -22,6 +23,15 @@ from rlsuite.algorithms import (
 from rlsuite.core import AlgorithmSpec, UserError
 
 REGISTRY: dict[str, AlgorithmSpec] = {
+    "a2pr": AlgorithmSpec(
+        a2pr.Config,
+        a2pr.Hypers,
+        a2pr.make,
+        a2pr.TRIAL,
+        action_spaces=(Box,),
+        offline=True,
+        presets=a2pr.PRESETS,
+    ),
     "bc": AlgorithmSpec(bc.Config, bc.Hypers, bc.make, bc.TRIAL, action_spaces=(Box,), offline=True),
     "ddpg": AlgorithmSpec(ddpg.Config, ddpg.Hypers, ddpg.make, ddpg.TRIAL, action_spaces=(Box,), fit=ddpg.fit),
     "dsac": AlgorithmSpec(dsac.Config, dsac.Hypers, dsac.make, dsac.TRIAL, action_spaces=(Box,), fit=dsac.fit),
