@@ -70,6 +70,8 @@ HYPERS = a2pr.Hypers(
     target_noise_clip=0.5,
 )
 TASK = Task(Toy())
+# These programs run a few times: compile them in half the time.
+QUICK_TO_COMPILE: Any = {"xla_backend_optimization_level": 0}
 
 
 class Batch(NamedTuple):
@@ -343,7 +345,7 @@ def learner(nets: Nets, dtype: Any) -> a2pr.State:
 # Losses and gradients.
 
 
-@jax.jit
+@functools.partial(jax.jit, compiler_options=QUICK_TO_COMPILE)
 def jax_losses(state: a2pr.State, batch: datasets.Batch, noises: Noises, hypers: a2pr.Hypers) -> Any:
     """All losses of the learner and their gradients, with both targets as the last entry."""
     nets = networks()
@@ -480,7 +482,8 @@ def test_the_log_standard_deviation_is_bounded_on_both_sides() -> None:
     encoder = nets.vae["encoder"]["params"]
     encoder["Dense_2"]["bias"][LATENT_DIM:] = [-99.0, -4.1, -3.9, 14.9, 15.1, 99.0]
     encoder["Dense_2"]["kernel"][:, LATENT_DIM:] = 0.0
-    _, log_std = a2pr.encode(networks(), cast(nets.vae, jnp.float32), *cast((batch.obs, batch.action), jnp.float32))
+    encode = jax.jit(functools.partial(a2pr.encode, networks()))
+    _, log_std = encode(cast(nets.vae, jnp.float32), *cast((batch.obs, batch.action), jnp.float32))
     np.testing.assert_allclose(log_std, np.tile([-4.0, -4.0, -3.9, 14.9, 15.0, 15.0], (BATCH, 1)), rtol=1e-6)
 
 
@@ -597,10 +600,13 @@ def test_whole_updates(name: str) -> None:
         task = Task(Toy(), cast(built, jnp.float64))  # so that nothing is computed in float32
         state = learner(nets, jnp.float64)
         hypers = cast(HYPERS, jnp.float64)
-        update = jax.jit(lambda key, state, clock: algorithm.update(key, task, state, hypers, clock))
+        update = jax.jit(
+            lambda key, state, clock: algorithm.update(key, task, state, hypers, clock),
+            compiler_options=QUICK_TO_COMPILE,
+        )
         trace = Trace(nets, case)
         for index in UPDATES:
-            before, key = trace.nets, jax.random.key(index)
+            key = jax.random.key(index)
             batch_key, *noise_keys = jax.random.split(key, 4)
             drawn = np.asarray(jax.random.randint(batch_key, (UPDATE_BATCH,), 0, ROWS))
             batch = Batch(*(column[drawn] for column in table(built, case.normalize_obs)))
@@ -610,7 +616,7 @@ def test_whole_updates(name: str) -> None:
             want_metrics = trace.update(batch, noises, index)
             state, metrics = update(key, state, Clock(jnp.int32(index), jnp.asarray(0.5)))
             got = Nets(*(getattr(state, field) for field in Nets._fields))
-            assert_moved(got, trace.nets, before, 1e-7)
+            assert_moved(got, trace.nets, nets, 1e-7)
             assert set(metrics) == set(want_metrics)
             for metric, want in want_metrics.items():
                 assert float(metrics[metric]) == pytest.approx(want, rel=1e-8), metric
