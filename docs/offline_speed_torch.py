@@ -1,6 +1,6 @@
 """Gradient steps per second of offline learners in one PyTorch process on the CPU: the other side of offline_speed.py.
 
-    python docs/offline_speed_torch.py '{"algorithm": "td3_bc", "rows": 100000, "batch_size": 256, ...}'
+    python docs/offline_speed_torch.py '{"algorithm": "td3_bc", "rows": 100000, "threads": 1, "batch_size": 256, ...}'
 
 Plain PyTorch, one run, as a researcher would write it: every step samples a batch from one tensor of transitions and
 learns from it. Needs torch, and SciPy for PRDC's k-d tree; neither JAX nor rlsuite. Prints a JSON object.
@@ -265,11 +265,10 @@ def rate(step: Step) -> float:
 def main() -> None:
     """One measurement."""
     job = json.loads(sys.argv[1])
+    torch.set_num_threads(job["threads"])
     torch.manual_seed(0)
     step = LEARNERS[job["algorithm"]](random_data(job["rows"]), job)
-    print(
-        json.dumps({"torch": torch.__version__, "threads": torch.get_num_threads(), "updates_per_second": rate(step)})
-    )
+    print(json.dumps({"torch": torch.__version__, "updates_per_second": rate(step)}))
 
 
 if __name__ == "__main__":
