@@ -8,9 +8,11 @@ from envs.core import Box, Env
 from rlsuite.algorithms import (
     a2pr,
     bc,
+    cql,
     ddpg,
     dsac,
     dsac_t,
+    edac,
     mdpo,
     mdpo_off_policy,
     ppo,
@@ -33,10 +35,16 @@ REGISTRY: dict[str, AlgorithmSpec] = {
         presets=a2pr.PRESETS,
     ),
     "bc": AlgorithmSpec(bc.Config, bc.Hypers, bc.make, bc.TRIAL, action_spaces=(Box,), offline=True),
+    "cql": AlgorithmSpec(
+        cql.Config, cql.Hypers, cql.make, cql.TRIAL, action_spaces=(Box,), offline=True, presets=cql.PRESETS
+    ),
     "ddpg": AlgorithmSpec(ddpg.Config, ddpg.Hypers, ddpg.make, ddpg.TRIAL, action_spaces=(Box,), fit=ddpg.fit),
     "dsac": AlgorithmSpec(dsac.Config, dsac.Hypers, dsac.make, dsac.TRIAL, action_spaces=(Box,), fit=dsac.fit),
     "dsac_t": AlgorithmSpec(
         dsac_t.Config, dsac_t.Hypers, dsac_t.make, dsac_t.TRIAL, action_spaces=(Box,), fit=dsac_t.fit
+    ),
+    "edac": AlgorithmSpec(
+        edac.Config, edac.Hypers, edac.make, edac.TRIAL, action_spaces=(Box,), offline=True, presets=edac.PRESETS
     ),
     "mdpo": AlgorithmSpec(mdpo.Config, mdpo.Hypers, mdpo.make, mdpo.TRIAL),
     "mdpo_off_policy": AlgorithmSpec(
