@@ -3,7 +3,7 @@ arXiv 2006.04779).
 
 Beside the Bellman error, each critic pays for the soft maximum of its values over all actions less its value of the
 dataset's action (eq. 4). The soft maximum is estimated from actions drawn uniformly, from the policy at s and from the
-policy at s', each divided by its density. The target holds no entropy. The Lagrange form (eq. 30) learns the weight of
+policy at s', each divided by its density. The target holds no entropy. The Lagrange form learns the weight of
 that term, so that the difference settles at a given gap. Sizes, rates, initialisation and order follow CORL: gradients
 of temperature, actor, critics and multiplier are all taken where the last update left off, then all are applied.
 
@@ -153,7 +153,8 @@ def draw(networks: Networks, actor: Params, obs: Array, noise: Array) -> tuple[A
     `[batch, obs_dim]`, `[..., batch, action_dim]` -> `[..., batch, action_dim]`, `[..., batch]`: several of each
     observation, if the noise has more axes.
     """
-    return squash(*networks.actor.apply(actor, obs), noise)
+    mean, log_std = networks.actor.apply(actor, obs)
+    return squash(mean, log_std, noise)
 
 
 def differences(

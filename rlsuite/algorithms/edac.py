@@ -124,7 +124,7 @@ def draw(networks: Networks, actor: Params, obs: Array, noise: Array) -> tuple[A
 
 
 def diversity_loss(critics: Params, networks: Networks, obs: Array, action: Array) -> Array:
-    """Sum over pairs i != j of the cosine of dQ_i/da and dQ_j/da, over N - 1, mean over the batch (eq. 5): `[]`."""
+    """Sum over pairs i != j of the cosine of dQ_i/da and dQ_j/da, over N - 1, mean over the batch: `[]`."""
 
     def total(params: Params, action: Array) -> Array:
         return jnp.sum(networks.critic.apply(params, jnp.concatenate([obs, action], axis=-1)))
