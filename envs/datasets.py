@@ -193,6 +193,11 @@ def build(
         raise DatasetError(
             f"dataset '{dataset_id}': {len(first)} episodes, but {len(records.episode_return)} returns of episodes"
         )
+    if not np.isfinite(records.episode_return).all():
+        bad = int(np.argmin(np.isfinite(records.episode_return)))
+        raise DatasetError(
+            f"dataset '{dataset_id}': the return of episode {bad} is not finite; remove that episode or record again"
+        )
     unit, next_unit = to_unit(records.action, space), to_unit(records.next_action, space)
     outside = np.abs(unit).max(axis=1) > 1.0 + 1e-4
     if outside.any():

@@ -1,9 +1,10 @@
 """BC: behaviour cloning, a deterministic policy fitted to the dataset's actions by least squares (Pomerleau 1991).
 
-Sizes and rates are those of the offline baselines of CORL. With `--sampling top=0.1` it is 10 % BC, the strongest
-simple baseline on mixed data.
+Sizes and rates are those of the offline baselines of CORL. With `--sampling top=0.1` it is 10 % BC.
 
-Deviations from CORL: none but that actions are in units of the action box, which on D4RL's tasks they are anyway.
+Deviations from CORL:
+- Actions are in units of the action box, as they are on D4RL's tasks anyway.
+- 10 % BC ranks trajectories by their undiscounted return, as Hong et al. 2023 do; CORL discounts by 0.99.
 """
 
 from __future__ import annotations

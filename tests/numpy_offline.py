@@ -1,0 +1,171 @@
+"""What the reference tests of offline learners share: a dataset, and what a learner sees of it, in NumPy and float64.
+
+Networks and Adam are those of `numpy_nets`. A learner sees actions in units of the action box, and observations in
+standard deviations of the dataset if it normalises them; both are computed here from the records once more.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy_nets import HIGH, LOW, FloatArray, Toy, Tree, backward, cast, exact, forward, mlp, normal
+
+from envs import datasets
+from envs.core import Box
+from envs.datasets import Dataset, Records
+from rlsuite.core import Task
+
+HIDDEN = (8, 7)
+OBS_DIM = ACTION_DIM = 3
+BATCH = 64
+HALF_WIDTH = (HIGH - LOW) / 2.0
+
+
+class Batch(NamedTuple):
+    """What a learner sees, `[batch, ...]`, with the fields of `datasets.Batch`."""
+
+    obs: FloatArray
+    action: FloatArray
+    """in [-1, 1]"""
+    reward: FloatArray
+    next_obs: FloatArray
+    next_action: FloatArray
+    terminated: Any
+    truncated: Any
+
+
+def random_batch(rng: np.random.Generator, size: int = BATCH) -> Batch:
+    """Transitions that belong to no environment; both flags are mixed."""
+    return Batch(
+        obs=normal(rng, size, OBS_DIM),
+        action=exact(rng.uniform(-1.0, 1.0, size=(size, ACTION_DIM))),
+        reward=normal(rng, size),
+        next_obs=normal(rng, size, OBS_DIM),
+        next_action=exact(rng.uniform(-1.0, 1.0, size=(size, ACTION_DIM))),
+        terminated=rng.random(size) < 0.4,
+        truncated=rng.random(size) < 0.4,
+    )
+
+
+# The dataset of the whole updates.
+
+LENGTHS = (7, 1, 12, 5, 9)
+"""steps of each episode"""
+ENDS = ("terminated", "terminated", "truncated", "truncated", "terminated")
+
+
+@functools.cache
+def records() -> Records:
+    """Episodes in the box of `numpy_nets.Toy`, whose observations have neither mean 0 nor standard deviation 1."""
+    rng = np.random.default_rng(3)
+    n, episode = sum(LENGTHS), np.arange(len(LENGTHS)).repeat(LENGTHS)
+    last = np.append(np.diff(episode) > 0, True)
+    action = exact(rng.uniform(LOW, HIGH, size=(n, ACTION_DIM)))
+    reward = normal(rng, n)
+    obs, next_obs = (exact([1.0, -2.0, 0.5] + np.array([0.5, 3.0, 1.5]) * rng.normal(size=(n, 3))) for _ in range(2))
+    follows = np.append(np.arange(1, n), 0)
+    return Records(
+        obs=obs,
+        action=action,
+        reward=reward,
+        next_obs=np.where(last[:, None], next_obs, obs[follows]),
+        next_action=np.where(last[:, None], action, action[follows]),
+        terminated=last & (np.array(ENDS)[episode] == "terminated"),
+        truncated=last & (np.array(ENDS)[episode] == "truncated"),
+        episode=episode,
+        episode_return=np.bincount(episode, weights=reward),
+    )
+
+
+def dataset() -> Dataset:
+    """The records as learners are given them."""
+    return datasets.build("toy", records(), Box(tuple(LOW.tolist()), tuple(HIGH.tolist())), source="a test")
+
+
+def task() -> Task:
+    """With the numbers of the dataset in float64, only inside `jax.enable_x64(True)`; while tracing, too."""
+    with jax.ensure_compile_time_eval():
+        return Task(Toy(), cast(dataset(), jnp.float64))
+
+
+def unit(action: FloatArray) -> FloatArray:
+    """In half widths from the centre of the box, which a dataset holds in float32."""
+    return exact((action - (LOW + HIGH) / 2.0) / HALF_WIDTH)
+
+
+def shown(obs: FloatArray, normalize: bool) -> FloatArray:
+    """An observation as the networks are given it."""
+    if not normalize:
+        return obs
+    mean = np.mean(records().obs, axis=0)
+    deviation = np.sqrt(np.mean((records().obs - mean) ** 2, axis=0))
+    return (obs - exact(mean)) / (exact(deviation) + 1e-3)
+
+
+def drawn(index: Any, normalize: bool) -> Batch:
+    """The rows of this index, as a learner sees them."""
+    r = records()
+    return Batch(
+        obs=shown(r.obs[index], normalize),
+        action=unit(r.action[index]),
+        reward=r.reward[index],
+        next_obs=shown(r.next_obs[index], normalize),
+        next_action=unit(r.next_action[index]),
+        terminated=r.terminated[index],
+        truncated=r.truncated[index],
+    )
+
+
+def rows_of(batch_key: jax.Array, size: int) -> Any:
+    """Which rows a learner draws with this key: random numbers are the only thing that it shares with a reference."""
+    return np.asarray(jax.random.randint(batch_key, (size,), 0, sum(LENGTHS)))
+
+
+def in_box(action: FloatArray) -> FloatArray:
+    """An action in units, clipped, in those of the environment."""
+    return (LOW + HIGH) / 2.0 + HALF_WIDTH * np.minimum(np.maximum(action, -1.0), 1.0)
+
+
+# Networks.
+
+
+def twins(rng: np.random.Generator) -> Tree:
+    """Two critics, stacked on a leading axis."""
+    both = [mlp(rng, OBS_DIM + ACTION_DIM, *HIDDEN, 1) for _ in range(2)]
+    somewhere = np.concatenate([rng.normal(size=(99, OBS_DIM)), rng.uniform(-1.0, 1.0, (99, ACTION_DIM))], axis=1)
+    for net in both:
+        # Around 1 on average, so that each is the smaller one somewhere, and no mean of them is near 0.
+        net["Dense_2"]["bias"] += exact(1.0 - np.mean(forward(net, somewhere, "relu")[0]))
+    return {"params": jax.tree.map(lambda *of_each: exact(np.stack(of_each)), *both)}
+
+
+def critic(critics: Tree, i: int) -> Tree:
+    """One of the two."""
+    return jax.tree.map(lambda x: x[i], critics["params"])
+
+
+def q_values(critics: Tree, obs: FloatArray, action: FloatArray) -> FloatArray:
+    """`[2, batch]`"""
+    inputs = np.concatenate([obs, action], axis=1)
+    return np.stack([forward(critic(critics, i), inputs, "relu")[0][:, 0] for i in range(2)])
+
+
+def squared_errors(critics: Tree, batch: Batch, target: FloatArray) -> tuple[float, Tree]:
+    """Sum over both critics of the mean squared error to a constant target `[batch]`, and its gradient."""
+    n, loss, grads = len(target), 0.0, []
+    for i in range(2):
+        net = critic(critics, i)
+        q, inputs = forward(net, np.concatenate([batch.obs, batch.action], axis=1), "relu")
+        error = q[:, 0] - target
+        loss += np.mean(error**2)
+        grads.append(backward(net, inputs, 2.0 * error[:, None] / n, "relu")[0])
+    return loss, {"params": jax.tree.map(lambda *of_each: np.stack(of_each), *grads)}
+
+
+def moved(old: Tree, new: Tree, tau: float) -> Tree:
+    """Targets that follow their networks."""
+    return jax.tree.map(lambda x, y: (1.0 - tau) * x + tau * y, old, new)
