@@ -41,6 +41,16 @@ def indices(key: Array, dataset: Dataset, shape: tuple[int, ...]) -> Array:
     return jnp.where(kept, row, dataset.alias[row])
 
 
+def reward_scale(task: Task) -> Array:
+    """1000 over the range of the dataset's episode returns, by which CORL multiplies rewards if it normalises them: `[]`.
+
+    1 where all returns are equal.
+    """
+    returns = jnp.asarray(dataset_of(task).episode_return)
+    spread = jnp.max(returns) - jnp.min(returns)
+    return jnp.where(spread > 0.0, 1000.0 / jnp.where(spread > 0.0, spread, 1.0), 1.0)
+
+
 def observe(task: Task, obs: Array, normalize_obs: bool) -> Array:
     """What the policy is shown of an observation of the environment: `[..., obs_dim]`."""
     return dataset_of(task).normalize(obs) if normalize_obs else obs

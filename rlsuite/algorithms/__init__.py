@@ -13,6 +13,7 @@ from rlsuite.algorithms import (
     dsac,
     dsac_t,
     edac,
+    iql,
     mdpo,
     mdpo_off_policy,
     ppo,
@@ -45,6 +46,8 @@ REGISTRY: dict[str, AlgorithmSpec] = {
     ),
     "edac": AlgorithmSpec(
         edac.Config, edac.Hypers, edac.make, edac.TRIAL, action_spaces=(Box,), offline=True, presets=edac.PRESETS
+    "iql": AlgorithmSpec(
+        iql.Config, iql.Hypers, iql.make, iql.TRIAL, action_spaces=(Box,), presets=iql.PRESETS, offline=True
     ),
     "mdpo": AlgorithmSpec(mdpo.Config, mdpo.Hypers, mdpo.make, mdpo.TRIAL),
     "mdpo_off_policy": AlgorithmSpec(
