@@ -7,6 +7,7 @@ import difflib
 from envs.core import Box, Env
 from rlsuite.algorithms import (
     a2pr,
+    awac,
     bc,
     cql,
     ddpg,
@@ -34,6 +35,8 @@ REGISTRY: dict[str, AlgorithmSpec] = {
         action_spaces=(Box,),
         offline=True,
         presets=a2pr.PRESETS,
+    "awac": AlgorithmSpec(
+        awac.Config, awac.Hypers, awac.make, awac.TRIAL, action_spaces=(Box,), presets=awac.PRESETS, offline=True
     ),
     "bc": AlgorithmSpec(bc.Config, bc.Hypers, bc.make, bc.TRIAL, action_spaces=(Box,), offline=True),
     "cql": AlgorithmSpec(

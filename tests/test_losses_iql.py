@@ -1,0 +1,399 @@
+"""IQL against an independent reference in NumPy and float64: losses, their whole gradients, whole updates.
+
+The reference is written from the paper (Kostrikov et al. 2021, arXiv 2110.06169) and the details listed in
+`rlsuite/algorithms/iql.py`, with every derivative by hand. A central difference of the reference's own losses guards
+those derivatives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from numpy_nets import (
+    Adam,
+    FloatArray,
+    Tree,
+    assert_close,
+    assert_moved,
+    backward,
+    cast,
+    dot,
+    exact,
+    forward,
+    mlp,
+    slope,
+)
+from numpy_offline import (
+    ACTION_DIM,
+    BATCH,
+    HIDDEN,
+    OBS_DIM,
+    Batch,
+    dataset,
+    drawn,
+    in_box,
+    moved,
+    q_values,
+    random_batch,
+    records,
+    rows_of,
+    shown,
+    squared_errors,
+    task,
+    twins,
+)
+
+from envs import datasets
+from envs.core import Box
+from rlsuite import offline
+from rlsuite.algorithms import iql, td3_bc
+from rlsuite.core import AlgorithmSpec, Clock, Task, UserError
+from rlsuite.networks import MLP
+
+HYPERS = iql.Hypers(
+    actor_learning_rate=0.003,
+    critic_learning_rate=0.005,
+    value_learning_rate=0.004,
+    discount=0.93,
+    tau=0.1,
+    expectile=0.8,
+    beta=2.0,
+    max_weight=6.0,
+    reward_shift=-0.4,
+)
+
+
+class Nets(NamedTuple):
+    """What gradient steps change."""
+
+    actor: iql.Actor
+    critics: Tree
+    """both critics, stacked on a leading axis"""
+    target_critics: Tree
+    value: Tree
+
+
+def v(value: Tree, obs: FloatArray) -> FloatArray:
+    """`[batch]`"""
+    return forward(value["params"], obs, "relu")[0][:, 0]
+
+
+def advantages(nets: Nets, batch: Batch) -> FloatArray:
+    """The smaller target critic at the dataset's action, less V: `[batch]`."""
+    return np.min(q_values(nets.target_critics, batch.obs, batch.action), axis=0) - v(nets.value, batch.obs)
+
+
+def value_reference(value: Tree, q: FloatArray, batch: Batch, expectile: float) -> tuple[float, Tree]:
+    """V's loss for constant q `[batch]`, and its gradient."""
+    out, inputs = forward(value["params"], batch.obs, "relu")
+    u = q - out[:, 0]
+    asymmetry = np.where(u < 0.0, 1.0 - expectile, expectile)
+    d_out = -2.0 * asymmetry * u / len(u)
+    return float(np.mean(asymmetry * u**2)), {"params": backward(value["params"], inputs, d_out[:, None], "relu")[0]}
+
+
+def critic_reference(nets: Nets, batch: Batch, discount: float) -> tuple[float, Tree]:
+    """The critics' loss, averaged over the two, and its gradient. Only `terminated` cuts the bootstrap."""
+    target = batch.reward + discount * (1.0 - batch.terminated) * v(nets.value, batch.next_obs)
+    loss, grads = squared_errors(nets.critics, batch, target)
+    return loss / 2.0, jax.tree.map(lambda g: g / 2.0, grads)
+
+
+def actor_reference(
+    actor: iql.Actor, advantage: FloatArray, batch: Batch, hypers: iql.Hypers, deterministic: bool
+) -> tuple[float, iql.Actor]:
+    """The policy's loss for constant advantages `[batch]`, and its gradient."""
+    n = len(advantage)
+    weight = np.minimum(np.exp(hypers.beta * advantage), hypers.max_weight)[:, None]
+    out, inputs = forward(actor.net["params"], batch.obs, "relu")
+    mean = np.tanh(out)
+    away = mean - batch.action
+    if deterministic:
+        loss, d_mean, d_log_std = np.sum(weight * away**2) / n, 2.0 * weight * away / n, np.zeros(ACTION_DIM)
+    else:
+        log_std = np.minimum(np.maximum(actor.log_std, -20.0), 2.0)
+        variance = np.exp(2.0 * log_std)
+        surprise = 0.5 * away**2 / variance + log_std + 0.5 * math.log(2.0 * math.pi)
+        loss, d_mean = np.sum(weight * surprise) / n, weight * away / variance / n
+        # Beyond its bounds the log standard deviation does not count, and so has no gradient.
+        inside = (actor.log_std > -20.0) & (actor.log_std < 2.0)
+        d_log_std = inside * np.sum(weight * (1.0 - away**2 / variance), axis=0) / n
+    net = backward(actor.net["params"], inputs, d_mean * (1.0 - mean**2), "relu")[0]
+    return float(loss), iql.Actor({"params": net}, d_log_std)
+
+
+def random_nets(rng: np.random.Generator) -> Nets:
+    # The last dimension's log standard deviation is beyond its bound.
+    actor = iql.Actor({"params": mlp(rng, OBS_DIM, *HIDDEN, ACTION_DIM)}, exact(np.array([-0.4, 0.3, 2.5])))
+    value = mlp(rng, OBS_DIM, *HIDDEN, 1)
+    value["Dense_2"]["bias"] += 0.5  # near the critics, so that advantages of both signs occur
+    return Nets(actor, twins(rng), twins(rng), {"params": value})
+
+
+def problem(seed: int) -> tuple[Nets, Batch]:
+    rng = np.random.default_rng(seed)
+    return random_nets(rng), random_batch(rng)
+
+
+NETWORKS = td3_bc.Networks(MLP((*HIDDEN, ACTION_DIM)), MLP((*HIDDEN, 1)))
+
+
+@jax.jit
+def jax_losses(nets: Nets, batch: datasets.Batch, hypers: iql.Hypers) -> Any:
+    """Every loss and its gradient, with the gradient by what should be constant beside it, and the advantage."""
+    q = jnp.min(td3_bc.q_values(NETWORKS, nets.target_critics, batch.obs, batch.action), axis=0)
+    (of_value, advantage), value_grads = jax.value_and_grad(iql.value_loss, (0, 2), has_aux=True)(
+        nets.value, NETWORKS, q, batch, hypers
+    )
+    next_value = iql.state_value(NETWORKS, nets.value, batch.next_obs)
+    (of_critics, metrics), critic_grads = jax.value_and_grad(iql.critic_loss, (0, 2), has_aux=True)(
+        nets.critics, NETWORKS, next_value, batch, hypers
+    )
+    of_actor = [
+        jax.value_and_grad(iql.actor_loss, (0, 2))(nets.actor, NETWORKS, advantage, batch, hypers, deterministic)
+        for deterministic in (False, True)
+    ]
+    return advantage, (of_value, value_grads), (of_critics, critic_grads), of_actor, metrics
+
+
+def compare(seed: int, dtype: Any, tolerance: float) -> None:
+    """All losses and gradients of the learner, computed in `dtype`, against the reference."""
+    nets, batch = problem(seed)
+    advantage, nothing = advantages(nets, batch), np.zeros(BATCH)
+    q = advantage + v(nets.value, batch.obs)
+
+    def with_nothing(loss_and_grads: tuple[float, Tree]) -> tuple[float, tuple[Tree, FloatArray]]:
+        return loss_and_grads[0], (loss_and_grads[1], nothing)
+
+    of_critics = critic_reference(nets, batch, HYPERS.discount)
+    want = (
+        advantage,
+        with_nothing(value_reference(nets.value, q, batch, HYPERS.expectile)),
+        with_nothing(of_critics),
+        [with_nothing(actor_reference(nets.actor, advantage, batch, HYPERS, kind)) for kind in (False, True)],
+        {"critic_loss": of_critics[0], "q": np.mean(q_values(nets.critics, batch.obs, batch.action))},
+    )
+    with jax.default_matmul_precision("highest"):
+        got = jax_losses(cast(nets, dtype), datasets.Batch(*cast(tuple(batch), dtype)), cast(HYPERS, dtype))
+    assert_close(got, want, tolerance, dtype)
+
+
+def test_losses_and_gradients_in_float64() -> None:
+    with jax.enable_x64(True):
+        for seed in range(5):
+            compare(seed, jnp.float64, 1e-12)
+
+
+def test_losses_and_gradients_in_float32() -> None:
+    for seed in range(5):
+        compare(seed, jnp.float32, 1e-5)
+
+
+def test_the_samples_reach_every_branch() -> None:
+    reached: dict[str, int] = {}
+    for seed in range(5):
+        nets, batch = problem(seed)
+        u = advantages(nets, batch)
+        q_1, q_2 = q_values(nets.target_critics, batch.obs, batch.action)
+        cases = {
+            "advantage positive": u > 0.0,
+            "advantage negative": u < 0.0,
+            "weight at its bound": np.exp(HYPERS.beta * u) > HYPERS.max_weight,
+            "weight between 1 and its bound": (u > 0.0) & (np.exp(HYPERS.beta * u) < HYPERS.max_weight),
+            "first target smaller": q_1 < q_2,
+            "second target smaller": q_2 < q_1,
+            "terminated only": batch.terminated & ~batch.truncated,
+            "truncated only": batch.truncated & ~batch.terminated,
+            "terminated and truncated": batch.terminated & batch.truncated,
+            "neither": ~batch.terminated & ~batch.truncated,
+        }
+        for name, hits in cases.items():
+            reached[name] = reached.get(name, 0) + int(np.sum(hits))
+    assert min(reached.values()) >= 20, reached
+
+
+def test_the_reference_has_the_gradient_of_its_own_losses() -> None:
+    nets, batch = problem(7)
+    rng = np.random.default_rng(8)
+    advantage = advantages(nets, batch)
+    q = advantage + v(nets.value, batch.obs)
+    losses: list[tuple[Any, Tree]] = [
+        (lambda tree: value_reference(tree, q, batch, 0.8), nets.value),
+        (lambda tree: critic_reference(nets._replace(critics=tree), batch, 0.93), nets.critics),
+        *(
+            (functools.partial(actor_reference, advantage=advantage, batch=batch, hypers=HYPERS, deterministic=kind), x)
+            for kind, x in ((False, nets.actor), (True, nets.actor))
+        ),
+    ]
+    for reference, tree in losses:
+        for _ in range(5):
+            direction = jax.tree.map(lambda x: rng.normal(size=x.shape), tree)
+            numeric = slope(lambda moved, reference=reference: reference(moved)[0], tree, direction, step=1e-7)
+            assert numeric == pytest.approx(dot(reference(tree)[1], direction), rel=1e-6)
+
+
+def test_the_expectile_of_constant_values_is_that_of_the_textbook() -> None:
+    """The minimum of V's loss over one number m solves sum |expectile - [q < m]| (q - m) = 0 (Newey & Powell 1987)."""
+    q = np.random.default_rng(0).normal(size=50)
+    batch = random_batch(np.random.default_rng(1), 50)
+    net = jax.tree.map(np.zeros_like, mlp(np.random.default_rng(2), OBS_DIM, *HIDDEN, 1))
+    for expectile in (0.3, 0.5, 0.9):
+        low, high = float(np.min(q)), float(np.max(q))
+        for _ in range(60):
+            m = (low + high) / 2.0
+            pull = np.sum(np.where(q < m, 1.0 - expectile, expectile) * (q - m))
+            low, high = (m, high) if pull > 0.0 else (low, m)
+        net["Dense_2"]["bias"][:] = m
+        grads = value_reference({"params": net}, q, batch, expectile)[1]
+        assert abs(grads["params"]["Dense_2"]["bias"][0]) < 1e-12
+    assert math.isclose(float(np.mean(q)), 0.0, abs_tol=0.5) and m > np.mean(q)
+
+
+# Whole updates, with everything that surrounds the losses.
+
+UPDATE_BATCH = 16
+PROGRESS = 0.3
+CONFIGS = {
+    "gaussian": iql.Config(batch_size=UPDATE_BATCH, hidden_sizes=HIDDEN),
+    "deterministic, rewards normalised, observations not": iql.Config(
+        batch_size=UPDATE_BATCH,
+        hidden_sizes=HIDDEN,
+        deterministic=True,
+        normalize_obs=False,
+        normalize_reward=True,
+    ),
+}
+SOMEWHERE = np.array([1.5, -4.0, 2.0])
+"""an observation of the environment"""
+
+
+@functools.cache
+def programs(name: str) -> tuple[Any, Any]:
+    """jit of the update and of (act, value)."""
+    algorithm = iql.make(CONFIGS[name])
+    update = jax.jit(lambda key, state, clock: algorithm.update(key, task(), state, cast(HYPERS, jnp.float64), clock))
+
+    def judge(state: Any, obs: Any) -> Any:
+        return tuple(f(jax.random.key(0), task(), state, obs) for f in (algorithm.act, algorithm.value))
+
+    return update, jax.jit(judge)
+
+
+def scale_of(config: iql.Config) -> float:
+    """What rewards are multiplied by."""
+    returns = exact(records().episode_return)
+    return 1000.0 / float(np.max(returns) - np.min(returns)) if config.normalize_reward else 1.0
+
+
+def state_of(nets: Nets) -> iql.State:
+    """The learner's state with these networks and fresh optimisers."""
+    params = Nets(*(cast(part, jnp.float64) for part in nets))
+    init = optax.adam(0.0).init
+    return iql.State(*params, init(params.actor), init(params.critics), init(params.value))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_whole_updates(name: str) -> None:
+    config = CONFIGS[name]
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        update, judge = programs(name)
+        nets = start = random_nets(np.random.default_rng(0))
+        state = state_of(nets)
+        chex.assert_trees_all_equal_structs(
+            jax.eval_shape(iql.make(config).init, jax.random.key(0), task(), HYPERS), state
+        )
+        actor_adam, critic_adam, value_adam = Adam(nets.actor), Adam(nets.critics), Adam(nets.value)
+        ends = set()
+        for done in range(3):
+            key = jax.random.key(done)
+            index = rows_of(key, UPDATE_BATCH)
+            ends |= {(bool(records().terminated[i]), bool(records().truncated[i])) for i in index}
+            batch = drawn(index, config.normalize_obs)
+            batch = batch._replace(reward=scale_of(config) * batch.reward + HYPERS.reward_shift)
+            progress = done * PROGRESS
+            state, metrics = update(key, state, Clock(jnp.int32(done), jnp.asarray(progress)))
+
+            # Everything is of the networks as they were before the step; the targets follow the critics after it.
+            u = advantages(nets, batch)
+            of_value, value_grads = value_reference(nets.value, u + v(nets.value, batch.obs), batch, HYPERS.expectile)
+            of_critics, critic_grads = critic_reference(nets, batch, HYPERS.discount)
+            of_actor, actor_grads = actor_reference(nets.actor, u, batch, HYPERS, config.deterministic)
+            want = {
+                "value_loss": of_value,
+                "critic_loss": of_critics,
+                "actor_loss": of_actor,
+                "advantage": np.mean(u),
+                "q": np.mean(q_values(nets.critics, batch.obs, batch.action)),
+            }
+            assert set(metrics) == set(want)
+            for metric, number in want.items():
+                assert float(metrics[metric]) == pytest.approx(float(number), rel=1e-9), metric
+            critics = critic_adam.step(nets.critics, critic_grads, HYPERS.critic_learning_rate)
+            annealed = HYPERS.actor_learning_rate * (1.0 + math.cos(math.pi * progress)) / 2.0
+            nets = Nets(
+                actor_adam.step(nets.actor, actor_grads, annealed),
+                critics,
+                moved(nets.target_critics, critics, HYPERS.tau),
+                value_adam.step(nets.value, value_grads, HYPERS.value_learning_rate),
+            )
+        act, value = judge(state, jnp.asarray(SOMEWHERE))
+    assert ends >= {(False, False), (True, False), (False, True)}
+    assert_moved(Nets(*state[:4]), nets, start, 1e-8)
+    # Evaluation plays the mean, and values it by the smaller critic, in the units of the recorded rewards.
+    obs = shown(SOMEWHERE[None], config.normalize_obs)
+    best = np.tanh(forward(nets.actor.net["params"], obs, "relu")[0])
+    np.testing.assert_allclose(act, in_box(best)[0], rtol=1e-8)
+    smaller = float(np.min(q_values(nets.critics, obs, best)))
+    assert float(value) == pytest.approx(smaller / scale_of(config), rel=1e-8)
+
+
+# Around the updates.
+
+
+def test_starts_with_critics_that_differ_and_with_targets_that_do_not() -> None:
+    algorithm = iql.make(CONFIGS["gaussian"])
+    state = jax.jit(lambda key: algorithm.init(key, task(), HYPERS))(jax.random.key(0))
+    for leaf in jax.tree.leaves(state.critics):
+        assert leaf.shape[0] == 2 and not np.any(leaf[0] == leaf[1])
+    chex.assert_trees_all_equal(state.critics, state.target_critics)
+    np.testing.assert_array_equal(state.actor.log_std, np.zeros(ACTION_DIM))
+    # V has no part in common with a critic.
+    last = [tree["params"]["Dense_2"]["kernel"] for tree in (state.value, state.critics)]
+    assert not np.any(last[0] == last[1][0]) and not np.any(last[0] == last[1][1])
+
+
+def test_rewards_of_equal_returns_are_left_as_they_are() -> None:
+    equal = records()._replace(episode_return=np.full(5, 2.0))
+    space = Box((-2.0, 0.5, -1.0), (1.0, 2.0, 3.0))
+    task_of_equal = Task(task().env, datasets.build("toy", equal, space, source="a test"))
+    assert float(offline.reward_scale(task_of_equal)) == 1.0
+    assert float(offline.reward_scale(Task(task().env, dataset()))) == pytest.approx(
+        1000.0 / (np.max(records().episode_return) - np.min(records().episode_return)), rel=1e-5
+    )
+
+
+def test_settings_are_those_of_corl() -> None:
+    assert iql.Config() == iql.Config(256, (256, 256), False, True, False)
+    assert iql.Hypers() == (3e-4, 3e-4, 3e-4, 0.99, 0.005, 0.7, 3.0, 100.0, 0.0)
+    spec = AlgorithmSpec(iql.Config, iql.Hypers, iql.make, iql.TRIAL, presets=iql.PRESETS, offline=True)
+    of_hopper = dataclasses.replace(iql.Config(), deterministic=True, normalize_reward=True)
+    for dataset_id in ("mujoco/hopper/medium-v0", "hopper_medium-v2.hdf5", "hopper_medium_replay-v2.hdf5"):
+        assert spec.preset("", dataset_id)[:2] == (of_hopper, iql.Hypers(tau=0.001))
+    assert spec.preset("", "hopper_medium_expert-v2.hdf5")[:2] == (iql.Config(), iql.Hypers(expectile=0.5, beta=6.0))
+    antmaze = iql.Hypers(expectile=0.9, beta=10.0, reward_shift=-1.0)
+    assert spec.preset("", "D4RL/antmaze/large-diverse-v1")[:2] == (iql.Config(), antmaze)
+    assert spec.preset("", "walker2d_medium-v2.hdf5") == (iql.Config(), iql.Hypers(), "defaults")
+
+
+def test_what_cannot_work_is_refused_by_name() -> None:
+    with pytest.raises(UserError, match=r"^batch_size=0 must be at least 1"):
+        iql.make(iql.Config(batch_size=0))
