@@ -42,7 +42,7 @@ def indices(key: Array, dataset: Dataset, shape: tuple[int, ...]) -> Array:
 
 
 def reward_scale(task: Task) -> Array:
-    """1000 over the range of the dataset's episode returns, by which CORL multiplies rewards if it normalises them: `[]`.
+    """1000 over the range of the dataset's episode returns: `[]`. CORL multiplies rewards by it to normalise them.
 
     1 where all returns are equal.
     """
