@@ -35,6 +35,7 @@ REGISTRY: dict[str, AlgorithmSpec] = {
         action_spaces=(Box,),
         offline=True,
         presets=a2pr.PRESETS,
+    ),
     "awac": AlgorithmSpec(
         awac.Config, awac.Hypers, awac.make, awac.TRIAL, action_spaces=(Box,), presets=awac.PRESETS, offline=True
     ),
@@ -49,6 +50,7 @@ REGISTRY: dict[str, AlgorithmSpec] = {
     ),
     "edac": AlgorithmSpec(
         edac.Config, edac.Hypers, edac.make, edac.TRIAL, action_spaces=(Box,), offline=True, presets=edac.PRESETS
+    ),
     "iql": AlgorithmSpec(
         iql.Config, iql.Hypers, iql.make, iql.TRIAL, action_spaces=(Box,), presets=iql.PRESETS, offline=True
     ),
