@@ -17,11 +17,12 @@ PACKAGES := analysis envs experiments rlsuite
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup sweep report test learning exhaustive soak lint bench clean
+.PHONY: help setup sweep datasets report test learning exhaustive soak lint bench clean
 
 help:
 	@echo 'make setup      create the virtual environment (every target below does so by itself)'
 	@echo 'make sweep      train and compare; SWEEP=$(SWEEP) by default'
+	@echo 'make datasets   train agents and record the datasets of experiments/offline.py'
 	@echo 'make report     statistics and figure of RESULTS=$(RESULTS)'
 	@echo 'make test       the tests; PYTEST_ARGS="-k ppo" to choose'
 	@echo 'make learning   the slow tests: train to known scores'
@@ -51,6 +52,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 sweep: $(INSTALLED)
 	@echo 'sweeping $(SWEEP) ...'
 	@$(BIN)/rlsuite sweep '$(SWEEP)'
+
+datasets: $(INSTALLED)
+	@echo 'making datasets ...'
+	@for environment in gymnax/Pendulum-v1 brax/hopper/spring; do $(BIN)/rlsuite collect $$environment || exit; done
 
 report: $(INSTALLED)
 	@echo 'reporting on $(RESULTS) ...'

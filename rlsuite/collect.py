@@ -61,8 +61,13 @@ RECIPES: Mapping[str, Recipe] = {
         "ppo", PPO, ppo.Hypers(learning_rate=1e-3, discount=0.997, gae_lambda=0.97), steps=120_000, transitions=20_000
     ),
     "brax/hopper/spring": Recipe(
-        "ppo", PPO, ppo.Hypers(learning_rate=1e-3, discount=0.999, gae_lambda=0.99), steps=320_000, transitions=40_000
+        "ppo", PPO, ppo.Hypers(learning_rate=1e-3, discount=0.999, gae_lambda=0.99), steps=320_000, transitions=30_000
     ),
+    # For a GPU.
+    **{
+        f"mujoco/{task}-v5": Recipe("sac", sac.Config(), sac.Hypers(), steps=1_000_000, transitions=1_000_000)
+        for task in ("Hopper", "HalfCheetah", "Walker2d")
+    },
 }
 """Environments whose datasets are made when they are first asked for."""
 

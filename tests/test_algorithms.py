@@ -132,8 +132,13 @@ def setup(name: str, runs: int) -> Setup:
     return Setup(algorithm, compiled.programs, compiled.programs.runs(range(runs), hypers))
 
 
+IN_MAKE_LEARNING = frozenset(name for name in NAMES if algorithms.get(name).offline) - {"bc", "td3_bc"}
+"""Their batch tests compile for long, and most of what these see is in the two others too."""
+
+
 def group(name: str) -> Any:
-    return pytest.param(name, marks=pytest.mark.xdist_group(f"{name} batch"))
+    marks = [pytest.mark.xdist_group(f"{name} batch"), *([pytest.mark.slow] if name in IN_MAKE_LEARNING else [])]
+    return pytest.param(name, marks=marks)
 
 
 by_name = pytest.mark.parametrize("name", [group(name) for name in NAMES])

@@ -1,0 +1,111 @@
+"""Offline learners: BC, TD3+BC, IQL, AWAC, CQL, ReBRAC, EDAC, SAC-N, PRDC, A2PR, and CDSA-style correction of two.
+
+`EXPERIMENT` is for two cores: two physics tasks, three datasets of each, 32 seeds, small networks and a few thousand
+gradient steps. `WEIGHTING` compares how transitions are drawn from data that are nearly all bad. Their datasets are
+made when they are first asked for, by `rlsuite collect`'s recipes. All learners share sizes, rates and the discount;
+what else a method has is as published for D4RL, and nobody was tuned here: this compares methods at common settings,
+not each at its best.
+
+`FULL` is for a GPU: `rlsuite sweep experiments/offline.py:FULL` takes a million gradient steps on datasets of three of
+Gymnasium's tasks, a million transitions each, everyone with the settings of its own paper or code.
+"""
+
+from typing import Any
+
+from rlsuite.algorithms import a2pr, awac, bc, cql, edac, iql, td3_bc
+from rlsuite.sweep import Cell, Experiment
+
+STEPS = 4000
+SIZES: dict[str, Any] = {"batch_size": 64, "hidden_sizes": (64, 64)}
+RATES: dict[str, Any] = {"actor_learning_rate": 1e-3, "critic_learning_rate": 1e-3, "discount": 0.99, "tau": 0.01}
+
+LEARNERS: dict[str, tuple[str, Any, Any]] = {
+    "bc": ("bc", bc.Config(**SIZES), bc.Hypers(learning_rate=1e-3)),
+    "td3_bc": ("td3_bc", td3_bc.Config(**SIZES), td3_bc.Hypers(**RATES)),
+    "iql": ("iql", iql.Config(**SIZES), iql.Hypers(**RATES, value_learning_rate=1e-3)),
+    "awac": ("awac", awac.Config(**SIZES), awac.Hypers(**RATES)),
+    "cql": (
+        "cql",
+        cql.Config(batch_size=64, actor_hidden_sizes=(64, 64), critic_hidden_sizes=(64, 64)),
+        cql.Hypers(**RATES, alpha_learning_rate=1e-3),
+    ),
+    "edac": ("edac", edac.Config(**SIZES), edac.Hypers(**RATES, alpha_learning_rate=1e-3)),
+    "sac_n": ("edac", edac.Config(**SIZES, diversity=False), edac.Hypers(**RATES, alpha_learning_rate=1e-3)),
+    "a2pr": (
+        "a2pr",
+        a2pr.Config(**SIZES, critic_hidden_sizes=(64, 64), value_hidden_sizes=(64, 64), vae_hidden_sizes=(64, 64)),
+        a2pr.Hypers(**RATES, value_learning_rate=1e-3),
+    ),
+}
+"""label -> (algorithm, Config, Hypers)"""
+
+ENVIRONMENTS = ("gymnax/Pendulum-v1", "brax/hopper/spring")
+TIERS = ("medium", "medium-replay", "medium-expert")
+
+
+def cell(label: str, environment: str, tier: str, sampling: str = "uniform", suffix: str = "") -> Cell:
+    """One learner of `LEARNERS` on one dataset at 32 seeds."""
+    algorithm, config, hypers = LEARNERS[label]
+    return Cell(
+        algorithm,
+        environment,
+        steps=STEPS,
+        seeds=32,
+        config=config,
+        hypers=hypers,
+        evaluations=5,
+        eval_episodes=8,
+        label=label + suffix,
+        dataset=f"{environment}/{tier}",
+        sampling=sampling,
+    )
+
+
+EXPERIMENT = Experiment(
+    name="offline",
+    description="offline learners on six datasets of two physics tasks, 32 seeds each",
+    cells=tuple(
+        each
+        for environment in ENVIRONMENTS
+        for tier in TIERS
+        for each in (
+            *(cell(label, environment, tier) for label in LEARNERS),
+            cell("bc", environment, tier, "top=0.1", " top 10"),
+        )
+    ),
+)
+
+WEIGHTING = Experiment(
+    name="offline_weighting",
+    description="how transitions are drawn where 5 % of them are an expert's and the others random, 32 seeds each",
+    cells=tuple(
+        cell(label, environment, "random-expert-5", sampling, suffix)
+        for environment in ENVIRONMENTS
+        for label in ("bc", "td3_bc", "iql")
+        for sampling, suffix in (
+            ("uniform", ""),
+            ("advantage_weighted=0.1", " AW"),
+            ("return_weighted=0.1", " RW"),
+            ("top=0.1", " top 10"),
+        )
+    ),
+)
+
+FULL = Experiment(
+    name="offline_full",
+    description="offline learners on nine datasets of three of Gymnasium's tasks, a million steps, 256 seeds each",
+    cells=tuple(
+        Cell(
+            algorithm,
+            f"mujoco/{task}-v5",
+            steps=1_000_000,
+            seeds=256,
+            evaluations=20,
+            eval_episodes=10,
+            dataset=f"mujoco/{task}-v5/{tier}",
+        )
+        for task in ("Hopper", "HalfCheetah", "Walker2d")
+        for tier in TIERS
+        for algorithm in ("bc", "td3_bc", "iql", "awac", "cql", "edac", "a2pr")
+    ),
+)
