@@ -1,7 +1,8 @@
 """How far MJX is from C MuJoCo, as Gymnasium runs it: prints the tables in docs/parity.md.
 
-    python docs/parity.py [--states N] [--episodes N] [--horizon N] [TASK ...]
+    python docs/parity.py [--states N] [--episodes N] [--horizon N] [--precision 32 64] [TASK ...]
     python docs/parity.py --trained results/run/<shard> ...
+    python docs/parity.py --settings [--states N] TASK ...
 
 One step: Gymnasium plays episodes with random actions, or with those of the trained policies of a finished shard (each
 run's in turn, an episode each); from each of its states MJX takes the same step, and observation and reward are
@@ -11,12 +12,18 @@ relative to that entry where it is above 1.
 Returns: both play the same number of episodes with the same random actions from the same initial states. Their
 difference is given with the 95 % interval of its mean; episodes part after a while, since contacts amplify rounding.
 (`rlsuite evaluate` compares the returns of trained policies.)
+
+Settings: the error of one step with each of `SETTINGS`, in float32, and the speed of that very program on the states of
+the episodes, in which feet touch the ground. Speeds are the best of short rounds in which all settings take turns, so
+that little is left of what else the machine does.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import itertools
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -34,6 +41,25 @@ from rlsuite import policies
 
 LANES = 50
 """environments that MJX steps at once"""
+
+SETTINGS = (
+    "",
+    "+solver_iterations=4",
+    "+solver_iterations=2",
+    "+solver_iterations=1",
+    "+linesearch_iterations=8",
+    "+linesearch_iterations=4",
+    "+linesearch_iterations=1",
+    "+solver_iterations=1+linesearch_iterations=4",
+    "+solver=cg",
+    "+solver=cg+solver_iterations=8",
+    "+integrator=euler",
+    "+integrator=euler+solver_iterations=1+linesearch_iterations=4",
+)
+"""of which the cost is shown: nothing relaxed, one thing after the other, and together"""
+
+ROUNDS, ROUND_SECONDS = 12, 0.25
+"""in which speeds are measured"""
 
 Act: TypeAlias = Callable[[int, np.ndarray], np.ndarray]
 """(number of the episode, observation) -> action"""
@@ -113,19 +139,46 @@ def one_step(env: adapter.Mujoco, simulation: adapter.Simulation, action: jax.Ar
     return rules.observe(physics), reward, terminated
 
 
-def errors(task: str, rows: dict[str, np.ndarray], float64: bool) -> tuple[np.ndarray, np.ndarray, int]:
+def batched_step(task: str) -> Any:
+    """jit: (simulations, actions) of LANES states -> what `one_step` gives, in the precision JAX computes in now."""
+    return jax.jit(jax.vmap(functools.partial(one_step, built(task))))
+
+
+def in_batches(rows: dict[str, np.ndarray], dtype: Any) -> list[tuple[adapter.Simulation, np.ndarray]]:
+    """The states and actions of these steps, LANES at a time."""
+    batches = []
+    for first in range(0, len(rows["action"]), LANES):
+        chunk = {name: values[first : first + LANES] for name, values in rows.items()}
+        simulation = adapter.Simulation(*(chunk[name].astype(dtype) for name in adapter.Simulation._fields))
+        batches.append((simulation, chunk["action"].astype(dtype)))
+    return batches
+
+
+def errors(step: Any, rows: dict[str, np.ndarray], dtype: Any) -> tuple[np.ndarray, np.ndarray, int]:
     """Errors `[states]` of observation and reward, and in how many states the ends differ."""
-    with jax.enable_x64(float64):
-        step = jax.jit(jax.vmap(functools.partial(one_step, built(task))))
-        dtype = np.float64 if float64 else np.float32
-        found = []
-        for first in range(0, len(rows["action"]), LANES):
-            chunk = {name: values[first : first + LANES] for name, values in rows.items()}
-            simulation = adapter.Simulation(*(chunk[name].astype(dtype) for name in adapter.Simulation._fields))
-            found.append(jax.device_get(step(simulation, chunk["action"].astype(dtype))))
+    found = [jax.device_get(step(*batch)) for batch in in_batches(rows, dtype)]
     obs, reward, terminated = (np.concatenate(parts) for parts in zip(*found, strict=True))
     obs_error = np.abs(obs - rows["obs"]) / np.maximum(1.0, np.abs(rows["obs"]))
     return obs_error.max(axis=1), np.abs(reward - rows["reward"]), int((terminated != rows["terminated"]).sum())
+
+
+def speeds(steps: list[Any], rows: dict[str, np.ndarray]) -> list[float]:
+    """Steps per second of each of these programs, measured in turns."""
+    batches = in_batches(rows, np.float32)
+    batches = [batch for batch in batches if len(batch[1]) == LANES]  # another size would compile again
+    rounds = []
+    for _ in range(ROUNDS):
+        measured = []
+        for step in steps:
+            calls, began = 0, time.perf_counter()
+            for batch in itertools.cycle(batches):
+                jax.block_until_ready(step(*batch))
+                calls += 1
+                if (seconds := time.perf_counter() - began) > ROUND_SECONDS:
+                    break
+            measured.append(calls * LANES / seconds)
+        rounds.append(measured)
+    return [float(speed) for speed in np.max(rounds, axis=0)]
 
 
 def returns(task: str, episodes: int, horizon: int) -> tuple[np.ndarray, np.ndarray]:
@@ -169,15 +222,30 @@ def interval(values: np.ndarray) -> str:
     return f"{values.mean():.4g} ± {1.96 * values.std(ddof=1) / np.sqrt(len(values)):.2g}"
 
 
-def one_step_rows(task: str, states: int, act: Act, policy: str) -> None:
-    """Print what one step of this many states shows, in both precisions."""
+def cells(numbers: tuple[np.ndarray, np.ndarray, int]) -> str:
+    """What `errors` found, as cells of a table."""
+    *both, ends = numbers
+    shown = [f(e) for e in both for f in (np.median, lambda e: np.quantile(e, 0.99), np.max)]
+    return " | ".join([*(f"{number:.1e}" for number in shown), str(ends)])
+
+
+def one_step_rows(task: str, states: int, act: Act, policy: str, precisions: list[int]) -> None:
+    """Print what one step of this many states shows, in these precisions."""
     base = task.split("+")[0]
     rows = record(base, built(base).template, states, act)
-    for float64 in (False, True):
-        obs, reward, ends = errors(task, rows, float64)
-        numbers = [f(e) for e in (obs, reward) for f in (np.median, lambda e: np.quantile(e, 0.99), np.max)]
-        cells = " | ".join(f"{number:.1e}" for number in numbers)
-        print(f"| {task} | {policy} | float{64 if float64 else 32} | {cells} | {ends} |", flush=True)
+    for precision in precisions:
+        with jax.enable_x64(precision == 64):
+            found = errors(batched_step(task), rows, np.float64 if precision == 64 else np.float32)
+        print(f"| {task} | {policy} | float{precision} | {cells(found)} |", flush=True)
+
+
+def settings_rows(task: str, states: int) -> None:
+    """Print error and speed of this task with each of `SETTINGS`."""
+    rows = record(task, built(task).template, states, random_actions(task))
+    steps = [batched_step(task + setting) for setting in SETTINGS]
+    found = [cells(errors(step, rows, np.float32)) for step in steps]
+    for setting, shown, speed in zip(SETTINGS, found, speeds(steps, rows), strict=True):
+        print(f"| {task}{setting} | {shown} | {speed:.3g} |", flush=True)
 
 
 def main() -> None:
@@ -188,18 +256,26 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=100, help=f"a multiple of {LANES}")
     parser.add_argument("--horizon", type=int, default=200)
     parser.add_argument("--trained", nargs="+", default=[], metavar="SHARD", help="states of these policies instead")
+    parser.add_argument("--settings", action="store_true", help="error and speed with each setting of the solver")
+    parser.add_argument("--precision", nargs="+", type=int, choices=(32, 64), default=[32, 64], help="bits of a float")
     options = parser.parse_args()
     print(f"jax {jax.__version__}, MuJoCo {mujoco.__version__}, Gymnasium {gymnasium.__version__}")
-    print("| task | policy | precision | obs: median | 99 % | worst | reward: median | 99 % | worst | other end |")
+    columns = "obs: median | 99 % | worst | reward: median | 99 % | worst | other end |"
+    if options.settings:
+        print(f"| task | {columns} steps/s |")
+        for task in options.tasks:
+            settings_rows(task, options.states)
+        return
+    print(f"| task | policy | precision | {columns}")
     for shard in options.trained:
         trained = policies.load(shard)
         task = trained.task.env.id.removeprefix("mujoco/")
-        one_step_rows(task, options.states, trained_actions(trained), trained.manifest["label"])
+        one_step_rows(task, options.states, trained_actions(trained), trained.manifest["label"], options.precision)
     if options.trained:
         return
     for task in options.tasks or [name.removeprefix("mujoco/") for name in sorted(adapter.TASKS)]:
         base = task.split("+")[0]
-        one_step_rows(task, options.states, random_actions(base), "random")
+        one_step_rows(task, options.states, random_actions(base), "random", options.precision)
         if options.episodes:
             theirs, ours = returns(task, options.episodes, options.horizon)
             print(f"returns | {task} | {interval(theirs)} | {interval(ours)} | {interval(ours - theirs)} |", flush=True)
