@@ -10,7 +10,8 @@ differences that we found. `docs/parity.md` shows the error of one step of every
 An action with a NaN applies no force at all, as in MuJoCo, but spoils the reward that charges for it. Actions outside
 the box are charged in full and clipped by the motors, as in Gymnasium.
 
-Accuracy may be traded for speed, for example by `mujoco/Hopper-v5+solver_iterations=4`; see `WRAPPERS`.
+Accuracy may be traded for speed, for example by `mujoco/Hopper-v5+solver_iterations=4`; see `WRAPPERS`. MJX' other
+implementation, for GPUs, is `mujoco/Hopper-v5+implementation=warp`; see `envs/mujoco_warp.py`.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from envs import mujoco_warp
 from envs.core import Array, Box, EpisodeState, Space, TaskInfo, TimeStep, parameters, strong
 from envs.mujoco_tasks import SPECS, Physics, Rules
-from envs.wrappers import Argument, Value, Wrapper, whole_number, wrapped_id
+from envs.wrappers import Argument, Value, Wrapper, WrapperError, whole_number, wrapped_id
 
 PACKAGE = "gymnasium"
 INSTALL = "pip install rlsuite"
@@ -74,6 +76,8 @@ class Mujoco:
     obs_dim: int = struct.field(pytree_node=False)
     action_space: Space = struct.field(pytree_node=False)
     max_episode_steps: int = struct.field(pytree_node=False)
+    warp: bool = struct.field(pytree_node=False, default=False)
+    """whether steps are simulated by MuJoCo Warp, with the parameters and options of `model`"""
 
     def reset(self, key: Array) -> tuple[EpisodeState, Array]:
         rules = self.template.rules
@@ -115,8 +119,22 @@ class Mujoco:
         """The substeps of one step, and where the solver begins the next."""
         from mujoco import mjx
 
-        model = self.model
-        data = mjx.make_data(model, impl="jax").replace(
+        if not self.warp:
+            return self.substeps(self.model, mjx.make_data(self.model, impl="jax"), simulation, action)
+
+        def on_warp(number: int, env: Mujoco, simulation: Simulation, action: Array) -> tuple[Physics, Array]:
+            mj_model = for_mjx(env.template.mj_model)
+            model, data = mujoco_warp.model_like(mj_model, env.model), mujoco_warp.make_data(mj_model, number)
+            return env.substeps(model, data, simulation, action)
+
+        found: tuple[Physics, Array] = mujoco_warp.knowing_how_many(on_warp, self, simulation, action)
+        return found
+
+    def substeps(self, model: Any, data: Any, simulation: Simulation, action: Array) -> tuple[Physics, Array]:
+        """`simulate` with this model and data of one of MJX' implementations."""
+        from mujoco import mjx
+
+        data = data.replace(
             qpos=simulation.qpos, qvel=simulation.qvel, qacc_warmstart=simulation.qacc_warmstart, ctrl=controls(action)
         )
 
@@ -127,7 +145,7 @@ class Mujoco:
 
         with aligned_contacts(), levels_apart():
             data = jax.lax.fori_loop(0, self.template.frame_skip, body, strong(data))
-        if "cfrc_ext" in self.template.rules.reads:
+        if "cfrc_ext" in self.template.rules.reads and not self.warp:  # which has done it
             data = mjx.rne_postconstraint(model, data)
         return read(data, self.template.rules.reads), data.qacc_warmstart
 
@@ -383,6 +401,16 @@ def integrator(env: Mujoco, name: str) -> Mujoco:
     return with_options(env, "integrator", name, integrator=mjx.IntegratorType[name.upper()])
 
 
+def implementation(env: Mujoco, name: str) -> Mujoco:
+    """`env` simulated by another implementation of MJX. Raises WrapperError where it cannot run."""
+    if name == "warp" and (reason := mujoco_warp.unavailable()) is not None:
+        raise WrapperError(f"{env.id!r} cannot be simulated with 'implementation=warp': {reason}, or leave it out")
+    changed: Mujoco = env.replace(  # type: ignore[attr-defined]
+        warp=name == "warp", id=wrapped_id(env.id, "implementation", name)
+    )
+    return changed
+
+
 def one_of(*names: str) -> Callable[[str], str]:
     """The reader of one of these words; it raises ValueError for any other text."""
 
@@ -412,6 +440,12 @@ WRAPPERS: dict[str, Wrapper] = {
     ),
     "integrator": Wrapper(
         "MJX' integrator", integrator, Argument("NAME", one_of("euler", "rk4"), "euler or rk4"), keeps_reference=True
+    ),
+    "implementation": Wrapper(
+        "what MJX is made of; warp is for GPUs",
+        implementation,
+        Argument("NAME", one_of("jax", "warp"), "jax or warp"),
+        keeps_reference=True,
     ),
 }
 """What trades accuracy for speed; `docs/parity.md` shows what each costs. Gymnasium's model files set the defaults."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ from mujoco import mjx
 import envs
 from envs import gymnasium as from_gymnasium
 from envs import mujoco as adapter
+from envs import mujoco_warp
 from envs.core import Box, EpisodeState
 from envs.mujoco_tasks import D4RL, THRESHOLD, Physics
+from envs.wrappers import WrapperError
 
 IDS = sorted(adapter.TASKS)
 QUICK_TO_COMPILE: Any = {"xla_backend_optimization_level": 0}
@@ -415,3 +418,122 @@ def test_solver_settings_change_mjx_alone() -> None:
     assert plain.model.opt.integrator == mjx.IntegratorType.RK4
     with pytest.raises(ValueError, match="newton or cg"):
         envs.make("mujoco/Hopper-v5+solver=pgs")
+
+
+# --- MuJoCo Warp ------------------------------------------------------------------------------------------------------
+
+
+def test_how_many_are_computed_at_once_is_known_on_every_level() -> None:
+    def one(number: int, scale: Any, pair: Any) -> Any:
+        return jnp.int32(number), scale * pair["x"] + pair["y"]
+
+    def function(scale: Any, x: Any, y: Any) -> Any:
+        return mujoco_warp.knowing_how_many(one, scale, {"x": x, "y": y})
+
+    rng = np.random.default_rng(0)
+    scale, x, y = rng.normal(size=()), rng.normal(size=(2, 3, 5)), rng.normal(size=(4, 2))
+    number, found = function(scale, x[0, 0], y[0, 0])
+    assert number == 1
+    np.testing.assert_allclose(found, scale * x[0, 0] + y[0, 0], rtol=1e-6)
+    # x is batched in the inner levels, y in the outer ones; between them is one that batches both.
+    everything = jax.vmap(jax.vmap(jax.vmap(function, (None, 0, None)), (None, 0, 0)), (None, None, 0))
+    for of in (everything, jax.jit(everything)):
+        number, found = of(scale, x, y)
+        assert number.shape == (4, 2, 3) and np.all(number == 4 * 2 * 3)
+        np.testing.assert_allclose(found, scale * x[None] + y[:, :, None, None], rtol=1e-5)
+
+
+@every_task
+def test_warp_has_the_parameters_of_mjx_and_room_for_all_contacts(env_id: str) -> None:
+    env: Any = envs.make(env_id)
+    mj_model = adapter.for_mjx(env.template.mj_model)
+    own = mjx.put_model(mj_model, impl="warp")
+    for ours, theirs in ((env.model, own), (env.model.opt, own.opt)):
+        shared = mujoco_warp.shared(theirs, ours)
+        assert len(shared) > 10
+        for name, value in shared.items():
+            np.testing.assert_allclose(value, vars(theirs)[name], rtol=1e-6, atol=1e-7, err_msg=name)
+    heavier = env.model.replace(body_mass=2.0 * env.model.body_mass)
+    heavier = heavier.replace(opt=heavier.opt.replace(iterations=3, solver=mjx.SolverType.CG))
+    changed = mujoco_warp.model_like(mj_model, heavier)
+    np.testing.assert_allclose(changed.body_mass, 2.0 * mj_model.body_mass, rtol=1e-6)
+    np.testing.assert_allclose(changed.body_inertia, mj_model.body_inertia, rtol=1e-6)
+    assert (changed.opt.iterations, changed.opt.solver) == (3, mjx.SolverType.CG)
+
+    # What MJX in JAX has room for is every contact there can be.
+    in_jax = mjx.make_data(mj_model, impl="jax")
+    contacts, rows = mujoco_warp.most_contacts(mj_model)
+    assert contacts >= in_jax._impl.ncon
+    assert rows >= in_jax._impl.nefc
+
+
+def on_warp(env_id: str, masses: Any, states: Any, actions: Any) -> Any:
+    """What a step on Warp shows, `[masses, states, ...]`: body masses are those of the model times `masses`."""
+    env: Any = envs.make(f"{env_id}+implementation=warp")
+
+    @jax.jit
+    def steps(model: Any, masses: Any, states: Any, actions: Any) -> Any:
+        def with_mass(mass: Any) -> Any:
+            changed = env.replace(model=model.replace(body_mass=mass * model.body_mass))
+
+            def step(simulation: adapter.Simulation, action: Any) -> Any:
+                return changed.step(jax.random.key(0), EpisodeState(simulation, jnp.int32(0)), action)[1]
+
+            return jax.vmap(step)(states, actions)
+
+        return jax.vmap(with_mass)(masses)
+
+    return steps(env.model, masses, states, actions)
+
+
+@pytest.mark.parametrize(
+    "env_id",
+    [pytest.param(env_id, marks=[] if env_id == "mujoco/Hopper-v5" else [pytest.mark.exhaustive]) for env_id in IDS],
+)
+def test_one_step_of_warp_is_gymnasiums(env_id: str) -> None:
+    """Also with other masses, in batches of batches: what float32 leaves of one step, from Gymnasium's states."""
+    env = gym_env(env_id)
+    _, template = start(env, env_id, seed=2)
+    masses, actions = np.float32([1.0, 1.3]), random_actions(env, 16)
+    states, shown = [], []
+    for action in actions:
+        kept = np.empty(mujoco.mj_stateSize(env.model, mujoco.mjtState.mjSTATE_INTEGRATION))
+        mujoco.mj_getState(env.model, env.data, kept, mujoco.mjtState.mjSTATE_INTEGRATION)
+        position = template.rules.position(shown_by(env.data, template.rules.reads))
+        states.append((env.data.qpos.copy(), env.data.qvel.copy(), env.data.qacc_warmstart.copy(), position))
+        found = []
+        for mass in masses[::-1]:  # the episode goes on with the model's own
+            mujoco.mj_setState(env.model, env.data, kept, mujoco.mjtState.mjSTATE_INTEGRATION)
+            env.model.body_mass[:] = mass * template.mj_model.body_mass
+            mujoco.mj_forward(env.model, env.data)
+            env.data.qacc_warmstart[:] = states[-1][2]
+            found.append(env.step(action)[:3])
+        shown.append(found[::-1])
+    batch = adapter.Simulation(*(np.float32(column) for column in zip(*states, strict=True)))
+    ours = jax.device_get(on_warp(env_id, masses, batch, actions))
+    humanoid = "Humanoid" in env_id  # Newton's solver in place of PGS
+    for number, found in enumerate(shown):
+        for which, (obs, reward, terminated) in enumerate(found):
+            error = np.abs(np.float64(ours.obs[which, number]) - obs) / (1 + np.abs(obs))
+            assert np.median(error) < 1e-4
+            assert error.max() < (0.1 if humanoid else 0.02)
+            np.testing.assert_allclose(ours.reward[which, number], float(reward), atol=2e-2 if humanoid else 2e-3)
+            assert bool(ours.terminated[which, number]) == terminated
+    assert not np.allclose(ours.obs[0], ours.obs[1], atol=1e-5)
+
+
+def test_warp_is_refused_in_one_line_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    envs.make("mujoco/Swimmer-v5")  # which is kept, in float32
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "default_backend", lambda: "tpu")
+        with pytest.raises(WrapperError, match="needs a CUDA GPU or a processor, and JAX runs on 'tpu'") as refused:
+            envs.make("mujoco/Swimmer-v5+implementation=warp")
+        assert "\n" not in str(refused.value)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "warp", None)
+        with pytest.raises(WrapperError, match="pip install warp-lang"):
+            envs.make("mujoco/Swimmer-v5+implementation=warp")
+    with pytest.raises(WrapperError, match="float32 alone"), jax.enable_x64(True):
+        envs.make("mujoco/Swimmer-v5+implementation=warp")
+    with pytest.raises(WrapperError, match="jax or warp"):
+        envs.make("mujoco/Swimmer-v5+implementation=cuda")
