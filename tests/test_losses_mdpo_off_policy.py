@@ -201,8 +201,10 @@ def random_nets(rng: np.random.Generator, log_stds: tuple[float, ...]) -> Nets:
     actor = mlp(rng, OBS_DIM, *HIDDEN, 2 * ACTION_DIM)
     actor["Dense_2"]["kernel"][:, ACTION_DIM:] *= 4.0
     actor["Dense_2"]["bias"][ACTION_DIM:] = log_stds
-    # The old policy is a little off, and wide enough that some actions of the new one are likely under it.
+    # The old policy is a little off, and wide enough that some actions of the new one are likely under it. Nowhere is it
+    # so narrow that (u - mean) / std turns the last digits of a float32 mean into the loss's.
     old_actor = jax.tree.map(lambda x: x + 0.05 * normal(rng, *x.shape), actor)
+    old_actor["Dense_2"]["kernel"][:, ACTION_DIM:] /= 4.0
     old_actor["Dense_2"]["bias"][ACTION_DIM:] = np.maximum(log_stds, -1.0)
     value, target_value = (mlp(rng, OBS_DIM, *HIDDEN, 1) for _ in range(2))
     nets = Nets(actor, old_actor, jax.tree.map(lambda a, b: np.stack([a, b]), *critics), value, target_value)
@@ -313,6 +315,8 @@ def test_the_samples_reach_every_branch() -> None:
                 "present density above its floor": present > np.log(1e-6),
                 "old density below its floor": past < np.log(1e-6),
                 "old density above its floor": past > np.log(1e-6),
+                "old log std inside its bounds": old.inside,
+                "old log std outside its bounds": ~old.inside,
                 "slope of the squashing beside 1e-6": np.cosh(u) ** -2.0 < 1e-5,
                 "terminated only": batch.terminated & ~batch.truncated,
                 "truncated only": batch.truncated & ~batch.terminated,
