@@ -201,8 +201,8 @@ def random_nets(rng: np.random.Generator, log_stds: tuple[float, ...]) -> Nets:
     actor = mlp(rng, OBS_DIM, *HIDDEN, 2 * ACTION_DIM)
     actor["Dense_2"]["kernel"][:, ACTION_DIM:] *= 4.0
     actor["Dense_2"]["bias"][ACTION_DIM:] = log_stds
-    # The old policy is a little off, and wide enough that some actions of the new one are likely under it. Nowhere is it
-    # so narrow that (u - mean) / std turns the last digits of a float32 mean into the loss's.
+    # The old policy is a little off, and wide enough that some actions of the new one are likely under it. Nowhere is
+    # it so narrow that (u - mean) / std turns the last digits of a float32 mean into the loss's.
     old_actor = jax.tree.map(lambda x: x + 0.05 * normal(rng, *x.shape), actor)
     old_actor["Dense_2"]["kernel"][:, ACTION_DIM:] /= 4.0
     old_actor["Dense_2"]["bias"][ACTION_DIM:] = np.maximum(log_stds, -1.0)
