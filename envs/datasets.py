@@ -69,6 +69,28 @@ class Batch(NamedTuple):
 
 
 @struct.dataclass
+class Blocks:
+    """Observations and actions of a dataset in blocks of rows that lie close together, for `rlsuite/nearest.py`.
+
+    Their axes are the other way round than in `Dataset.rows`, so that a processor works on many rows at once.
+    """
+
+    points: Array
+    """`[blocks, obs_dim + action_dim, rows of a block]` float32: obs and action as in `Dataset.rows`; the last block
+    may be padded with `PADDING`"""
+    row: Array
+    """`[blocks, rows of a block]` int32: which row of `Dataset.rows` it is; 0 in the padding"""
+    low: Array
+    """`[obs_dim + action_dim, blocks]`: the least that each block holds, without the padding"""
+    high: Array
+    """`[obs_dim + action_dim, blocks]`: the most"""
+
+
+PADDING = 1e18
+"""a coordinate that is far from any other and has a finite square"""
+
+
+@struct.dataclass
 class Dataset:
     """Transitions, and what learners and reports need to know of them.
 
@@ -104,6 +126,8 @@ class Dataset:
     """for normalised scores, if the dataset brings returns of its own"""
     sampling: str = struct.field(pytree_node=False, default="uniform")
     """how transitions are drawn, see `SAMPLINGS`"""
+    blocks: Blocks | None = None
+    """for learners that look for near transitions, see `with_blocks`; None for all others"""
 
     @property
     def size(self) -> int:
@@ -299,6 +323,7 @@ def top(dataset: Dataset, share: float) -> Dataset:
         "start_obs": np.asarray(dataset.start_obs)[kept],
         "obs_mean": obs.mean(axis=0).astype(np.float32),
         "obs_std": obs.std(axis=0).astype(np.float32),
+        "blocks": None,
     }
     return dataclasses.replace(dataset, **leaves)
 
@@ -339,3 +364,49 @@ def weigh(dataset: Dataset, probability: np.ndarray) -> Dataset:
     # What rounding has left over is within rounding of 1.
     leaves: dict[str, Any] = {"threshold": threshold.astype(np.float32), "alias": alias.astype(np.int32)}
     return dataclasses.replace(dataset, **leaves)
+
+
+# --- Which transitions lie close together -----------------------------------------------------------------------------
+
+LEAST_ROWS, MOST_BLOCKS = 128, 4096
+SPREAD_FROM = 1024
+"""rows of which the spread of a block is measured"""
+
+
+def with_blocks(dataset: Dataset) -> Dataset:
+    """The dataset with `blocks`: cut in halves across the widest direction again and again, as a k-d tree is built.
+
+    Blocks have `LEAST_ROWS` rows, or as many as keep them at `MOST_BLOCKS` (times less than 2). Which direction is the
+    widest is judged with observations in standard deviations; that and the size only matter for the speed of a search.
+    """
+    points = np.asarray(dataset.rows)[:, : dataset.obs_dim + dataset.space.dim]
+    n, dim = points.shape
+    size = LEAST_ROWS
+    while size * MOST_BLOCKS < n:
+        size *= 2
+    scale = np.concatenate([np.asarray(dataset.obs_std) + STD_FLOOR, np.ones(dataset.space.dim, np.float32)])
+    order = np.arange(n)
+    pending = [(0, n)]
+    while pending:
+        first, stop = pending.pop()
+        if stop - first <= size:
+            continue
+        part = order[first:stop]
+        some = points[part[:: -(-len(part) // SPREAD_FROM)]]
+        widest = np.argmax(np.ptp(some, axis=0) / scale)
+        # A whole number of blocks on the left, so that only the last one of all is not full.
+        left = size * ((-(-len(part) // size) + 1) // 2)
+        order[first:stop] = part[np.argpartition(points[part, widest], left - 1)]
+        pending += [(first, first + left), (first + left, stop)]
+    count = -(-n // size)
+    row = np.zeros(count * size, np.int32)
+    row[:n] = order
+    there = (np.arange(count * size) < n).reshape(count, 1, size)
+    of_block = points[row].reshape(count, size, dim).swapaxes(1, 2)
+    leaves: dict[str, Any] = {
+        "points": np.where(there, of_block, np.float32(PADDING)),
+        "row": row.reshape(count, size),
+        "low": np.where(there, of_block, np.float32(np.inf)).min(axis=2).T.copy(),
+        "high": np.where(there, of_block, np.float32(-np.inf)).max(axis=2).T.copy(),
+    }
+    return dataclasses.replace(dataset, blocks=Blocks(**leaves))

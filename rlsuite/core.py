@@ -121,6 +121,9 @@ class AlgorithmSpec:
     presets: Mapping[str, Preset] = dataclasses.field(default_factory=dict)
     """Environment id without its version, such as `mujoco/Hopper` -> the settings for it. Offline the dataset counts,
     as `dataset_name` writes it, such as `halfcheetah-medium`."""
+    prepare: Callable[[Any], Any] = lambda dataset: dataset
+    """dataset -> the dataset with what this method needs to have computed of it, once on the host, such as an order in
+    which near transitions are found"""
     offline: bool = False
     """It learns from `Task.dataset` alone; `steps_per_update` are gradient steps."""
 
