@@ -38,7 +38,7 @@ def nearest(blocks: Blocks, query: Array, weight: Array, k: int = 1, width: int 
 
     Args:
         blocks: of the dataset; shared by all runs, so never batched.
-        query: `[n, dim]` float32, an observation and an action side by side, in the units of `Dataset.rows`.
+        query: `[n, dim]`, taken as float32: an observation and an action side by side, in the units of `Dataset.rows`.
         weight: `[dim]`, for each coordinate.
         k: which of the neighbours: 1 is the nearest one.
         width: queries that are searched side by side; None for what suits the device.
@@ -72,6 +72,7 @@ def nearest(blocks: Blocks, query: Array, weight: Array, k: int = 1, width: int 
         found = search(blocks, *(x.reshape(-1, x.shape[-1]) for x in (query, weight)))
         return found.reshape(query.shape[:-1]), True
 
+    query, weight = query.astype(jnp.float32), weight.astype(jnp.float32)
     rows: Array = search(blocks, query, jnp.broadcast_to(weight, query.shape))
     return rows
 
@@ -85,9 +86,11 @@ def _search(blocks: Blocks, query: Array, weight: Array, k: int) -> Array:
     """
     count, size = blocks.row.shape
     number = np.int32((1 << (count - 1).bit_length()) - 1)
-    gap = jnp.maximum(jnp.maximum(blocks.low - query[:, None], query[:, None] - blocks.high), 0.0)
-    bound = (1.0 - SLACK) * _sum_of_squares(gap, weight)
-    bounds = (_bits(bound) & ~number) | jnp.arange(count, dtype=jnp.int32)
+    gaps = [
+        jnp.maximum(jnp.maximum(low - x, x - high), 0.0)
+        for x, low, high in zip(query, blocks.low, blocks.high, strict=True)
+    ]
+    bounds = (_bits((1.0 - SLACK) * _sum_of_squares(gaps, weight)) & ~number) | jnp.arange(count, dtype=jnp.int32)
     place = jnp.arange(k + size, dtype=jnp.int32)
 
     def unfinished(carry: tuple[Array, Array, Array]) -> Array:
@@ -99,7 +102,8 @@ def _search(blocks: Blocks, query: Array, weight: Array, k: int) -> Array:
         bound, distances, where = carry
         block = bound & number
         points = jax.lax.dynamic_index_in_dim(blocks.points, block, keepdims=False)
-        left = jnp.concatenate([distances, _bits(_sum_of_squares(points - query[:, None], weight))])
+        differences = [row - x for x, row in zip(query, points, strict=True)]
+        left = jnp.concatenate([distances, _bits(_sum_of_squares(differences, weight))])
         kept = []
         for _ in range(k):
             least = jnp.min(left)
@@ -114,11 +118,12 @@ def _search(blocks: Blocks, query: Array, weight: Array, k: int) -> Array:
     return blocks.row.reshape(-1)[where[-1]]
 
 
-def _sum_of_squares(difference: Array, weight: Array) -> Array:
-    """Weighted, over the first axis: `[dim, n]`, `[dim]` -> `[n]`. Always in the same order, for bounds to hold."""
-    total = jnp.zeros(difference.shape[1:], difference.dtype)
-    for row, factor in zip(difference, weight, strict=True):
-        total = total + (factor * row) ** 2
+def _sum_of_squares(differences: list[Array], weight: Array) -> Array:
+    """Of `dim` weighted differences `[n]`, with weights `[dim]`: `[n]`. Coordinate by coordinate: XLA makes one loop over
+    n of it on a CPU, in half the time that it takes for a sum over an axis."""
+    total = jnp.zeros_like(differences[0])
+    for difference, factor in zip(differences, weight, strict=True):
+        total = total + (factor * difference) ** 2
     return total
 
 

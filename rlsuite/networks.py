@@ -11,6 +11,9 @@ from flax import linen as nn
 Array = jax.Array
 Activation = Callable[[Array], Array]
 
+LAYER_NORM_EPS = 1e-5
+"""what a layer norm adds to the variance, as in PyTorch"""
+
 
 def _torch_linear(features: int, fan_in: int) -> nn.Dense:
     """PyTorch's default `Linear`: weights and biases from U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
@@ -53,6 +56,8 @@ class MLP(nn.Module):
     activation: Activation = nn.relu
     gains: tuple[float, ...] | None = None
     """Orthogonal weights with one gain a layer and zero biases; None means PyTorch's default initialisation."""
+    layer_norm: bool = False
+    """Normalise what each activation gives over its features, with learned scale and shift (`LAYER_NORM_EPS`)."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -64,4 +69,7 @@ class MLP(nn.Module):
             x = layer(x)
             if i < len(self.sizes) - 1:
                 x = self.activation(x)
+                if self.layer_norm:
+                    # The variance as it is defined: E[x^2] - E[x]^2, Flax' default, loses digits.
+                    x = nn.LayerNorm(epsilon=LAYER_NORM_EPS, use_fast_variance=False)(x)
         return x

@@ -59,4 +59,4 @@ def probe_task(name: str, env_id: str) -> Task:
     """The probe for this learner, with a dataset of it if the learner is an offline one."""
     if not algorithms.get(name).offline:
         return Task(envs.make(env_id))
-    return Task(envs.make(env_id), probe_dataset(env_id, imitates(name)))
+    return Task(envs.make(env_id), algorithms.get(name).prepare(probe_dataset(env_id, imitates(name))))

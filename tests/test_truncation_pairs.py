@@ -167,7 +167,7 @@ def test_truncation_is_neither_a_termination_nor_a_reset(name: str, env_id: str)
     observations = np.stack([tape.start, *tape.shown.obs])
 
     def task_of(played: Tape) -> Task:
-        return Task(played, dataset_of(played) if offline else None)
+        return Task(played, algorithms.get(name).prepare(dataset_of(played)) if offline else None)
 
     learned, again, terminated, after_reset = (
         learner(name)(task_of(played), observations)

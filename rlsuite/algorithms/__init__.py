@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 
 from envs.core import Box, Env
+from envs.datasets import with_blocks
 from rlsuite.algorithms import (
     a2pr,
     awac,
@@ -19,7 +20,9 @@ from rlsuite.algorithms import (
     mdpo_off_policy,
     ppo,
     ppo_buffer,
+    prdc,
     props,
+    rebrac,
     sac,
     td3,
     td3_bc,
@@ -67,7 +70,26 @@ REGISTRY: dict[str, AlgorithmSpec] = {
     "ppo_buffer": AlgorithmSpec(
         ppo_buffer.Config, ppo_buffer.Hypers, ppo_buffer.make, ppo_buffer.TRIAL, presets=ppo_buffer.PRESETS
     ),
+    "prdc": AlgorithmSpec(
+        prdc.Config,
+        prdc.Hypers,
+        prdc.make,
+        prdc.TRIAL,
+        action_spaces=(Box,),
+        presets=prdc.PRESETS,
+        prepare=with_blocks,
+        offline=True,
+    ),
     "props": AlgorithmSpec(props.Config, props.Hypers, props.make, props.TRIAL, presets=props.PRESETS),
+    "rebrac": AlgorithmSpec(
+        rebrac.Config,
+        rebrac.Hypers,
+        rebrac.make,
+        rebrac.TRIAL,
+        action_spaces=(Box,),
+        presets=rebrac.PRESETS,
+        offline=True,
+    ),
     "sac": AlgorithmSpec(sac.Config, sac.Hypers, sac.make, sac.TRIAL, action_spaces=(Box,), fit=sac.fit),
     "td3": AlgorithmSpec(td3.Config, td3.Hypers, td3.make, td3.TRIAL, action_spaces=(Box,), fit=td3.fit),
     "td3_bc": AlgorithmSpec(
