@@ -95,7 +95,7 @@ def critic_loss(
 
 
 def actor_loss(actor: Params, networks: Networks, critics: Params, batch: Batch, hypers: Hypers) -> Array:
-    """actor_penalty mean |mu(s) - a|^2 - lambda mean min Q(s, mu(s)), with lambda = 1 / mean |min Q| held constant: `[]`."""
+    """Mean of actor_penalty |mu(s) - a|^2 - lambda min Q(s, mu(s)), lambda = 1 / mean |min Q| held constant: `[]`."""
     action = choose(networks, actor, batch.obs)
     q = jnp.min(q_values(networks, critics, batch.obs, action), axis=0)
     scale = jax.lax.stop_gradient(1.0 / jnp.mean(jnp.abs(q)))
