@@ -12,7 +12,7 @@ Gymnasium's tasks, a million transitions each, everyone with the settings of its
 
 from typing import Any
 
-from rlsuite.algorithms import a2pr, awac, bc, cql, edac, iql, td3_bc
+from rlsuite.algorithms import a2pr, awac, bc, cql, edac, iql, prdc, rebrac, td3_bc
 from rlsuite.sweep import Cell, Experiment
 
 STEPS = 4000
@@ -29,8 +29,10 @@ LEARNERS: dict[str, tuple[str, Any, Any]] = {
         cql.Config(batch_size=64, actor_hidden_sizes=(64, 64), critic_hidden_sizes=(64, 64)),
         cql.Hypers(**RATES, alpha_learning_rate=1e-3),
     ),
+    "rebrac": ("rebrac", rebrac.Config(**SIZES), rebrac.Hypers(**RATES)),
     "edac": ("edac", edac.Config(**SIZES), edac.Hypers(**RATES, alpha_learning_rate=1e-3)),
     "sac_n": ("edac", edac.Config(**SIZES, diversity=False), edac.Hypers(**RATES, alpha_learning_rate=1e-3)),
+    "prdc": ("prdc", prdc.Config(**SIZES), prdc.Hypers(**RATES)),
     "a2pr": (
         "a2pr",
         a2pr.Config(**SIZES, critic_hidden_sizes=(64, 64), value_hidden_sizes=(64, 64), vae_hidden_sizes=(64, 64)),
@@ -106,6 +108,6 @@ FULL = Experiment(
         )
         for task in ("Hopper", "HalfCheetah", "Walker2d")
         for tier in TIERS
-        for algorithm in ("bc", "td3_bc", "iql", "awac", "cql", "edac", "a2pr")
+        for algorithm in ("bc", "td3_bc", "iql", "awac", "cql", "rebrac", "edac", "prdc", "a2pr")
     ),
 )

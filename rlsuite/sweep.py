@@ -207,7 +207,9 @@ def task_of(cell: Cell) -> Task:
         UserError: as `make_env`; or the dataset cannot be read or made, or is of another environment.
     """
     env = env_of(cell)
-    return Task(env) if cell.dataset is None else Task(env, catalogue.load(cell.dataset, env, cell.sampling))
+    if cell.dataset is None:
+        return Task(env)
+    return Task(env, algorithms.get(cell.algorithm).prepare(catalogue.load(cell.dataset, env, cell.sampling)))
 
 
 def env_of(cell: Cell) -> Env:
