@@ -127,7 +127,7 @@ def config_of(job: Job) -> Any:
 def measure(job: Job) -> Row:
     """Compile, learn, and time the middle of a long training, in this process."""
     spec = algorithms.get(job.algorithm)
-    task = Task(Still(), random_dataset(job.rows))
+    task = Task(Still(), spec.prepare(random_dataset(job.rows)))
     one_device = jax.local_devices()[:1]
     compiled = batch.compile_programs(spec.make(config_of(job)), task, spec.hypers(), job.runs, 1, one_device)
     programs = compiled.programs

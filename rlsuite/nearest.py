@@ -56,9 +56,11 @@ def nearest(blocks: Blocks, query: Array, weight: Array, k: int = 1, width: int 
 
     @custom_vmap
     def search(blocks: Blocks, query: Array, weight: Array) -> Array:
-        if width == 1:
-            return jax.lax.map(lambda of_query: _search(blocks, *of_query, k), (query, weight))
-        return jax.lax.map(lambda of_query: _search(blocks, *of_query, k), (query, weight), batch_size=width)
+        def one(of_query: tuple[Array, Array]) -> Array:
+            return _search(blocks, *of_query, k)
+
+        rows: Array = jax.lax.map(one, (query, weight), batch_size=None if width == 1 else width)
+        return rows
 
     @search.def_vmap
     def of_runs(runs: int, batched: Any, blocks: Blocks, query: Array, weight: Array) -> tuple[Array, bool]:
