@@ -13,7 +13,6 @@ Deviations from it:
 - PyTorch's default initialisation; the code has biases of 0.1 and last layers within 1e-3 (actor) and 3e-3 (critics).
 - Layer norms add 1e-5 to the variance, as PyTorch's do; those of the code add 1e-6. They follow the ReLU, as there.
 - The target of the actor moves towards the actor that has just learned; in the code, towards that from before the step.
-- Target networks start as copies of the online networks, as in the code.
 """
 
 from __future__ import annotations
