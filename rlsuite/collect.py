@@ -27,7 +27,9 @@ Array = jax.Array
 MEDIUM = 1 / 3
 """of the way from the random return to the expert's, as in D4RL"""
 LANES = 64
-"""episodes that are played at once"""
+"""episodes that are recorded at once"""
+EVAL_EPISODES = 16
+"""of each run at each checkpoint"""
 
 
 class Recipe(NamedTuple):
@@ -42,7 +44,7 @@ class Recipe(NamedTuple):
     """in each tier, unless another number is asked for"""
     seeds: int = 8
     """runs side by side, of which the best at the end is the expert; the first seed is `FIRST_SEED`"""
-    checkpoints: int = 40
+    checkpoints: int = 20
 
 
 FIRST_SEED = 10_000
@@ -179,7 +181,9 @@ RANDOM_STREAM, POLICY_STREAM = 10, 11
 def checkpoints(algorithm: Algorithm, task: Task, recipe: Recipe) -> list[Policy]:
     """Train the recipe's runs and keep all their policies at every evaluation, in the order of time."""
     updates = -(-recipe.steps // algorithm.steps_per_update)
-    compiled = batch.compile_programs(algorithm, task, recipe.hypers, recipe.seeds, 32, jax.local_devices()[:1])
+    there = jax.local_devices()
+    devices = there[: max(n for n in range(1, len(there) + 1) if recipe.seeds % n == 0)]
+    compiled = batch.compile_programs(algorithm, task, recipe.hypers, recipe.seeds, EVAL_EPISODES, devices)
     seeds = range(FIRST_SEED, FIRST_SEED + recipe.seeds)
     points = train.evaluation_points(updates, recipe.checkpoints)
     kept = read_by_explore(algorithm, task, recipe.hypers)
