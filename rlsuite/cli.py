@@ -278,7 +278,8 @@ def list_registered(arguments: list[str]) -> int:
         for name, spec in sorted(algorithms.REGISTRY.items()):
             spaces = " and ".join(space.__name__ for space in spec.action_spaces)
             learns = ", learns from a dataset" if spec.offline else ""
-            print(f"  {name:<{max(map(len, algorithms.REGISTRY))}}  {spaces} actions{learns}")
+            shown = f", in reports '{spec.label}'" if spec.label else ""
+            print(f"  {name:<{max(map(len, algorithms.REGISTRY))}}  {spaces} actions{learns}{shown}")
     if what != "algorithms":
         import envs
 
@@ -452,17 +453,18 @@ def add_options(group: Any, defaults: dict[str, Any], owner: type, several: bool
 
 
 def field_texts(owner: type) -> dict[str, str]:
-    """Field -> the string that stands below it in the class, which Python itself does not keep."""
-    try:
-        source = textwrap.dedent(inspect.getsource(owner))
-    except (OSError, TypeError):  # defined where no file is, as in a notebook
-        return {}
-    body = ast.parse(source).body[0].body  # type: ignore[attr-defined]
+    """Field -> the string that stands below it in the class or in a base, which Python itself does not keep."""
     texts = {}
-    for field, below in itertools.pairwise(body):
-        match field, below:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                texts[name] = " ".join(text.split())
+    for of_class in reversed(owner.__mro__):
+        try:
+            source = textwrap.dedent(inspect.getsource(of_class))
+        except (OSError, TypeError):  # defined where no file is, as in a notebook, or in C
+            continue
+        body = ast.parse(source).body[0].body  # type: ignore[attr-defined]
+        for field, below in itertools.pairwise(body):
+            match field, below:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    texts[name] = " ".join(text.split())
     return texts
 
 

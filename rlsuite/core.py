@@ -126,6 +126,8 @@ class AlgorithmSpec:
     which near transitions are found"""
     offline: bool = False
     """It learns from `Task.dataset` alone; `steps_per_update` are gradient steps."""
+    label: str | None = None
+    """What its curve is called in reports, where a cell does not say; None is its name in the registry."""
 
     def preset(self, env_id: str, dataset_id: str | None = None) -> Preset:
         """The settings for this environment, or for this dataset; without any of its own, the defaults of `Config` and

@@ -46,7 +46,7 @@ class Cell:
     evaluation_physics: EvaluationPhysics = "own"
     """what evaluations are played on: the environment's own simulator, or C MuJoCo, which `mujoco/...` tasks have"""
     label: str | None = None
-    """the name of the curve in a report, and the beginning of its file's name; None is the algorithm's name"""
+    """the name of the curve in a report, and the beginning of its file's name; None is the algorithm's"""
     dataset: str | None = None
     """what an offline algorithm learns from: see docs/datasets.md for the ids there are"""
     sampling: str = "uniform"
@@ -80,7 +80,9 @@ class Shard:
     @property
     def label(self) -> str:
         """The curve's name in a report."""
-        return self.cell.algorithm if self.cell.label is None else self.cell.label
+        if self.cell.label is not None:
+            return self.cell.label
+        return algorithms.get(self.cell.algorithm).label or self.cell.algorithm
 
     @property
     def config_hash(self) -> str:

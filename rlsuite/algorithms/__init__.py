@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 
 from envs.core import Box, Env
 from envs.datasets import with_blocks
@@ -10,6 +11,7 @@ from rlsuite.algorithms import (
     a2pr,
     awac,
     bc,
+    cdsa,
     cql,
     ddpg,
     dsac,
@@ -97,18 +99,31 @@ REGISTRY: dict[str, AlgorithmSpec] = {
     ),
 }
 
+CORRECTED = "+cdsa"
+"""Any offline learner's name may end so. One stands for all in the registry; `get` makes the others when asked."""
+REGISTRY["td3_bc" + CORRECTED] = cdsa.around("td3_bc", REGISTRY["td3_bc"])
+
 
 def get(name: str) -> AlgorithmSpec:
-    """The registry entry of this name.
+    """The registry entry of this name, or of an offline learner with `CORRECTED` behind its name.
 
     Raises:
         UserError: there is none; the message names the nearest one.
     """
-    if name not in REGISTRY:
-        near = difflib.get_close_matches(name, REGISTRY, n=1)
+    base = name.removesuffix(CORRECTED)
+    if name not in REGISTRY and (base == name or base not in REGISTRY or base.endswith(CORRECTED)):
+        offline = {other for other, spec in REGISTRY.items() if spec.offline and not other.endswith(CORRECTED)}
+        names = sorted({*REGISTRY, *(other + CORRECTED for other in offline)})
+        near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(sorted(REGISTRY))}"
         raise UserError(f"unknown algorithm '{name}'; {hint}")
-    return REGISTRY[name]
+    return REGISTRY[name] if name in REGISTRY else _corrected(base)
+
+
+@functools.cache
+def _corrected(base: str) -> AlgorithmSpec:
+    """Made once, since its classes must be the same whoever asks."""
+    return cdsa.around(base, REGISTRY[base])
 
 
 def check_actions(name: str, env: Env) -> None:
