@@ -1,0 +1,419 @@
+"""The CDSA-style reconstruction against an independent reference in NumPy and float64: losses, their whole gradients,
+the correction of an action, and whole updates.
+
+The reference is written from the equations in docs/algorithms/cdsa.md, with every derivative by hand. A central
+difference of the reference's own losses guards those derivatives.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from numpy_nets import (
+    HIGH,
+    LOW,
+    Adam,
+    FloatArray,
+    Toy,
+    Tree,
+    assert_close,
+    assert_moved,
+    backward,
+    cast,
+    dot,
+    exact,
+    forward,
+    mlp,
+    normal,
+    slope,
+)
+
+from envs import datasets
+from envs.datasets import Dataset, Records
+from rlsuite import algorithms, offline
+from rlsuite.algorithms import bc, cdsa
+from rlsuite.core import Algorithm, Clock, Task
+from rlsuite.networks import MLP
+
+SCORE_HIDDEN, DYNAMICS_HIDDEN = (8, 7), (9, 8)
+OBS_DIM = ACTION_DIM = 3
+DIM = OBS_DIM + ACTION_DIM
+BATCH = 64
+HALF_WIDTH = (HIGH - LOW) / 2.0
+# Half the time to compile, for programs that run for a moment.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+NETWORKS = cdsa.Networks(
+    MLP((*SCORE_HIDDEN, DIM), nn.silu), MLP((*DYNAMICS_HIDDEN, ACTION_DIM)), MLP((*DYNAMICS_HIDDEN, OBS_DIM))
+)
+HYPERS = cdsa.Hypers(
+    score_learning_rate=0.003,
+    dynamics_learning_rate=0.005,
+    sigma_min=0.1,
+    sigma_max=0.9,
+    score_ema=0.9,
+    sigma_eval=0.4,
+    action_coef=0.3,
+    state_coef=0.4,
+    state_eta=0.5,
+)
+
+
+class Samples(NamedTuple):
+    """A batch, `[batch, ...]`; observations are normalised, actions in units of the box."""
+
+    obs: FloatArray
+    action: FloatArray
+    next_obs: FloatArray
+    sigma: FloatArray
+    noise: FloatArray
+
+
+class Nets(NamedTuple):
+    """What acts and what gradient steps change."""
+
+    score: Tree
+    score_ema: Tree
+    dynamics: Tree
+
+
+# SiLU nets, which numpy_nets has none of: the activation is not known from its output, so keep what goes into it.
+
+
+def silu_forward(net: Tree, x: FloatArray) -> tuple[FloatArray, list[FloatArray], list[FloatArray]]:
+    """The output, the input of every layer, and of every layer but the last its output."""
+    inputs, before = [], []
+    for i in range(len(net)):
+        inputs.append(x)
+        x = x @ net[f"Dense_{i}"]["kernel"] + net[f"Dense_{i}"]["bias"]
+        if i < len(net) - 1:
+            before.append(x)
+            x = x / (1.0 + np.exp(-x))
+    return x, inputs, before
+
+
+def silu_backward(net: Tree, inputs: list[FloatArray], before: list[FloatArray], d_out: FloatArray) -> Tree:
+    """The gradient of all weights."""
+    grads = {}
+    for i in reversed(range(len(net))):
+        grads[f"Dense_{i}"] = {"kernel": inputs[i].T @ d_out, "bias": d_out.sum(axis=0)}
+        if i > 0:
+            gate = 1.0 / (1.0 + np.exp(-before[i - 1]))
+            # d (z gate) / dz = gate + z gate (1 - gate)
+            d_out = d_out @ net[f"Dense_{i}"]["kernel"].T * (gate + before[i - 1] * gate * (1.0 - gate))
+    return grads
+
+
+def score_reference(score: Tree, samples: Samples) -> tuple[float, Tree]:
+    """E |sigma S(x + sigma eps, sigma) + eps|^2 with S = -net / sigma: what is left of eps after the net's guess."""
+    n, sigma = len(samples.obs), samples.sigma[:, None]
+    x = np.concatenate([samples.obs, samples.action], axis=1) + sigma * samples.noise
+    out, inputs, before = silu_forward(score["params"], np.concatenate([x, np.log(sigma)], axis=1))
+    left = samples.noise - out
+    return float(np.sum(left**2) / n), {"params": silu_backward(score["params"], inputs, before, -2.0 * left / n)}
+
+
+def dynamics_reference(dynamics: Tree, samples: Samples) -> tuple[float, Tree]:
+    """The inverse dynamics' loss, plus the forward model's if there is one, and the gradient of the sum."""
+    change = samples.next_obs - samples.obs
+    out, inputs = forward(dynamics["inverse"]["params"], np.concatenate([samples.obs, change], axis=1), "relu")
+    error = np.tanh(out) - samples.action
+    loss = float(np.mean(error**2))
+    d_out = 2.0 * error / error.size * (1.0 - np.tanh(out) ** 2)
+    grads = {"inverse": {"params": backward(dynamics["inverse"]["params"], inputs, d_out, "relu")[0]}}
+    if "forward" in dynamics:
+        both = np.concatenate([samples.obs, samples.action], axis=1)
+        out, inputs = forward(dynamics["forward"]["params"], both, "relu")
+        error = out - change
+        loss += float(np.mean(error**2))
+        d_out = 2.0 * error / error.size
+        grads["forward"] = {"params": backward(dynamics["forward"]["params"], inputs, d_out, "relu")[0]}
+    return loss, grads
+
+
+def corrected_reference(
+    nets: Nets, policy: Any, obs: FloatArray, action: FloatArray, hypers: Any, steps: int = 1
+) -> FloatArray:
+    """The corrected action in units of the box, `[batch, ...]`; `policy` is of normalised observations."""
+    sigma = hypers.sigma_eval
+
+    def score(obs: FloatArray, action: FloatArray) -> FloatArray:
+        inputs = np.concatenate([obs, action, np.full((len(obs), 1), np.log(sigma))], axis=1)
+        return -silu_forward(nets.score_ema["params"], inputs)[0] / sigma
+
+    def invert(change: FloatArray) -> FloatArray:
+        inputs = np.concatenate([obs, change], axis=1)
+        return np.tanh(forward(nets.dynamics["inverse"]["params"], inputs, "relu")[0])
+
+    for _ in range(steps):
+        both = score(obs, action)
+        if "forward" in nets.dynamics:
+            inputs = np.concatenate([obs, action], axis=1)
+            change = forward(nets.dynamics["forward"]["params"], inputs, "relu")[0]
+            there = obs + change
+            of_state = score(there, policy(there))[:, :OBS_DIM]
+            steered = invert(change + hypers.state_eta * of_state) - invert(change)
+        else:
+            steered = invert(hypers.state_eta * both[:, :OBS_DIM])
+        moved = action + hypers.action_coef * sigma**2 * both[:, OBS_DIM:] + hypers.state_coef * steered
+        action = np.minimum(np.maximum(moved, -1.0), 1.0)
+    return action
+
+
+def random_nets(rng: np.random.Generator, forward_model: bool) -> Nets:
+    def score() -> Tree:
+        return {"params": mlp(rng, DIM + 1, *SCORE_HIDDEN, DIM)}
+
+    dynamics = {"inverse": {"params": mlp(rng, 2 * OBS_DIM, *DYNAMICS_HIDDEN, ACTION_DIM)}}
+    if forward_model:
+        dynamics["forward"] = {"params": mlp(rng, DIM, *DYNAMICS_HIDDEN, OBS_DIM)}
+    return Nets(score(), score(), dynamics)
+
+
+def random_samples(rng: np.random.Generator) -> Samples:
+    return Samples(
+        obs=normal(rng, BATCH, OBS_DIM),
+        action=exact(rng.uniform(-1.0, 1.0, size=(BATCH, ACTION_DIM))),
+        next_obs=normal(rng, BATCH, OBS_DIM),
+        sigma=exact(rng.uniform(0.1, 0.9, size=BATCH)),
+        noise=normal(rng, BATCH, DIM),
+    )
+
+
+def problem(seed: int, forward_model: bool) -> tuple[Nets, Samples]:
+    rng = np.random.default_rng(seed)
+    return random_nets(rng, forward_model), random_samples(rng)
+
+
+@jit
+def jax_losses(nets: Any, samples: Any) -> tuple[tuple[Any, Tree], tuple[Any, Tree]]:
+    """The two losses of the learner and their gradients."""
+    empty = jnp.zeros(BATCH)
+    batch = datasets.Batch(samples.obs, samples.action, empty, samples.next_obs, samples.action, empty, empty)
+    of_score = jax.value_and_grad(cdsa.score_loss)(nets.score, NETWORKS, batch, samples.sigma, samples.noise)
+    (loss, _), grads = jax.value_and_grad(cdsa.dynamics_loss, has_aux=True)(nets.dynamics, NETWORKS, batch)
+    return of_score, (loss, grads)
+
+
+def compare(seed: int, forward_model: bool, dtype: Any, tolerance: float) -> None:
+    """All losses and gradients of the learner, computed in `dtype`, against the reference."""
+    nets, samples = problem(seed, forward_model)
+    want = score_reference(nets.score, samples), dynamics_reference(nets.dynamics, samples)
+    with jax.default_matmul_precision("highest"):
+        got = jax_losses(cast(nets, dtype), cast(samples, dtype))
+    assert_close(got, want, tolerance, dtype)
+
+
+@pytest.mark.parametrize("forward_model", [True, False])
+def test_losses_and_gradients_in_float64(forward_model: bool) -> None:
+    with jax.enable_x64(True):
+        for seed in range(5):
+            compare(seed, forward_model, jnp.float64, 1e-12)
+
+
+def test_losses_and_gradients_in_float32() -> None:
+    for seed in range(5):
+        compare(seed, True, jnp.float32, 1e-5)
+
+
+def test_the_reference_has_the_gradient_of_its_own_losses() -> None:
+    nets, samples = problem(7, True)
+    rng = np.random.default_rng(8)
+    score_grads, dynamics_grads = score_reference(nets.score, samples)[1], dynamics_reference(nets.dynamics, samples)[1]
+    for _ in range(5):
+        direction = jax.tree.map(lambda x: rng.normal(size=x.shape), nets)
+        numeric = slope(lambda score: score_reference(score, samples)[0], nets.score, direction.score)
+        assert numeric == pytest.approx(dot(score_grads, direction.score), rel=1e-6)
+        numeric = slope(
+            lambda dynamics: dynamics_reference(dynamics, samples)[0], nets.dynamics, direction.dynamics, step=1e-7
+        )
+        assert numeric == pytest.approx(dot(dynamics_grads, direction.dynamics), rel=1e-6)
+
+
+def test_the_best_score_of_noise_is_the_gradient_of_its_log_density() -> None:
+    """What the loss means, by hand: of x = 0 with noise of sigma, the score -x / sigma^2 leaves nothing of the loss."""
+    sigma, noise = jnp.asarray([0.2, 0.7]), jnp.asarray([[1.0, -2.0], [0.5, 3.0]])
+
+    class Right(nn.Module):
+        @nn.compact
+        def __call__(self, inputs: Any) -> Any:
+            return inputs[..., :-1] / jnp.exp(inputs[..., -1:])  # x / sigma, which `score` divides by -sigma
+
+    networks = NETWORKS._replace(score=Right())
+    x = jnp.asarray([[0.3, -0.1], [0.2, 0.9]])
+    np.testing.assert_allclose(cdsa.score(networks, {}, x, sigma), -x / sigma[:, None] ** 2, rtol=1e-6)
+    nothing = jnp.zeros((2, 1))
+    batch = datasets.Batch(nothing, nothing, sigma, nothing, nothing, sigma, sigma)
+    assert float(cdsa.score_loss({}, networks, batch, sigma, noise)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_levels_of_noise_are_log_uniform() -> None:
+    uniform = jnp.asarray([0.0, 0.25, 0.5, 1.0])
+    got = cdsa.noise_levels(uniform, cdsa.Hypers(sigma_min=0.01, sigma_max=1.0))
+    np.testing.assert_allclose(got, [0.01, 10**-1.5, 0.1, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(cdsa.noise_levels(uniform, cdsa.Hypers(sigma_min=0.3, sigma_max=0.3)), 0.3, rtol=1e-6)
+
+
+# Whole updates, and acting, around a base whose every step can be seen.
+
+SIZE = 40
+UPDATE_BATCH = 16
+
+
+def dataset() -> Dataset:
+    """Of the toy environment's shapes; observations far from normalised, and every kind of ending."""
+    rng = np.random.default_rng(3)
+    obs, next_obs = (normal(rng, SIZE, OBS_DIM) * [2.0, 0.5, 1.0] + [5.0, -1.0, 0.3] for _ in range(2))
+    action = rng.uniform(LOW, HIGH, size=(SIZE, ACTION_DIM))
+    last = np.arange(SIZE) % 4 == 3
+    return datasets.build(
+        "toy",
+        Records(
+            obs=obs,
+            action=action,
+            reward=normal(rng, SIZE),
+            next_obs=next_obs,
+            next_action=action,
+            terminated=last & (np.arange(SIZE) % 8 == 3),
+            truncated=last & (np.arange(SIZE) % 8 == 7),
+            episode=np.arange(SIZE) // 4,
+            episode_return=np.zeros(SIZE // 4),
+        ),
+        Toy().action_space,
+        source="a test",
+    )
+
+
+class Case(NamedTuple):
+    """Flags, and the learner with them around BC without normalised observations."""
+
+    forward_model: bool
+    correction_steps: int
+    algorithm: Algorithm
+    hypers: Any
+
+
+def case(forward_model: bool, correction_steps: int) -> Case:
+    spec = algorithms.get("bc+cdsa")
+    config = spec.config(
+        batch_size=8,
+        hidden_sizes=(6,),
+        normalize_obs=False,
+        model_batch_size=UPDATE_BATCH,
+        score_hidden_sizes=SCORE_HIDDEN,
+        dynamics_hidden_sizes=DYNAMICS_HIDDEN,
+        forward_model=forward_model,
+        correction_steps=correction_steps,
+    )
+    return Case(forward_model, correction_steps, spec.make(config), spec.hypers(0.01, *HYPERS))
+
+
+CASES = {"forward model, two steps": case(True, 2), "no forward model": case(False, 1)}
+
+
+@functools.cache
+def programs(name: str) -> tuple[Any, Any]:
+    """jit of the whole update, and of acting at `[n, obs_dim]`."""
+    algorithm, hypers = CASES[name].algorithm, cast(CASES[name].hypers, jnp.float64)
+
+    def update(key: Any, task: Task, state: cdsa.State, clock: Clock) -> Any:
+        return algorithm.update(key, task, state, hypers, clock)
+
+    def act(task: Task, state: cdsa.State, obs: Any) -> Any:
+        return jax.vmap(lambda obs: algorithm.act(jax.random.key(0), task, state, obs))(obs)
+
+    return jit(update), jit(act)
+
+
+@jit
+def drawn(key: Any, task: Task) -> Any:
+    """The random numbers of one update by the learner's key schedule, the only thing that the two share."""
+    batch_key, sigma_key, noise_key = jax.random.split(jax.random.fold_in(key, 0xCD5A), 3)
+    return (
+        offline.indices(batch_key, task.dataset, (UPDATE_BATCH,)),
+        jax.random.uniform(sigma_key, (UPDATE_BATCH,)),
+        jax.random.normal(noise_key, (UPDATE_BATCH, DIM)),
+    )
+
+
+def start(name: str, nets: Nets, actor: Tree, task: Task) -> cdsa.State:
+    """The learner's state with these networks and fresh optimisers. Only inside `jax.enable_x64(True)`."""
+    trees = cast(({"params": actor}, nets.score, nets.dynamics), jnp.float64)
+    actor_opt, score_opt, dynamics_opt = jit(lambda *trees: [optax.adam(0.0).init(tree) for tree in trees])(*trees)
+    given = (HYPERS.sigma_eval, HYPERS.action_coef, HYPERS.state_coef, HYPERS.state_eta)
+    state = cdsa.State(
+        base=bc.State(trees[0], actor_opt),
+        score=trees[1],
+        score_ema=cast(nets.score_ema, jnp.float64),
+        dynamics=trees[2],
+        score_opt=score_opt,
+        dynamics_opt=dynamics_opt,
+        guidance=cdsa.Guidance(*(jnp.asarray(x) for x in given)),
+    )
+    fresh = jax.eval_shape(CASES[name].algorithm.init, jax.random.key(0), task, CASES[name].hypers)
+    chex.assert_trees_all_equal_structs(fresh, state)
+    return state
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_whole_updates(name: str) -> None:
+    rng = np.random.default_rng(0)
+    nets, actor = random_nets(rng, CASES[name].forward_model), mlp(rng, OBS_DIM, 6, ACTION_DIM)
+    want, score_adam, dynamics_adam = nets, Adam(nets.score), Adam(nets.dynamics)
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        task = Task(Toy(), cast(dataset(), jnp.float64))
+        state = start(name, nets, actor, task)
+        every = np.asarray(task.dataset.rows)
+        mean, std = np.asarray(task.dataset.obs_mean), np.asarray(task.dataset.obs_std)
+        for update, key in enumerate(jax.random.split(jax.random.key(1), 2)):
+            clock = Clock(jnp.int32(update), jnp.asarray(0.5))
+            state, metrics = programs(name)[0](key, task, state, clock)
+
+            rows, uniform, noise = (np.asarray(x) for x in drawn(key, task))
+            samples = Samples(
+                obs=(every[rows, :3] - mean) / (std + 1e-3),
+                action=every[rows, 3:6],
+                next_obs=(every[rows, 7:10] - mean) / (std + 1e-3),  # after the reward
+                sigma=HYPERS.sigma_min * (HYPERS.sigma_max / HYPERS.sigma_min) ** uniform,
+                noise=noise,
+            )
+            score_loss, grads = score_reference(want.score, samples)
+            score = score_adam.step(want.score, grads, HYPERS.score_learning_rate)
+            dynamics_loss, grads = dynamics_reference(want.dynamics, samples)
+            dynamics = dynamics_adam.step(want.dynamics, grads, HYPERS.dynamics_learning_rate)
+            kept = HYPERS.score_ema
+            ema = jax.tree.map(lambda old, new: kept * old + (1.0 - kept) * new, want.score_ema, score)  # noqa: B023
+            want = Nets(score, ema, dynamics)
+
+            assert float(metrics["score_loss"]) == pytest.approx(score_loss, rel=1e-8)
+            of_models = [metrics[name] for name in ("inverse_loss", "forward_loss") if name in metrics]
+            assert float(sum(of_models)) == pytest.approx(dynamics_loss, rel=1e-8)
+            assert len(of_models) == 1 + CASES[name].forward_model
+    assert_moved(Nets(state.score, state.score_ema, state.dynamics), want, nets, 1e-8)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_actions_are_corrected_in_units_of_the_box_and_stay_inside(name: str) -> None:
+    rng = np.random.default_rng(5)
+    nets, actor = random_nets(rng, CASES[name].forward_model), mlp(rng, OBS_DIM, 6, ACTION_DIM)
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        task = Task(Toy(), cast(dataset(), jnp.float64))
+        mean, std = np.asarray(task.dataset.obs_mean), np.asarray(task.dataset.obs_std) + 1e-3
+        obs = normal(rng, BATCH, OBS_DIM) * std + mean
+        got = np.asarray(programs(name)[1](task, start(name, nets, actor, task), jnp.asarray(obs)))
+
+    def policy(normalized: FloatArray) -> FloatArray:
+        return np.tanh(forward(actor, normalized * std + mean, "relu")[0])  # of raw observations
+
+    normalized = (obs - mean) / std
+    unit = corrected_reference(nets, policy, normalized, policy(normalized), HYPERS, CASES[name].correction_steps)
+    np.testing.assert_allclose(got, LOW + HALF_WIDTH * (unit + 1.0), rtol=1e-6, atol=1e-6)  # the box is in float32
+    assert np.any(unit == 1.0) and np.any(unit == -1.0) and np.mean(np.abs(unit) < 1.0) > 0.3
+    assert np.mean(np.abs(unit - policy(normalized)) > 0.1) > 0.3
