@@ -270,7 +270,7 @@ UPDATE_BATCH = 16
 def dataset() -> Dataset:
     """Of the toy environment's shapes; observations far from normalised, and every kind of ending."""
     rng = np.random.default_rng(3)
-    obs, next_obs = (normal(rng, SIZE, OBS_DIM) * [2.0, 0.5, 1.0] + [5.0, -1.0, 0.3] for _ in range(2))
+    obs, next_obs = (normal(rng, SIZE, OBS_DIM) * [2.0, 0.5, 1.0] + [0.5, -1.0, 0.3] for _ in range(2))
     action = rng.uniform(LOW, HIGH, size=(SIZE, ACTION_DIM))
     last = np.arange(SIZE) % 4 == 3
     return datasets.build(
@@ -401,8 +401,9 @@ def test_two_whole_updates(name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_actions_are_corrected_in_units_of_the_box_and_stay_inside(name: str) -> None:
-    rng = np.random.default_rng(5)
+    rng = np.random.default_rng(10)
     nets, actor = random_nets(rng, CASES[name].forward_model), mlp(rng, OBS_DIM, 6, ACTION_DIM)
+    actor["Dense_1"]["kernel"] *= 3.0  # so that many actions lie near the edges of the box
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         task = Task(Toy(), cast(dataset(), jnp.float64))
         mean, std = np.asarray(task.dataset.obs_mean), np.asarray(task.dataset.obs_std) + 1e-3
@@ -415,5 +416,5 @@ def test_actions_are_corrected_in_units_of_the_box_and_stay_inside(name: str) ->
     normalized = (obs - mean) / std
     unit = corrected_reference(nets, policy, normalized, policy(normalized), HYPERS, CASES[name].correction_steps)
     np.testing.assert_allclose(got, LOW + HALF_WIDTH * (unit + 1.0), rtol=1e-6, atol=1e-6)  # the box is in float32
-    assert np.any(unit == 1.0) and np.any(unit == -1.0) and np.mean(np.abs(unit) < 1.0) > 0.3
-    assert np.mean(np.abs(unit - policy(normalized)) > 0.1) > 0.3
+    reached = [np.sum(unit == 1.0), np.sum(unit == -1.0), np.sum(np.abs(unit) < 1.0)]
+    assert min(*reached, np.sum(np.abs(unit - policy(normalized)) > 0.1)) >= 10, reached
