@@ -12,6 +12,7 @@ Gymnasium's tasks, a million transitions each, everyone with the settings of its
 
 from typing import Any
 
+from rlsuite import algorithms
 from rlsuite.algorithms import a2pr, awac, bc, cql, edac, iql, prdc, rebrac, td3_bc
 from rlsuite.sweep import Cell, Experiment
 
@@ -40,6 +41,20 @@ LEARNERS: dict[str, tuple[str, Any, Any]] = {
     ),
 }
 """label -> (algorithm, Config, Hypers)"""
+
+CORRECTION: dict[str, Any] = {
+    "model_batch_size": 64,
+    "score_hidden_sizes": (64, 64),
+    "dynamics_hidden_sizes": (64, 64),
+}
+for base in ("td3_bc", "iql"):
+    spec = algorithms.get(f"{base}+cdsa")
+    _, config, hypers = LEARNERS[base]
+    LEARNERS[f"{base} + CDSA-style"] = (
+        f"{base}+cdsa",
+        spec.config(**vars(config), **CORRECTION),
+        spec.hypers(**hypers._asdict(), score_learning_rate=1e-3, dynamics_learning_rate=1e-3),
+    )
 
 ENVIRONMENTS = ("gymnax/Pendulum-v1", "brax/hopper/spring")
 TIERS = ("medium", "medium-replay", "medium-expert")

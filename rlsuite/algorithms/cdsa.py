@@ -337,6 +337,7 @@ def around(name: str, spec: AlgorithmSpec) -> AlgorithmSpec:
             max(spec.trial.updates, TRIAL.updates),
         ),
         action_spaces=(Box,),
+        prepare=spec.prepare,
         fit=fit,
         presets={
             key: Preset(
