@@ -25,7 +25,7 @@ def sample(key: Array, task: Task, shape: tuple[int, ...], normalize_obs: bool) 
     """
     dataset = dataset_of(task)
     index = indices(key, dataset, shape)
-    batch = dataset.unpack(dataset.rows[index])
+    batch = dataset.unpack(jnp.asarray(dataset.rows)[index])
     if not normalize_obs:
         return batch
     return batch._replace(obs=dataset.normalize(batch.obs), next_obs=dataset.normalize(batch.next_obs))
@@ -37,8 +37,8 @@ def indices(key: Array, dataset: Dataset, shape: tuple[int, ...]) -> Array:
         return jax.random.randint(key, shape, 0, dataset.size)
     row_key, keep_key = jax.random.split(key)
     row = jax.random.randint(row_key, shape, 0, dataset.size)
-    kept = jax.random.uniform(keep_key, shape) < dataset.threshold[row]
-    return jnp.where(kept, row, dataset.alias[row])
+    kept = jax.random.uniform(keep_key, shape) < jnp.asarray(dataset.threshold)[row]
+    return jnp.where(kept, row, jnp.asarray(dataset.alias)[row])
 
 
 def reward_scale(task: Task) -> Array:
