@@ -78,7 +78,7 @@ HYPERS = cql.Hypers(
     target_entropy_scale=0.6,
     target_gap=0.9,
     multiplier_learning_rate=0.03,
-    min_difference=4.5,
+    min_difference=2.75,
     reward_scale=1.4,
     reward_bias=-0.3,
 )
@@ -305,7 +305,9 @@ def compare(seed: int, config: cql.Config, log_stds: tuple[float, ...], dtype: A
 def test_losses_and_gradients_in_float64(config: cql.Config) -> None:
     with jax.enable_x64(True):
         for seed in range(5):
+            # Where the policy is narrow its density is high, and its actions weigh nothing in the soft maximum.
             compare(seed, config, WIDE, jnp.float64, 1e-10)
+            compare(seed, config, MODERATE, jnp.float64, 1e-10)
 
 
 @by_config

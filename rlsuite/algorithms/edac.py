@@ -266,6 +266,6 @@ PRESETS = {
 
 TRIAL = Trial(
     Config(batch_size=64, num_critics=3, hidden_sizes=(32, 32), learn_alpha=False),
-    Hypers(actor_learning_rate=1e-3, critic_learning_rate=3e-3, discount=0.5, tau=0.1, initial_alpha=1e-3),
+    Hypers(actor_learning_rate=3e-4, critic_learning_rate=3e-3, discount=0.5, tau=0.1, initial_alpha=3e-3),
     updates=1500,
 )
