@@ -11,6 +11,7 @@ import difflib
 import json
 import os
 import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,8 @@ VERSION = "-v0"
 """of datasets made here, in Minari's naming"""
 OURS = "rlsuite"
 """the key of Minari's metadata below which ours lie"""
+MAKING = ".making-"
+"""how the names of folders begin in which a dataset is being made, or was when its process died"""
 HDF5 = (".hdf5", ".h5")
 D4RL_KEYS = ("observations", "actions", "rewards", "terminals")
 MINARI_ROOT = "MINARI_DATASETS_PATH"
@@ -35,7 +38,7 @@ MINARI_ROOT = "MINARI_DATASETS_PATH"
 def find(dataset_id: str, folder: Path) -> Path | None:
     """The HDF5 file, or the Minari folder that holds `data/`, of this name; None if there is none."""
     path = Path(dataset_id)
-    if path.suffix in HDF5:
+    if path.suffix in HDF5 or path.is_file():
         return path if path.is_file() else None
     places = [path, *(root / name for root in (folder, minari_root()) for name in (dataset_id, dataset_id + VERSION))]
     return next((place for place in places if (place / "data").is_dir()), None)
@@ -51,7 +54,7 @@ def available(folder: Path) -> list[str]:
     found = set()
     for root in (folder, minari_root()):
         found |= {path.parent.parent.relative_to(root).as_posix() for path in root.glob("**/data/metadata.json")}
-    return sorted(found)
+    return sorted(name for name in found if not name.startswith(MAKING))
 
 
 def load(dataset_id: str, env: Env, folder: Path) -> Dataset:
@@ -200,9 +203,11 @@ def write(
                 truncations=records.truncated[rows],
             )
         )
-    beside = folder / f".making-{os.getpid()}"
+    beside = None
     try:
-        beside.mkdir(parents=True)
+        if not folder.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=MAKING, dir=folder))
         with root_at(beside), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that there is no author, no permalink and no Gymnasium environment
             made = package.create_dataset_from_buffers(
@@ -224,7 +229,8 @@ def write(
             return target
         raise DatasetError(f"cannot write '{target}' ({error.strerror or error}); choose another folder") from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        if beside is not None:
+            shutil.rmtree(beside, ignore_errors=True)
     return target
 
 
@@ -252,6 +258,11 @@ def read_d4rl(file: Path, max_episode_steps: int) -> Records:
     is the next episode's; so is the last row of the file, which nothing follows. Where a file has no `timeouts`, an
     episode that has not ended before is taken to end after `max_episode_steps` rows. Returns count every reward.
 
+    Deviations from `qlearning_dataset` (d4rl/__init__.py), both only where a file has no `timeouts`:
+    - Rows are counted from 0 in every episode. D4RL counts from 1 after a termination, so that the next episode ends a
+      row early, and if it does run out of time its last row is kept, with the first observation of another episode.
+    - A row that terminates on the very step of the limit is kept; D4RL leaves it out.
+
     Raises:
         DatasetError: it is no such file, is damaged or empty, or its arrays do not belong together.
     """
@@ -260,29 +271,43 @@ def read_d4rl(file: Path, max_episode_steps: int) -> Records:
 
     try:
         with h5py.File(file, "r") as opened:
-            lacking = [key for key in D4RL_KEYS if not isinstance(opened.get(key), h5py.Dataset)]
+            keys = [*D4RL_KEYS, *(["timeouts"] if "timeouts" in opened else [])]
+            lacking = [key for key in keys if not isinstance(opened.get(key), h5py.Dataset)]
             if lacking:
                 raise DatasetError(
                     f"'{file}' has no {', '.join(lacking)}; expected the layout of D4RL: {', '.join(D4RL_KEYS)} "
                     "and, if there are any, timeouts"
                 )
-            arrays = {key: opened[key][()] for key in D4RL_KEYS}
-            timeouts = opened["timeouts"][()] if "timeouts" in opened else None
-    except OSError as error:
+            arrays = {key: np.asarray(opened[key][()]) for key in keys}
+    except DatasetError:
+        raise
+    except Exception as error:  # h5py raises OSError, RuntimeError, KeyError and others on a file that is not whole
         raise DatasetError(
             f"'{file}' cannot be read as HDF5 ({' '.join(str(error).split())[:160]}); copy it again"
         ) from error
-    obs, action, reward, terminals = (np.asarray(arrays[key]) for key in D4RL_KEYS)
-    n = len(obs)
-    lengths = {"observations": n, "actions": len(action), "rewards": reward.size, "terminals": terminals.size}
-    if timeouts is not None:
-        lengths["timeouts"] = np.size(timeouts)
-    if len(set(lengths.values())) > 1 or obs.ndim != 2 or action.ndim != 2:
-        raise DatasetError(f"'{file}': arrays of different lengths or shapes, {lengths}; it is damaged, copy it again")
+    n = arrays["rewards"].size
+    for key, array in arrays.items():
+        if array.dtype.kind not in "biuf":
+            raise DatasetError(f"'{file}': {key} are of type {array.dtype}, expected numbers; copy it again")
+        # Some files have rewards and flags as columns.
+        fits = array.ndim == 2 and len(array) == n if key in ("observations", "actions") else array.size == n
+        if not fits:
+            shapes = ", ".join(f"{name} {list(there.shape)}" for name, there in arrays.items())
+            raise DatasetError(
+                f"'{file}': arrays of different lengths or shapes: {shapes}; expected [n, obs_dim], "
+                "[n, action_dim] and [n] for the others; it is damaged, copy it again"
+            )
     if n < 2:
         raise DatasetError(f"'{file}' holds {n} rows, too few for one transition; copy it again")
-    reward, terminated = reward.reshape(n), terminals.reshape(n).astype(bool)
-    if timeouts is None:
+    for key, array in arrays.items():
+        # All rows, since rewards of rows that are left out count in returns.
+        finite = np.isfinite(array).reshape(n, -1).all(axis=1)
+        if not finite.all():
+            bad = int(np.argmin(finite))
+            raise DatasetError(f"'{file}': {key} of row {bad} are not finite; remove that episode or copy it again")
+    obs, action = arrays["observations"], arrays["actions"]
+    reward, terminated = arrays["rewards"].reshape(n), arrays["terminals"].reshape(n).astype(bool)
+    if "timeouts" not in arrays:
         ended = np.zeros(n, bool)
         steps = 0
         for i in range(n):
@@ -291,7 +316,7 @@ def read_d4rl(file: Path, max_episode_steps: int) -> Records:
             if terminated[i] or ended[i]:
                 steps = 0
     else:
-        ended = np.asarray(timeouts).reshape(n).astype(bool)
+        ended = arrays["timeouts"].reshape(n).astype(bool)
     last = terminated | ended
     episode: np.ndarray = np.cumsum(last) - last
     # As in `qlearning_dataset`, also a row that has terminated and timed out.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,20 @@ import envs
 from envs import dataset_files
 from envs.core import Reference
 from envs.datasets import DatasetError, Records
+
+
+@pytest.fixture(autouse=True)
+def nothing_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No store in the home folder, and a failure for whoever reaches for the network."""
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise AssertionError("a connection was asked for")
+
+    monkeypatch.delenv(dataset_files.MINARI_ROOT, raising=False)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
+    monkeypatch.setattr(socket.socket, "connect", refused)
+    monkeypatch.setattr(socket, "getaddrinfo", refused)
+
 
 ENV = envs.make("gymnax/Pendulum-v1")  # 3 observations, one action in [-2, 2]
 REFERENCE = Reference(-1200.0, -150.0, "random", "expert")
@@ -112,6 +129,26 @@ def test_a_dataset_is_never_written_over(tmp_path: Path) -> None:
     write(tmp_path)
     with pytest.raises(DatasetError, match="is there already; delete it to make it anew"):
         write(tmp_path)
+
+
+def test_what_a_dead_process_left_is_in_nobodys_way(tmp_path: Path) -> None:
+    place = write(tmp_path)
+    shutil.move(place.parents[2], tmp_path / f".making-{os.getpid()}")
+    with pytest.raises(DatasetError, match="no dataset 'gymnax/Pendulum-v1/medium'; expected"):
+        dataset_files.load("gymnax/Pendulum-v1/medium", ENV, tmp_path)
+    write(tmp_path)
+    assert dataset_files.available(tmp_path) == ["gymnax/Pendulum-v1/medium-v0"]
+
+
+def test_nothing_is_left_of_what_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(DatasetError, match=r"cannot write .*\(No space left on device\); choose another folder"):
+        write(tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert dataset_files.MINARI_ROOT not in os.environ
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -235,7 +272,11 @@ def hdf5(path: Path, arrays: dict[str, Any]) -> str:
 
 
 def qlearning_dataset(arrays: dict[str, Any], limit: int) -> list[tuple[Any, ...]]:
-    """D4RL's reading of a file, row by row as it has it: (obs, action, reward, next_obs, done)."""
+    """D4RL's reading of a file, row by row: (obs, action, reward, next_obs, done).
+
+    Without `timeouts` it differs from D4RL's own code as `read_d4rl` says: steps count from 0 in every episode, and a
+    row that terminates at the limit is kept. With them it is D4RL's own.
+    """
     rows, step = [], 0
     for i in range(len(arrays["rewards"]) - 1):
         final = arrays["timeouts"][i] if "timeouts" in arrays else step == limit - 1
@@ -296,15 +337,21 @@ def without(key: str) -> dict[str, Any]:
     ("arrays", "message"),
     [
         (without("rewards"), r"has no rewards; expected the layout of D4RL: observations, actions, rewards, terminals"),
-        ({**raw(), "rewards": numbers(11)}, r"arrays of different lengths or shapes, \{'observations': 12"),
-        ({**raw(), "timeouts": np.zeros(5, bool)}, "'timeouts': 5"),
+        ({**raw(), "rewards": numbers(11)}, r"different lengths or shapes: observations \[12, 3\], "),
+        ({**raw(), "timeouts": np.zeros(5, bool)}, r"timeouts \[5\]; expected"),
         ({**raw(), "observations": numbers(12)}, "arrays of different lengths or shapes"),
         (raw(n=1), "holds 1 rows, too few"),
         (raw(n=2, timeouts=(0,)), "holds no transition whose next observation is known"),
         ({**raw(), "observations": numbers(12, 4)}, "has observations of 4 numbers, but 'gymnax/Pendulum-v1' shows 3"),
         ({**raw(), "actions": numbers(12, 2)}, r"action is \[9, 2\], expected \[9, 1\]"),
         ({**raw(), "actions": 3 * numbers(12, 1)}, r"lies outside of the action box \[-2.0\] .. \[2.0\]"),
-        ({**raw(), "rewards": np.full(12, np.inf)}, "reward of transition 0 is not finite"),
+        ({**raw(), "rewards": np.full(12, np.inf)}, "rewards of row 0 are not finite"),
+        # Of rows that are no transitions: one that timed out, whose reward counts in a return, and the last one.
+        ({**raw(), "rewards": np.where(np.arange(12) == 3, np.nan, 0.5)}, "rewards of row 3 are not finite"),
+        ({**raw(), "actions": np.where(np.arange(12) == 11, np.nan, 0.5)[:, None]}, "actions of row 11 are not"),
+        ({**raw(), "terminals": np.full(12, np.nan)}, "terminals of row 0 are not finite"),
+        ({**raw(), "observations": np.float32(1.0)}, r"different lengths or shapes: observations \[\]"),
+        ({**raw(), "rewards": [b"one"] * 12}, "rewards are of type .*, expected numbers"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named_with_its_fault(
@@ -320,6 +367,59 @@ def test_a_file_that_is_cut_off_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(DatasetError, match="cannot be read as HDF5"):
         dataset_files.load(str(path), ENV, tmp_path)
+
+
+def test_a_group_is_no_array(tmp_path: Path) -> None:
+    path = tmp_path / "group.hdf5"
+    with h5py.File(path, "w") as file:
+        for key, value in raw(timeouts=None).items():
+            file[key] = value
+        file.create_group("timeouts")
+    with pytest.raises(DatasetError, match="has no timeouts"):
+        dataset_files.load(str(path), ENV, tmp_path)
+
+
+def test_damage_within_a_file_is_named(tmp_path: Path) -> None:
+    """The file opens; a compressed chunk of it does not."""
+    path = tmp_path / "holes.hdf5"
+    with h5py.File(path, "w") as file:
+        for key, value in raw().items():
+            file.create_dataset(key, data=value, compression="gzip", chunks=value.shape)
+        chunk = file["observations"].id.get_chunk_info(0)
+    data = bytearray(path.read_bytes())
+    data[chunk.byte_offset : chunk.byte_offset + chunk.size] = bytes(chunk.size)
+    path.write_bytes(data)
+    with pytest.raises(DatasetError, match=r"holes\.hdf5' cannot be read as HDF5 \("):
+        dataset_files.load(str(path), ENV, tmp_path)
+
+
+def test_a_file_of_another_kind_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "medium.npz"
+    path.write_bytes(b"no HDF5")
+    with pytest.raises(DatasetError, match=r"medium\.npz' cannot be read as HDF5 \("):
+        dataset_files.load(str(path), ENV, tmp_path)
+
+
+def test_rewards_and_flags_may_be_columns(tmp_path: Path) -> None:
+    arrays = raw()
+    columns = {key: value.reshape(12, -1) for key, value in arrays.items()}
+    flat, wide = (
+        dataset_files.load(hdf5(tmp_path / f"{i}.hdf5", given), ENV, tmp_path)
+        for i, given in enumerate((arrays, columns))
+    )
+    np.testing.assert_array_equal(flat.rows, wide.rows)
+    np.testing.assert_array_equal(flat.episode_return, wide.episode_return)
+
+
+@pytest.mark.parametrize("package", ("minari", "h5py"))
+def test_a_missing_package_is_named_with_its_remedy(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = hdf5(tmp_path / "a.hdf5", raw())
+    monkeypatch.setitem(sys.modules, package, None)
+    for action in (lambda: dataset_files.load(path, ENV, tmp_path), lambda: write(tmp_path)):
+        with pytest.raises(DatasetError, match=r"datasets need .*pip install 'rlsuite\[datasets\]'"):
+            action()
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
