@@ -1,4 +1,4 @@
-"""The command line: rlsuite run | sweep | collect | evaluate | report | bench | list."""
+"""The command line: rlsuite run | sweep | collect | dataset | evaluate | report | bench | list."""
 
 from __future__ import annotations
 
@@ -233,6 +233,29 @@ def run_collect(arguments: list[str]) -> int:
     return 0
 
 
+def run_dataset(arguments: list[str]) -> int:
+    """`rlsuite dataset ID --env ENV`: how large, how good and how broad a dataset is."""
+    from rich.console import Console
+
+    from rlsuite import dataset_table
+    from rlsuite.sweep import make_env
+
+    parser = Parser(
+        prog="rlsuite dataset",
+        description="Print sizes, episode returns and lengths of a dataset, its quality (TQ) and its coverage (SACo).",
+    )
+    parser.add_argument("id", metavar="ID", help="a file, a folder, an id (docs/datasets.md)")
+    parser.add_argument("--env", required=True, help="the environment that it is of, see 'rlsuite list'")
+    parser.add_argument(
+        "--reference-dataset", metavar="ID", help="what coverage is relative to: the replay dataset of the same run"
+    )
+    options = parser.parse_args(arguments)
+    # Into a pipe, tables are as wide as in a wide terminal.
+    console = Console() if sys.stdout.isatty() else Console(file=sys.stdout, width=MAX_WIDTH)
+    dataset_table.describe(options.id, make_env(options.env), options.reference_dataset, console)
+    return 0
+
+
 def run_evaluate(arguments: list[str]) -> int:
     """`rlsuite evaluate RUN --gymnasium ID`: what a trained policy is worth in real Gymnasium."""
     from rlsuite.transfer import transfer
@@ -363,6 +386,7 @@ COMMANDS = {
     "run": (run, "train one algorithm on one environment at many seeds"),
     "sweep": (run_sweep, "run every cell of an experiment file that has no results yet"),
     "collect": (run_collect, "train an agent and record datasets for offline learners"),
+    "dataset": (run_dataset, "measure a dataset: size, returns, quality and coverage"),
     "evaluate": (run_evaluate, "play a trained policy in real Gymnasium, and film it"),
     "report": (report, "compare the results in a folder: table and plot"),
     "bench": (run_bench, "measure speed and memory against the number of runs"),

@@ -133,7 +133,8 @@ def test_a_dataset_is_never_written_over(tmp_path: Path) -> None:
 
 def test_what_a_dead_process_left_is_in_nobodys_way(tmp_path: Path) -> None:
     place = write(tmp_path)
-    shutil.move(place.parents[2], tmp_path / f".making-{os.getpid()}")
+    (tmp_path / ".making-1").mkdir()
+    shutil.move(place.parents[1], tmp_path / ".making-1" / "gymnax")
     with pytest.raises(DatasetError, match="no dataset 'gymnax/Pendulum-v1/medium'; expected"):
         dataset_files.load("gymnax/Pendulum-v1/medium", ENV, tmp_path)
     write(tmp_path)
