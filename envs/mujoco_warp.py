@@ -1,8 +1,9 @@
 """MuJoCo Warp: MJX' implementation in NVIDIA's Warp, made for many environments on a GPU.
 
 It is chosen by `mujoco/Hopper-v5+implementation=warp`. The physics are those of `envs/mujoco.py`, whose Runge-Kutta
-method serves here too, because Warp's own adds up angular velocities as MJX' does. Frames of contacts are MuJoCo's as
-they come. All is float32. On a processor it works too, but slower than MJX in JAX, so that there it serves tests alone.
+method serves here too, because Warp's own adds up angular velocities as MJX' does, and the frames of steep capsules,
+which it takes as MJX does, are mended in `envs/warp_contacts.py`. All is float32. On a processor it works too, but
+slower than MJX in JAX, so that there it serves tests alone.
 
 Warp keeps the contacts of all environments in one array and drops those that find no place in it. Its length must be
 known when the program is traced: `knowing_how_many` finds out how many environments there are, and `most_contacts`
@@ -24,14 +25,13 @@ SIMPLE_CONTACTS, OTHER_CONTACTS = 2, 8
 def unavailable() -> str | None:
     """Why MuJoCo Warp cannot run here and what to do, or None if it can."""
     try:
-        import warp
+        import warp  # noqa: F401
     except (ImportError, RuntimeError) as error:
         return f"the package 'warp' cannot be imported ({error}); install it with: pip install warp-lang"
     if jax.default_backend() not in ("cpu", "gpu"):
         return f"it needs a CUDA GPU or a processor, and JAX runs on {jax.default_backend()!r}"
     if jax.config.jax_enable_x64:
         return "it computes in float32 alone, and JAX is set to 64 bits; unset JAX_ENABLE_X64"
-    warp.config.log_level = warp.LOG_WARNING  # no line for each kernel that it compiles
     return None
 
 
@@ -102,8 +102,13 @@ def make_data(mj_model: Any, number: int) -> Any:
 
 def model_like(mj_model: Any, model: Any) -> Any:
     """Warp's model with the parameters and options of `model`, MJX' model in JAX of the same `mj_model`."""
+    import warp
     from mujoco import mjx
 
+    from envs import warp_contacts
+
+    warp_contacts.align()
+    warp.config.log_level = warp.LOG_WARNING  # no line for each kernel that it compiles
     with jax.ensure_compile_time_eval():
         ours = mjx.put_model(mj_model, impl="warp")
     option = ours.opt.replace(**shared(ours.opt, model.opt))

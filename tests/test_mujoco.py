@@ -467,6 +467,32 @@ def test_warp_has_the_parameters_of_mjx_and_room_for_all_contacts(env_id: str) -
     assert rows >= in_jax._impl.nefc
 
 
+def test_warp_frames_the_contacts_of_a_leaning_capsule_as_mujoco_does() -> None:
+    mj_model = mujoco.MjModel.from_xml_string(LEANING)
+    model = mujoco_warp.model_like(mj_model, mjx.put_model(mj_model, impl="jax"))
+    qpos, frames_of = [], []
+    for degrees in (10.0, 25.0, 35.0, 80.0):
+        data = mujoco.MjData(mj_model)
+        half = np.radians(degrees) / 2
+        data.qpos[3:] = [np.cos(half), 0.6 * np.sin(half), 0.8 * np.sin(half), 0.0]
+        data.qpos[2] = 0.5 * np.cos(2 * half)  # the lower end touches
+        mujoco.mj_forward(mj_model, data)
+        qpos.append(data.qpos.copy())
+        frames_of.append(data.contact.frame[0].reshape(3, 3))
+
+    def collide(number: int, qpos: Any) -> tuple[Any, Any, Any]:
+        data = mjx.forward(model, mujoco_warp.make_data(mj_model, number).replace(qpos=qpos))
+        return data._impl.contact__frame, data._impl.contact__worldid, data._impl.nacon
+
+    found = jax.jit(jax.vmap(lambda qpos: mujoco_warp.knowing_how_many(collide, qpos)))(jnp.float32(qpos))
+    frame, world, number = (np.asarray(array)[0] for array in found)  # the same for every capsule
+    seen = set()
+    for which in range(int(number.ravel()[0])):
+        np.testing.assert_allclose(frame[which], frames_of[world[which]], atol=1e-5)
+        seen.add(int(world[which]))
+    assert seen == {0, 1, 2, 3}
+
+
 def on_warp(env_id: str, masses: Any, states: Any, actions: Any) -> Any:
     """What a step on Warp shows, `[masses, states, ...]`: body masses are those of the model times `masses`."""
     env: Any = envs.make(f"{env_id}+implementation=warp")
