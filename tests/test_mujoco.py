@@ -525,15 +525,16 @@ def test_one_step_of_warp_is_gymnasiums(env_id: str) -> None:
     for action in actions:
         kept = np.empty(mujoco.mj_stateSize(env.model, mujoco.mjtState.mjSTATE_INTEGRATION))
         mujoco.mj_getState(env.model, env.data, kept, mujoco.mjtState.mjSTATE_INTEGRATION)
-        position = template.rules.position(shown_by(env.data, template.rules.reads))
-        states.append((env.data.qpos.copy(), env.data.qvel.copy(), env.data.qacc_warmstart.copy(), position))
+        state = (env.data.qpos.copy(), env.data.qvel.copy(), env.data.qacc_warmstart.copy())
         found = []
         for mass in masses[::-1]:  # the episode goes on with the model's own
             mujoco.mj_setState(env.model, env.data, kept, mujoco.mjtState.mjSTATE_INTEGRATION)
             env.model.body_mass[:] = mass * template.mj_model.body_mass
             mujoco.mj_forward(env.model, env.data)
-            env.data.qacc_warmstart[:] = states[-1][2]
+            env.data.qacc_warmstart[:] = state[2]
+            position = template.rules.position(shown_by(env.data, template.rules.reads))
             found.append(env.step(action)[:3])
+        states.append((*state, position))
         shown.append(found[::-1])
     batch = adapter.Simulation(*(np.float32(column) for column in zip(*states, strict=True)))
     ours = jax.device_get(on_warp(env_id, masses, batch, actions))
