@@ -16,7 +16,7 @@ from rlsuite import algorithms
 from rlsuite.algorithms import a2pr, awac, bc, cql, edac, iql, prdc, rebrac, td3_bc
 from rlsuite.sweep import Cell, Experiment
 
-STEPS = 4000
+STEPS = 2500
 SIZES: dict[str, Any] = {"batch_size": 64, "hidden_sizes": (64, 64)}
 RATES: dict[str, Any] = {"actor_learning_rate": 1e-3, "critic_learning_rate": 1e-3, "discount": 0.99, "tau": 0.01}
 

@@ -1,7 +1,8 @@
 """Datasets made here: an agent is trained, and policies from along its way are recorded inside a compiled program.
 
-Episodes are whole ones from the first step on, none is chosen for its length, and each tier has at least as many
-transitions as were asked for. They are written below `catalogue.folder()` in Minari's format.
+Episodes are recorded from the first step on, and none is chosen for its length. Each tier has exactly as many transitions
+as were asked for, so that a learner's program serves them all; the last episode of a policy may be cut off for that, as
+by a time limit. Datasets are written below `catalogue.folder()` in Minari's format.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class Policy(NamedTuple):
     leaves: list[np.ndarray]
     """what `explore` reads of the state"""
     mean_return: float
-    """of its evaluation"""
+    """of the exploring policy, over `EVAL_EPISODES` episodes"""
     step: int
     seed: int
 
@@ -135,7 +136,7 @@ def make(env: Env, recipe: Recipe, tiers: tuple[str, ...]) -> None:
         low,
         expert.mean_return,
         "mean episode return of uniformly random actions, measured here",
-        f"evaluation of the best of {recipe.seeds} runs of {recipe.algorithm} after {expert.step} steps, here",
+        f"the best of {recipe.seeds} runs of {recipe.algorithm} after {expert.step} steps, exploring, measured here",
     )
     for tier in tiers:
         n = recipe.transitions
@@ -146,10 +147,10 @@ def make(env: Env, recipe: Recipe, tiers: tuple[str, ...]) -> None:
         elif tier == "medium":
             records = of(medium, 1, n)
         elif tier == "medium-expert":
-            records = joined([of(medium, 1, n // 2), of(expert, 0, n // 2)])
+            records = joined([of(medium, 1, n // 2), of(expert, 0, n - n // 2)])
         elif tier == "medium-replay":
-            # At least one episode of each.
-            records = joined([of(p, 2 + i, n // (up_to + 1)) for i, p in enumerate(own[: up_to + 1])])
+            shares = np.diff(np.linspace(0, n, up_to + 2).astype(int))
+            records = joined([of(p, 2 + i, shares[i]) for i, p in enumerate(own[: up_to + 1])])
         else:
             share = int(tier.rsplit("-", 1)[1]) / 100
             of_expert = of(expert, 0, max(1, round(share * n)))
@@ -183,7 +184,9 @@ def checkpoints(algorithm: Algorithm, task: Task, recipe: Recipe) -> list[Policy
     updates = -(-recipe.steps // algorithm.steps_per_update)
     there = jax.local_devices()
     devices = there[: max(n for n in range(1, len(there) + 1) if recipe.seeds % n == 0)]
-    compiled = batch.compile_programs(algorithm, task, recipe.hypers, recipe.seeds, EVAL_EPISODES, devices)
+    # Judged by what is recorded, which explores: without its noise a policy may be much better, or none at all.
+    exploring = algorithm._replace(act=algorithm.explore)
+    compiled = batch.compile_programs(exploring, task, recipe.hypers, recipe.seeds, EVAL_EPISODES, devices)
     seeds = range(FIRST_SEED, FIRST_SEED + recipe.seeds)
     points = train.evaluation_points(updates, recipe.checkpoints)
     kept = read_by_explore(algorithm, task, recipe.hypers)
@@ -252,7 +255,7 @@ def recorder(algorithm: Algorithm, task: Task, hypers: Any) -> Callable[[list[np
 
 
 def collected(play: Callable[[Array], Records], key: Array, transitions: int) -> Records:
-    """Whole episodes, round after round, until there are so many transitions."""
+    """So many transitions, recorded in as many rounds as it takes."""
     rounds: list[Records] = []
     while sum(len(records.obs) for records in rounds) < transitions:
         rounds.append(play(jax.random.fold_in(key, len(rounds))))
@@ -260,11 +263,11 @@ def collected(play: Callable[[Array], Records], key: Array, transitions: int) ->
 
 
 def first_of(records: Records, transitions: int) -> Records:
-    """The first episodes that have at least so many transitions together, at least one episode."""
-    last = records.episode[min(max(transitions, 1), len(records.obs)) - 1]
-    rows = records.episode <= last
-    per_row = {name: field[rows] for name, field in records._asdict().items() if name != "episode_return"}
-    return Records(**per_row, episode_return=records.episode_return[: last + 1])
+    """The first so many transitions; the last one is truncated where its episode went on."""
+    rows = {name: field[:transitions].copy() for name, field in records._asdict().items() if name != "episode_return"}
+    rows["truncated"][-1] = not rows["terminated"][-1]
+    rows["next_action"][-1] = rows["action"][-1]
+    return Records(**rows, episode_return=np.bincount(rows["episode"], weights=rows["reward"]))
 
 
 def joined(parts: list[Records]) -> Records:

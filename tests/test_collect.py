@@ -59,10 +59,21 @@ def test_no_episode_is_an_error() -> None:
         records_of(steps([["."], ["."]]))
 
 
-def test_parts_keep_whole_episodes_and_number_them_on() -> None:
+def test_a_part_ends_as_by_a_time_limit() -> None:
     records = records_of(steps([["x", "."], [".", "."], [".", "x"], ["t", "t"]]))  # lengths 1, 3, 3, 1
-    assert [len(first_of(records, n).obs) for n in (0, 1, 2, 4, 5, 100)] == [1, 1, 4, 4, 7, 8]
-    np.testing.assert_array_equal(first_of(records, 2).episode_return, records.episode_return[:2])
+    cut = first_of(records, 3)
+    np.testing.assert_array_equal(cut.obs, records.obs[:3])
+    np.testing.assert_array_equal(cut.episode, [0, 1, 1])
+    np.testing.assert_array_equal(cut.truncated, [False, False, True])
+    np.testing.assert_array_equal(cut.next_action[:, 0], [0.0, records.action[2, 0], records.action[2, 0]])
+    np.testing.assert_array_equal(cut.episode_return, [records.reward[0], records.reward[1:3].sum()])
+    assert not records.truncated[2], "the whole record stays as it was"
+    # An end of its own stays one.
+    assert not first_of(records, 1).truncated.any() and first_of(records, 1).terminated.all()
+
+
+def test_parts_are_numbered_on() -> None:
+    records = records_of(steps([["x", "."], [".", "."], [".", "x"], ["t", "t"]]))
     both = joined([first_of(records, 1), records])
     np.testing.assert_array_equal(both.episode, [0, 1, 2, 2, 2, 3, 3, 3, 4])
     np.testing.assert_array_equal(both.episode_return, [records.episode_return[0], *records.episode_return])
@@ -86,7 +97,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.xdist_group("collect")
 def test_every_tier_has_the_transitions_that_were_asked_for(made: dict[str, Any]) -> None:
     for tier, dataset in made.items():
-        assert 500 <= dataset.size <= 520, tier
+        assert dataset.size == 500, tier
         batch = dataset.transitions
         # The probe's episodes are one step long and end by themselves.
         assert batch.terminated.all() and not batch.truncated.any()
