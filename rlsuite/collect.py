@@ -1,8 +1,8 @@
 """Datasets made here: an agent is trained, and policies from along its way are recorded inside a compiled program.
 
-Episodes are recorded from the first step on, and none is chosen for its length. Each tier has exactly as many transitions
-as were asked for, so that a learner's program serves them all; the last episode of a policy may be cut off for that, as
-by a time limit. Datasets are written below `catalogue.folder()` in Minari's format.
+Episodes are recorded from the first step on, and none is chosen for its length. Each tier has exactly as many
+transitions as were asked for, so that a learner's program serves them all; the last episode of a policy may be cut off
+for that, as by a time limit. Datasets are written below `catalogue.folder()` in Minari's format.
 """
 
 from __future__ import annotations
@@ -182,6 +182,7 @@ RANDOM_STREAM, POLICY_STREAM = 10, 11
 def checkpoints(algorithm: Algorithm, task: Task, recipe: Recipe) -> list[Policy]:
     """Train the recipe's runs and keep all their policies at every evaluation, in the order of time."""
     updates = -(-recipe.steps // algorithm.steps_per_update)
+    assert algorithm.explore is not None
     there = jax.local_devices()
     devices = there[: max(n for n in range(1, len(there) + 1) if recipe.seeds % n == 0)]
     # Judged by what is recorded, which explores: without its noise a policy may be much better, or none at all.
