@@ -83,12 +83,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # --- Errors -----------------------------------------------------------------------------------------------------------
 
 ERRORS: dict[str, tuple[list[str], list[str]]] = {
-    "unknown command": (["nosuch"], ["unknown command 'nosuch'", "run, sweep, evaluate, report, bench, list"]),
+    "unknown command": (["nosuch"], ["unknown command 'nosuch'", ", ".join(cli.COMMANDS)]),
     "misspelt command": (["rum"], ["'rum'", "did you mean 'run'?"]),
     "unknown algorithm": (["run", "nosuch", *ENV], ["unknown algorithm 'nosuch'", "ppo", "sac"]),
     "misspelt algorithm": (["run", "sacc"], ["unknown algorithm 'sacc'", "did you mean 'sac'?"]),
     "algorithm of two lines": (["run", "no\nsuch"], ["unknown algorithm 'no such'"]),
-    "no algorithm": (["run", *ENV], ["expected an algorithm before '--env'", "ppo, ppo_buffer, props, sac, td3"]),
+    "no algorithm": (["run", *ENV], ["expected an algorithm before '--env'", ", ".join(sorted(algorithms.REGISTRY))]),
     "misspelt environment": (
         ["run", "ppo", "--env", "gymnax/CartPol-v1"],
         ["unknown environment 'gymnax/CartPol-v1'", "did you mean 'gymnax/CartPole-v1'?"],
