@@ -207,7 +207,8 @@ def write(
     try:
         if not folder.exists():
             folder.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=MAKING, dir=folder))
+        # A whole path, since Minari 0.5 joins a relative one to itself.
+        beside = Path(tempfile.mkdtemp(prefix=MAKING, dir=folder.resolve()))
         with root_at(beside), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that there is no author, no permalink and no Gymnasium environment
             made = package.create_dataset_from_buffers(

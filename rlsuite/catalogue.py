@@ -45,7 +45,7 @@ def load(dataset_id: str, env: Env, sampling: str = "uniform") -> Dataset:
     try:
         if not exists(dataset_id):
             check(dataset_id, env)
-            make(env, RECIPES[env.id], (dataset_id.removeprefix(f"{env.id}/"),))
+            make(env, RECIPES[env.id], tuple(TIERS))  # all at once, since training the agent is what costs
         return datasets.draw(dataset_files.load(dataset_id, env, folder()), sampling)
     except DatasetError as error:
         raise UserError(str(error)) from error

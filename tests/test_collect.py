@@ -158,6 +158,16 @@ def test_what_cannot_be_made_is_refused(change: dict[str, Any], tiers: tuple[str
         collect.make(envs.make(ENV), RECIPE._replace(**change), tiers)
 
 
+def test_a_folder_that_cannot_be_written_is_named_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(catalogue.FOLDER_VARIABLE, str(tmp_path / "file" / "datasets"))
+    monkeypatch.setattr(collect, "checkpoints", lambda *_: pytest.fail("trains"))
+    with pytest.raises(UserError, match=r"cannot be written \(Not a directory\); choose another with RLSUITE_DATASETS"):
+        collect.make(envs.make(ENV), RECIPE, ("random",))
+
+
 def test_discrete_actions_are_refused() -> None:
     with pytest.raises(UserError, match="'probe/action/discrete' has discrete actions"):
         collect.make(envs.make("probe/action/discrete"), RECIPE, ("random",))
@@ -178,6 +188,7 @@ def test_a_dataset_with_a_recipe_is_made_when_it_is_asked_for(tmp_path: Path, mo
     monkeypatch.setattr(collect, "RECIPES", {ENV: RECIPE})
     dataset = catalogue.load(f"{ENV}/random", envs.make(ENV), "top=0.1")
     assert dataset.sampling == "top=0.1" and dataset.size == 50
+    assert all(catalogue.exists(f"{ENV}/{tier}") for tier in catalogue.TIERS), "one training serves all tiers"
     monkeypatch.setattr(collect, "make", lambda *_: pytest.fail("made twice"))
     again = catalogue.load(f"{ENV}/random", envs.make(ENV), "top=0.1")
     np.testing.assert_array_equal(dataset.rows, again.rows)

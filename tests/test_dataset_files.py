@@ -125,6 +125,12 @@ def test_what_is_written_here_loads_in_minari(tmp_path: Path, monkeypatch: pytes
     np.testing.assert_allclose(minari.get_normalized_score(found, np.array([-150.0])), [1.0])
 
 
+def test_a_folder_may_be_named_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(Path("datasets"))
+    assert_same(dataset_files.load("gymnax/Pendulum-v1/medium", ENV, Path("datasets")), some_records())
+
+
 def test_a_dataset_is_never_written_over(tmp_path: Path) -> None:
     write(tmp_path)
     with pytest.raises(DatasetError, match="is there already; delete it to make it anew"):
