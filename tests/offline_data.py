@@ -17,7 +17,8 @@ from rlsuite.core import Task
 
 Array = jax.Array
 
-NUM_ENVS, STEPS = 64, 24
+NUM_ENVS, STEPS = 64, 30
+"""Episodes of 1, 2 and 5 steps fit, so that all datasets are of one size and a learner compiles once."""
 OFFSET = 0.2
 HALF_WIDTH = 1.0
 """of the action box"""

@@ -243,7 +243,7 @@ def random_numbers(rng: np.random.Generator, size: int, config: cql.Config) -> c
     shape = NUM_ACTIONS, size, ACTION_DIM
     uniform: Any = exact(rng.uniform(-1.0, 1.0, size=shape))
     current, following, target = normal(rng, *shape), normal(rng, *shape), normal(rng, *shape)
-    return cql.Random(uniform, current, following, target[: len(target) if config.max_target_backup else 1])  # type: ignore[arg-type]
+    return cql.Random(uniform, current, following, target[: len(target) if config.max_target_backup else 1])
 
 
 class Problem(NamedTuple):
