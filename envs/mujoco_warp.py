@@ -30,7 +30,7 @@ def unavailable() -> str | None:
         return f"the package 'warp' cannot be imported ({error}); install it with: pip install warp-lang"
     if jax.default_backend() not in ("cpu", "gpu"):
         return f"it needs a CUDA GPU or a processor, and JAX runs on {jax.default_backend()!r}"
-    if jax.config.values["jax_enable_x64"]:
+    if jnp.result_type(float) == jnp.float64:
         return "it computes in float32 alone, and JAX is set to 64 bits; unset JAX_ENABLE_X64"
     return None
 

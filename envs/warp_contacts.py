@@ -26,11 +26,11 @@ def plane_capsule(  # type: ignore[no-untyped-def]
     dist, pos, frame = own(plane_normal, plane_pos, capsule_pos, capsule_axis, capsule_radius, capsule_half_length)
     n = plane_normal
     across = capsule_axis - n * wp.dot(n, capsule_axis)
-    length = wp.length(across)
+    length = wp.length(across)  # type: ignore[call-overload]
     if length > 1.0e-15:
         b = across / length
         c = wp.cross(n, b)
-        frame = wp.mat33(n[0], n[1], n[2], b[0], b[1], b[2], c[0], c[1], c[2])
+        frame = wp.mat33(n[0], n[1], n[2], b[0], b[1], b[2], c[0], c[1], c[2])  # type: ignore[index]
     return dist, pos, frame
 
 
