@@ -34,8 +34,8 @@ import mujoco
 import numpy as np
 from mujoco import mjx
 
+from envs import lapack, wrappers
 from envs import mujoco as adapter
-from envs import wrappers
 from envs.mujoco_tasks import Physics
 from envs.registry import make
 from rlsuite import policies
@@ -262,6 +262,7 @@ def main() -> None:
     parser.add_argument("--settings", action="store_true", help="error and speed with each setting of the solver")
     parser.add_argument("--precision", nargs="+", type=int, choices=(32, 64), default=[32, 64], help="bits of a float")
     options = parser.parse_args()
+    lapack.one_matrix_at_a_time()  # `built` goes past the registry, which would have seen to it
     print(f"jax {jax.__version__}, MuJoCo {mujoco.__version__}, Gymnasium {gymnasium.__version__}")
     columns = "obs: median | 99 % | worst | reward: median | 99 % | worst | other end |"
     if options.settings:
