@@ -3,8 +3,8 @@
 `EXPERIMENT` is for two cores: two physics tasks, three datasets of each, 32 seeds, small networks and 1500 gradient
 steps; for time CQL draws 3 actions of each kind instead of 10, and EDAC and SAC-N have 5 critics. `WEIGHTING` compares
 how transitions are drawn from data that are nearly all bad. Their datasets are made when they are first asked for, by
-`rlsuite collect`'s recipes. All learners share sizes, rates and the discount; what else a method has is as published for
-D4RL, and nobody was tuned here: this compares methods at common settings, not each at its best.
+`rlsuite collect`'s recipes. All learners share sizes, rates and the discount; what else a method has is as published
+for D4RL, and nobody was tuned here: this compares methods at common settings, not each at its best.
 
 `FULL` is for a GPU: `rlsuite sweep experiments/offline.py:FULL` takes a million gradient steps on datasets of three of
 Gymnasium's tasks, a million transitions each, everyone with the settings of its own paper or code.
