@@ -22,19 +22,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 RESAMPLES = 2000
-COLUMNS = ["label", "environment", "run", "seed", "step", "episode_returns"]
+COLUMNS = ["label", "environment", "dataset", "run", "seed", "step", "episode_returns"]
 STATISTICS = ("mean", "VaR", "CVaR")
 
 
 def last_episodes(folder: Path, label: str) -> dict[str, tuple[list[int], np.ndarray]]:
-    """Environment -> (seed of each run, the returns of its last evaluation `[runs, episodes]`), in the order of seeds.
+    """Task -> (seed of each run, the returns of its last evaluation `[runs, episodes]`), in the order of seeds.
 
     Raises:
-        ValueError: no results of this label, or of one environment more than one setting.
+        ValueError: no results of this label, or of one task more than one setting.
     """
     found: dict[str, dict[int, tuple[int, list[float]]]] = {}
     for file in sorted(folder.glob("[!.]*.parquet")):
-        table = pq.read_table(file, columns=COLUMNS)
+        there = pq.read_schema(file).names
+        table = pq.read_table(file, columns=[name for name in COLUMNS if name in there])
         rows = table.filter(pa.compute.equal(table["label"], label)).to_pylist()
         of_file: dict[int, tuple[int, list[float]]] = {}
         for row in rows:
@@ -42,7 +43,8 @@ def last_episodes(folder: Path, label: str) -> dict[str, tuple[list[int], np.nda
                 of_file[row["run"]] = row["step"], row["episode_returns"]
         seeds = {row["run"]: row["seed"] for row in rows}
         for run, episodes in of_file.items():
-            runs = found.setdefault(rows[0]["environment"], {})
+            # The dataset is the task of an offline learner.
+            runs = found.setdefault(rows[0].get("dataset") or rows[0]["environment"], {})
             if seeds[run] in runs:
                 raise ValueError(f"'{label}' has two runs of seed {seeds[run]}; give each setting a label of its own")
             runs[seeds[run]] = episodes
