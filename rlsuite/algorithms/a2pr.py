@@ -350,19 +350,19 @@ PRESETS = {
 
 TRIAL = Trial(
     Config(
-        batch_size=64,
-        hidden_sizes=(32, 32),
-        critic_hidden_sizes=(32, 32),
+        batch_size=256,
+        hidden_sizes=(64, 64),
+        critic_hidden_sizes=(64, 64),
         value_hidden_sizes=(32, 32),
         vae_hidden_sizes=(32,),
     ),
     Hypers(
         actor_learning_rate=1e-3,
-        critic_learning_rate=3e-3,
+        critic_learning_rate=5e-3,
         value_learning_rate=3e-3,
         discount=0.5,
         tau=0.1,
-        alpha=10.0,
+        alpha=5.0,
     ),
     updates=2000,
 )

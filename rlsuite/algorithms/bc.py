@@ -90,4 +90,4 @@ def make(config: Config) -> Algorithm:
     return Algorithm(init, update, act, 1)
 
 
-TRIAL = Trial(Config(batch_size=32, hidden_sizes=(32,)), Hypers(learning_rate=1e-2), updates=400)
+TRIAL = Trial(Config(batch_size=128, hidden_sizes=(32,)), Hypers(learning_rate=3e-3), updates=500)
