@@ -247,7 +247,10 @@ def make(config: Config) -> Algorithm:
         obs, action = jnp.zeros(task.env.obs_dim), jnp.zeros(task.env.action_space.dim)
         actor = networks.actor.init(actor_key, obs)
         critic_inputs = jnp.concatenate([obs, action])
-        critics = jax.vmap(lambda key: networks.critic.init(key, critic_inputs))(jax.random.split(critic_key))
+        # Stacked, not mapped: in a map within the batch of runs, rounding of the orthogonal initialisation would differ
+        # with the number of runs.
+        each = [networks.critic.init(key, critic_inputs) for key in jax.random.split(critic_key)]
+        critics = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
         log_alpha = jnp.log(jnp.asarray(hypers.initial_alpha, jnp.float32))
         log_multiplier = jnp.ones((), jnp.float32)
         return State(
