@@ -4,7 +4,8 @@
 steps; for time CQL draws 3 actions of each kind instead of 10, and EDAC and SAC-N have 5 critics. `WEIGHTING` compares
 how transitions are drawn from data that are nearly all bad. Their datasets are made when they are first asked for, by
 `rlsuite collect`'s recipes. All learners share sizes, rates and the discount; what else a method has is as published
-for D4RL, and nobody was tuned here: this compares methods at common settings, not each at its best.
+for D4RL. The two rates were chosen by TD3+BC and IQL on one dataset, at seeds that are reported too (docs/offline.md):
+this compares methods at common settings, not each at its best.
 
 `FULL` is for a GPU: `rlsuite sweep experiments/offline.py:FULL` takes a million gradient steps on datasets of three of
 Gymnasium's tasks, a million transitions each, everyone with the settings of its own paper or code.
