@@ -38,14 +38,25 @@ def load(dataset_id: str, env: Env, sampling: str = "uniform") -> Dataset:
     """The dataset of this id, read from its files, or made now if there are none and it is one that can be made.
 
     Raises:
-        UserError: it cannot be read or made, is of another environment, or there is no such sampling.
+        UserError: it cannot be made, or as `read`.
     """
     from rlsuite.collect import RECIPES, make  # late: it trains, and what trains may look into this catalogue
 
+    if not exists(dataset_id):
+        check(dataset_id, env)
+        make(env, RECIPES[env.id], tuple(TIERS))  # all at once, since training the agent is what costs
+    return read(dataset_id, env, sampling)
+
+
+def read(dataset_id: str, env: Env, sampling: str = "uniform") -> Dataset:
+    """The dataset of this id, which is not made if it is not there.
+
+    Raises:
+        UserError: it is not there, cannot be read, is of another environment, or there is no such sampling.
+    """
+    if not exists(dataset_id):
+        raise UserError(missing(dataset_id, env))
     try:
-        if not exists(dataset_id):
-            check(dataset_id, env)
-            make(env, RECIPES[env.id], tuple(TIERS))  # all at once, since training the agent is what costs
         return datasets.draw(dataset_files.load(dataset_id, env, folder()), sampling)
     except DatasetError as error:
         raise UserError(str(error)) from error
@@ -62,17 +73,21 @@ def check(dataset_id: str, env: Env) -> None:
 
     if exists(dataset_id):
         return
-    tier = tier_of(dataset_id, env)
-    if tier is None:
-        raise UserError(
-            f"no dataset '{dataset_id}'; expected a file, a folder or an id of Minari's, or '{env.id}/TIER' with TIER "
-            f"one of {', '.join(TIERS)}"
-        )
+    if tier_of(dataset_id, env) is None:
+        raise UserError(missing(dataset_id, env))
     if env.id not in RECIPES:
-        raise UserError(
-            f"no dataset '{dataset_id}'; make it with 'rlsuite collect {env.id} --tiers {tier}' "
-            f"(made by themselves are those of {', '.join(RECIPES)})"
-        )
+        raise UserError(f"{missing(dataset_id, env)} (made by themselves are those of {', '.join(RECIPES)})")
+
+
+def missing(dataset_id: str, env: Env) -> str:
+    """What to say of a dataset that is not there."""
+    tier = tier_of(dataset_id, env)
+    if tier is not None:
+        return f"no dataset '{dataset_id}'; make it with 'rlsuite collect {env.id} --tiers {tier}'"
+    return (
+        f"no dataset '{dataset_id}'; expected a file, a folder or an id of Minari's, or '{env.id}/TIER' with TIER "
+        f"one of {', '.join(TIERS)}"
+    )
 
 
 def tier_of(dataset_id: str, env: Env) -> str | None:

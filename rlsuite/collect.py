@@ -7,9 +7,7 @@ for that, as by a time limit. Datasets are written below `catalogue.folder()` in
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +17,7 @@ import numpy as np
 from envs import dataset_files
 from envs.core import Box, Env, Reference
 from envs.datasets import DatasetError, Records
-from rlsuite import algorithms, batch, catalogue, policies, rollout, train
+from rlsuite import algorithms, batch, catalogue, policies, rollout, store, train
 from rlsuite.algorithms import ppo, sac
 from rlsuite.catalogue import FOLDER_VARIABLE, TIERS, folder
 from rlsuite.core import Algorithm, Task, Transition, UserError
@@ -98,7 +96,7 @@ def make(env: Env, recipe: Recipe, tiers: tuple[str, ...]) -> None:
     for tier in tiers:
         if tier not in TIERS:
             raise UserError(f"unknown tier '{tier}'; there are: {', '.join(TIERS)}")
-    check_writable(folder())
+    store.check_writable(folder(), "datasets", FOLDER_VARIABLE)  # before an agent is trained for it
     there = [tier for tier in tiers if catalogue.exists(f"{env.id}/{tier}")]
     for tier in there:
         say(f"{env.id}/{tier}: made before, kept")
@@ -179,18 +177,6 @@ def make(env: Env, recipe: Recipe, tiers: tuple[str, ...]) -> None:
             f"  {env.id}/{tier}: {quantity(len(records.obs))} transitions, {len(records.episode_return)} episodes, "
             f"mean return {records.episode_return.mean():.4g}"
         )
-
-
-def check_writable(folder: Path) -> None:
-    """Raise UserError unless files can be made in this folder, before an agent is trained for it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"datasets folder '{folder}' cannot be written ({error.strerror}); choose another with {FOLDER_VARIABLE}"
-        ) from error
 
 
 RANDOM_STREAM, POLICY_STREAM = 10, 11

@@ -12,7 +12,7 @@ import envs
 from envs import dataset_measures
 from envs.core import Env
 from envs.dataset_measures import Measures, Spread
-from envs.datasets import Dataset, DatasetError
+from envs.datasets import DatasetError
 from rlsuite import catalogue
 from rlsuite.core import UserError
 
@@ -28,8 +28,8 @@ def describe(dataset_id: str, env: Env, reference_id: str | None, console: Conso
     Raises:
         UserError: a dataset is not there, cannot be read, or is of another environment.
     """
-    dataset = there(dataset_id, env)
-    against = None if reference_id is None else there(reference_id, env)
+    dataset = catalogue.read(dataset_id, env)
+    against = None if reference_id is None else catalogue.read(reference_id, env)
     reference = dataset.reference or envs.info(env.id).reference
     try:
         measures = dataset_measures.measure(dataset, reference, against)
@@ -60,16 +60,6 @@ def describe(dataset_id: str, env: Env, reference_id: str | None, console: Conso
         table.add_row(name, Text(text))
     console.print(table)
     console.print(histogram(np.asarray(dataset.episode_return)))
-
-
-def there(dataset_id: str, env: Env) -> Dataset:
-    """The dataset of this id, which is not made if it is not there. Raises UserError."""
-    if not catalogue.exists(dataset_id):
-        tier = catalogue.tier_of(dataset_id, env)
-        if tier is not None:
-            raise UserError(f"no dataset '{dataset_id}'; make it with 'rlsuite collect {env.id} --tiers {tier}'")
-        catalogue.check(dataset_id, env)
-    return catalogue.load(dataset_id, env)
 
 
 def words(spread: Spread) -> str:

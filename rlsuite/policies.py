@@ -150,7 +150,7 @@ def dataset_of(manifest: dict[str, Any], env: Env) -> Dataset | None:
     """
     if "dataset" not in manifest:
         return None
-    dataset = catalogue.load(manifest["dataset"], env, manifest["sampling"])
+    dataset = catalogue.read(manifest["dataset"], env, manifest["sampling"])
     if dataset.checksum != manifest["dataset_checksum"]:
         raise UserError(
             f"dataset '{dataset.id}' has the checksum {dataset.checksum}, but the policy learned from "

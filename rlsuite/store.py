@@ -115,6 +115,18 @@ class Part(NamedTuple):
         return cls(int(match[1]), int(match[2]) + 1, int(match[3])) if match else None
 
 
+def check_writable(folder: Path, of: str, option: str) -> None:
+    """Make this folder, `of` what, if it is not there. Raise UserError, naming the option, unless it can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{of} folder '{folder}' cannot be written ({error.strerror}); choose another with {option}"
+        ) from error
+
+
 class Store:
     """One experiment's folder.
 
@@ -125,14 +137,7 @@ class Store:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder):
-                pass
-        except OSError as error:
-            raise UserError(
-                f"results folder '{self.folder}' cannot be written ({error.strerror}); choose another with --results"
-            ) from error
+        check_writable(self.folder, "results", "--results")
 
     def path(self, shard: Shard) -> Path:
         """Where the finished shard lies."""

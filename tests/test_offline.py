@@ -101,7 +101,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(catalogue, "check", lambda dataset_id, env: None)
-        patch.setattr(catalogue, "load", lambda dataset_id, env, sampling: datasets.draw(dataset, sampling))
+        for name in ("load", "read"):
+            patch.setattr(catalogue, name, lambda dataset_id, env, sampling: datasets.draw(dataset, sampling))
         cell = dataclasses.replace(CELL, algorithm="bc", environment=ENV, dataset=dataset.id, steps=300, evaluations=6)
         shards = [
             sweep.shard("mine", dataclasses.replace(cell, config=BC, hypers=bc.Hypers(1e-2), label=label, sampling=how))
@@ -160,7 +161,7 @@ def test_a_kept_policy_acts_as_it_did_and_only_with_its_dataset(trained: Any, mo
     action = kept.algorithm.act(jax.random.key(0), kept.task, state, obs)
     np.testing.assert_allclose(action, [0.5], atol=0.15)
     other = dataclasses.replace(dataset, checksum="0123")
-    monkeypatch.setattr(catalogue, "load", lambda dataset_id, env, sampling: other)
+    monkeypatch.setattr(catalogue, "read", lambda dataset_id, env, sampling: other)
     with pytest.raises(UserError, match=f"has the checksum 0123, but the policy learned from {dataset.checksum}"):
         policies.load(store.folder / shards[0].name)
 

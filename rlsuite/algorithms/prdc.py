@@ -127,19 +127,8 @@ def make(config: Config) -> Algorithm:
         size = offline.dataset_of(task).size
         if size < config.k:
             raise UserError(f"k={config.k} is more than the {size} transitions of the dataset; choose a smaller one")
-        actor_key, critic_key = jax.random.split(key)
-        networks = networks_of(task)
-        obs = jnp.zeros(task.env.obs_dim)
-        actor = networks.actor.init(actor_key, obs)
-        critic_inputs = jnp.concatenate([obs, choose(networks, actor, obs)])
-        critics = jax.vmap(lambda key: networks.critic.init(key, critic_inputs))(jax.random.split(critic_key))
-        return State(
-            actor=actor,
-            critics=critics,
-            target_actor=actor,
-            target_critics=critics,
-            actor_opt=optax.adam(hypers.actor_learning_rate).init(actor),
-            critic_opt=optax.adam(hypers.critic_learning_rate).init(critics),
+        return td3_bc.begin(
+            key, networks_of(task), task.env.obs_dim, hypers.actor_learning_rate, hypers.critic_learning_rate
         )
 
     def update(key: Array, task: Task, state: State, hypers: Hypers, clock: Clock) -> tuple[State, Metrics]:

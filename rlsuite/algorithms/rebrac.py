@@ -27,7 +27,7 @@ import optax
 from envs.core import Box
 from envs.datasets import Batch
 from rlsuite import offline
-from rlsuite.algorithms.td3_bc import Networks, State, choose, q_values
+from rlsuite.algorithms.td3_bc import Networks, State, begin, choose, q_values
 from rlsuite.core import Algorithm, Clock, Metrics, Preset, Task, Trial, check_positive
 from rlsuite.networks import MLP
 
@@ -118,20 +118,7 @@ def make(config: Config) -> Algorithm:
         )
 
     def init(key: Array, task: Task, hypers: Hypers) -> State:
-        actor_key, critic_key = jax.random.split(key)
-        networks = networks_of(task)
-        obs = jnp.zeros(task.env.obs_dim)
-        actor = networks.actor.init(actor_key, obs)
-        critic_inputs = jnp.concatenate([obs, choose(networks, actor, obs)])
-        critics = jax.vmap(lambda key: networks.critic.init(key, critic_inputs))(jax.random.split(critic_key))
-        return State(
-            actor=actor,
-            critics=critics,
-            target_actor=actor,
-            target_critics=critics,
-            actor_opt=optax.adam(hypers.actor_learning_rate).init(actor),
-            critic_opt=optax.adam(hypers.critic_learning_rate).init(critics),
-        )
+        return begin(key, networks_of(task), task.env.obs_dim, hypers.actor_learning_rate, hypers.critic_learning_rate)
 
     def update(key: Array, task: Task, state: State, hypers: Hypers, clock: Clock) -> tuple[State, Metrics]:
         networks = networks_of(task)

@@ -114,6 +114,29 @@ def actor_loss(actor: Params, networks: Networks, critics: Params, batch: Batch,
     return -scale * jnp.mean(q) + jnp.mean((action - batch.action) ** 2)
 
 
+def begin(
+    key: Array,
+    networks: Networks,
+    obs_dim: int,
+    actor_learning_rate: Array | float,
+    critic_learning_rate: Array | float,
+) -> State:
+    """New networks, each target like its own, and their optimisers."""
+    actor_key, critic_key = jax.random.split(key)
+    obs = jnp.zeros(obs_dim)
+    actor = networks.actor.init(actor_key, obs)
+    critic_inputs = jnp.concatenate([obs, choose(networks, actor, obs)])
+    critics = jax.vmap(lambda key: networks.critic.init(key, critic_inputs))(jax.random.split(critic_key))
+    return State(
+        actor=actor,
+        critics=critics,
+        target_actor=actor,
+        target_critics=critics,
+        actor_opt=optax.adam(actor_learning_rate).init(actor),
+        critic_opt=optax.adam(critic_learning_rate).init(critics),
+    )
+
+
 def make(config: Config) -> Algorithm:
     """TD3+BC with this config.
 
@@ -127,20 +150,7 @@ def make(config: Config) -> Algorithm:
         return Networks(MLP((*config.hidden_sizes, task.env.action_space.dim)), MLP((*config.hidden_sizes, 1)))
 
     def init(key: Array, task: Task, hypers: Hypers) -> State:
-        actor_key, critic_key = jax.random.split(key)
-        networks = networks_of(task)
-        obs = jnp.zeros(task.env.obs_dim)
-        actor = networks.actor.init(actor_key, obs)
-        critic_inputs = jnp.concatenate([obs, choose(networks, actor, obs)])
-        critics = jax.vmap(lambda key: networks.critic.init(key, critic_inputs))(jax.random.split(critic_key))
-        return State(
-            actor=actor,
-            critics=critics,
-            target_actor=actor,
-            target_critics=critics,
-            actor_opt=optax.adam(hypers.actor_learning_rate).init(actor),
-            critic_opt=optax.adam(hypers.critic_learning_rate).init(critics),
-        )
+        return begin(key, networks_of(task), task.env.obs_dim, hypers.actor_learning_rate, hypers.critic_learning_rate)
 
     def update(key: Array, task: Task, state: State, hypers: Hypers, clock: Clock) -> tuple[State, Metrics]:
         networks = networks_of(task)
