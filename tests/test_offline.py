@@ -203,8 +203,11 @@ def test_runs_share_one_copy_of_the_dataset() -> None:
 def test_placed_once_it_stays_where_it_is() -> None:
     task = batch.place(Task(envs.make(ENV), probe_dataset(ENV)), jax.local_devices()[:2])
     again = batch.place(task, jax.local_devices()[:2])
-    pointers = [[s.data.unsafe_buffer_pointer() for s in t.dataset.rows.addressable_shards] for t in (task, again)]
-    assert pointers[0] == pointers[1] and len(set(pointers[0])) == 2
+    shards = [t.dataset.rows.addressable_shards for t in (task, again)]
+    pointers = [[shard.data.unsafe_buffer_pointer() for shard in of_one] for of_one in shards]
+    # Two devices of one processor may share NumPy's own memory, so only that nothing moves is certain.
+    assert pointers[0] == pointers[1]
+    assert [shard.data.shape for shard in shards[0]] == 2 * [task.dataset.rows.shape]
 
 
 def test_collect_and_run_have_their_options(capsys: pytest.CaptureFixture[str]) -> None:
