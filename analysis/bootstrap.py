@@ -45,11 +45,20 @@ class Interval(NamedTuple):
 
 
 class CurveInterval(NamedTuple):
-    """`Interval` at every point of a curve: three arrays `[points]`."""
+    """`Interval` at every point of a curve: arrays `[points]`.
+
+    Each pointwise interval holds its own point of the true curve with the stated confidence; at some point or other the
+    true curve will often lie outside. The simultaneous band holds the whole curve with that confidence. Read
+    a single point off the first, and the shape of the curve off the second.
+    """
 
     estimate: Array
     low: Array
+    """pointwise"""
     high: Array
+    simultaneous_low: Array
+    """of the band, nowhere inside the pointwise interval"""
+    simultaneous_high: Array
 
 
 def mean(tasks: Tasks, counts: Counts) -> Array:
@@ -166,25 +175,98 @@ def curve(
 
     Args:
         tasks: one array `[runs, points]` a task, all with the same number of points.
-        statistic, repetitions, seed, confidence, name: as in `interval`. The interval is pointwise.
+        statistic, repetitions, seed, confidence, name: as in `interval`.
+
+    Returns:
+        Pointwise percentile intervals, and a simultaneous band of constant width in bootstrap standard errors: as many
+        of them as the farthest point of a resampled curve stays within in `confidence` of the resamples (the sup-t
+        band of Montiel Olea and Plagborg-Møller, 2019).
 
     Raises:
-        ValueError: as `interval`.
+        ValueError: as `interval`, or tasks with different numbers of points.
     """
+    if len({task.shape[1] for task in tasks}) > 1:
+        raise ValueError(f"the tasks have {[t.shape[1] for t in tasks]} points, expected equal numbers; interpolate")
     points = [_as_tasks([task[:, point] for task in tasks]) for point in range(tasks[0].shape[1])]
     sizes = [task.shape[0] for task in tasks]
     blocks = [
         np.stack([statistic(point, counts) for point in points], axis=1)
         for counts in _resamples(sizes, repetitions, seed, name)
     ]
+    resampled = np.concatenate(blocks)
+    low, high = _percentiles(resampled, sizes, confidence)
+    estimates = np.array([estimate(point, statistic) for point in points])
+    # The spread of the resamples may be 0, where all runs score the same; nothing strays there.
+    spread = resampled.std(axis=0)
+    strayed = np.abs(resampled - estimates) / np.where(spread > 0, spread, 1.0)
+    reach = np.quantile(strayed.max(axis=1), confidence) * spread
+    return CurveInterval(estimates, low, high, np.minimum(low, estimates - reach), np.maximum(high, estimates + reach))
+
+
+def profile(
+    tasks: Tasks,
+    thresholds: Array,
+    *,
+    repetitions: int = 2000,
+    seed: int = 0,
+    confidence: float = 0.95,
+    name: str = "",
+) -> CurveInterval:
+    """Performance profile: the share of runs that score above each threshold, averaged over tasks.
+
+    The estimate equals that of `rliable.library.create_performance_profile` where tasks have equal numbers of runs.
+
+    Args:
+        tasks: one array `[runs]` a task.
+        thresholds: `[points]`, scores on the scale of the tasks.
+        repetitions, seed, confidence, name: as in `interval`.
+
+    Raises:
+        ValueError: as `interval`.
+    """
+    above = [(task[:, None] > np.asarray(thresholds)).astype(np.float64) for task in _as_tasks(tasks)]
+    return curve(above, mean, repetitions=repetitions, seed=seed, confidence=confidence, name=name)
+
+
+def difference(
+    x: Array | Tasks,
+    y: Array | Tasks,
+    statistic: Statistic,
+    *,
+    paired: bool = False,
+    repetitions: int = 2000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Interval:
+    """The statistic of X less that of Y.
+
+    Args:
+        x, y: `[runs, tasks]`, or one array `[runs]` a task; the same tasks in the same order.
+        statistic: as in `interval`.
+        paired: run i of X and run i of Y share what is random about them (`Scores.paired` finds such runs), and are
+            resampled together: the interval is narrower where they do well together, and no wider where they do not
+            have anything to do with each other. Else they are resampled independently.
+        repetitions, seed, confidence: as in `interval`.
+
+    Raises:
+        ValueError: as `interval`; different numbers of tasks; `paired`, and different numbers of runs.
+    """
+    x_tasks, y_tasks = _same_tasks(x, y, paired)
+    x_sizes, y_sizes = [task.size for task in x_tasks], [task.size for task in y_tasks]
+    sizes = x_sizes if paired else x_sizes + y_sizes
+    blocks = [
+        statistic(x_tasks, counts[: len(x_tasks)]) - statistic(y_tasks, counts[-len(y_tasks) :])
+        for counts in _resamples(sizes, repetitions, seed, "difference")
+    ]
     low, high = _percentiles(np.concatenate(blocks), sizes, confidence)
-    return CurveInterval(np.array([estimate(point, statistic) for point in points]), low, high)
+    return Interval(estimate(x_tasks, statistic) - estimate(y_tasks, statistic), float(low), float(high))
 
 
 def improvement(
     x: Array | Tasks,
     y: Array | Tasks,
     *,
+    paired: bool = False,
     repetitions: int = 2000,
     seed: int = 0,
     confidence: float = 0.95,
@@ -196,14 +278,16 @@ def improvement(
 
     Args:
         x, y: `[runs, tasks]`, or one array `[runs]` a task; the same tasks in the same order.
+        paired: instead, the probability that a run of X beats the run of Y that it is paired with, as in `difference`.
         repetitions, seed, confidence: as in `interval`.
 
     Raises:
-        ValueError: as `interval`, or different numbers of tasks.
+        ValueError: as `difference`.
     """
-    x_tasks, y_tasks = _as_tasks(x), _as_tasks(y)
-    if len(x_tasks) != len(y_tasks):
-        raise ValueError(f"X has {len(x_tasks)} tasks and Y has {len(y_tasks)}; give both the same tasks")
+    x_tasks, y_tasks = _same_tasks(x, y, paired)
+    if paired:
+        wins = [(a > b) + (a == b) / 2 for a, b in zip(x_tasks, y_tasks, strict=True)]
+        return interval(wins, mean, repetitions=repetitions, seed=seed, confidence=confidence, name="improvement")
     x_sizes, y_sizes = [task.size for task in x_tasks], [task.size for task in y_tasks]
     # One call for both sides keeps their blocks in step; each task of each side is a stratum with its own generator.
     blocks = [
@@ -261,6 +345,16 @@ def _as_tasks(scores: Array | Tasks) -> list[Array]:
                 "analysis.scores does for runs that diverged"
             )
     return tasks
+
+
+def _same_tasks(x: Array | Tasks, y: Array | Tasks, paired: bool) -> tuple[list[Array], list[Array]]:
+    x_tasks, y_tasks = _as_tasks(x), _as_tasks(y)
+    if len(x_tasks) != len(y_tasks):
+        raise ValueError(f"X has {len(x_tasks)} tasks and Y has {len(y_tasks)}; give both the same tasks")
+    x_sizes, y_sizes = [task.size for task in x_tasks], [task.size for task in y_tasks]
+    if paired and x_sizes != y_sizes:
+        raise ValueError(f"X has {x_sizes} runs and Y has {y_sizes}; pairs need equal numbers, see `Scores.paired`")
+    return x_tasks, y_tasks
 
 
 def _resamples(sizes: Sequence[int], repetitions: int, seed: int, name: str) -> Iterator[list[Array]]:

@@ -159,7 +159,8 @@ def _interpolate(task: TaskScores, steps: Array) -> Array:
 
 def _band(curves: list[Array], name: str, repetitions: int, seed: int) -> Array:
     """`[3, points]`: estimate, low, high."""
-    return np.stack(bootstrap.curve(curves, bootstrap.iqm, repetitions=repetitions, seed=seed, name=name))
+    band = bootstrap.curve(curves, bootstrap.iqm, repetitions=repetitions, seed=seed, name=name)
+    return np.stack([band.estimate, band.low, band.high])
 
 
 def _line(axis: Axes, x: Array, values: Array, complete: NDArray[np.bool_], look: Look) -> None:

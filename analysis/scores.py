@@ -266,6 +266,8 @@ class TaskScores:
     """`[runs]`: flagged as diverged, or with an evaluation that is not finite."""
     running: NDArray[np.bool_]
     """`[runs]`: of a shard that is still running or was interrupted."""
+    seeds: NDArray[np.int64]
+    """`[runs]`"""
     planned: int
     """Number of runs there will be when all shards are finished: that of now, if none is running."""
     steps_per_second: float
@@ -384,6 +386,38 @@ class Scores:
             for label in self.labels
         }
 
+    def paired(
+        self, x: str, y: str, environments: Sequence[str], kind: str = "final"
+    ) -> tuple[list[Array], list[Array]]:
+        """Normalised scores of two labels in pairs, for `bootstrap.difference(..., paired=True)`: of each environment
+        an array `[seeds]`, of the seeds that both have a run of that counts.
+
+        Whether runs of one seed have anything in common is the reader's to judge: the same first states, and
+        the same network where it is made alike; they part from the first update on.
+
+        Raises:
+            ValueError: another `kind`; a label that has several runs of one seed, as with several settings; no seed in
+                common.
+        """
+        scores = self.normalised(environments, kind)
+        pairs: tuple[list[Array], list[Array]] = ([], [])
+        for index, environment in enumerate(environments):
+            seeds = []
+            for label in (x, y):
+                task = self.tasks[label, environment]
+                seeds.append(task.seeds[task.counted])
+                if len(np.unique(seeds[-1])) < len(seeds[-1]):
+                    raise ValueError(
+                        f"'{label}' on {environment} has several runs of one seed, which cannot be paired; "
+                        "choose one setting of the hyperparameters first"
+                    )
+            common, *places = np.intersect1d(seeds[0], seeds[1], assume_unique=True, return_indices=True)
+            if not common.size:
+                raise ValueError(f"'{x}' and '{y}' have no seed in common on {environment}; compare them unpaired")
+            for values, label, place in zip(pairs, (x, y), places, strict=True):
+                values.append(scores[label][index][place])
+        return pairs
+
 
 def score(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> Scores:
     """Scores from what `load` and `manifests` gave for the same folder."""
@@ -500,6 +534,8 @@ def _task_scores(label: str, environment: str, rows: pd.DataFrame, floor: float,
     np.logical_or.at(diverged, run_index, rows["diverged"].to_numpy(bool) | ~np.isfinite(returns))
     running = np.zeros(runs, dtype=bool)
     running[run_index] = rows["partial"].to_numpy(bool)
+    seeds = np.zeros(runs, dtype=np.int64)
+    seeds[run_index] = rows["seed"].to_numpy(np.int64)
     run_steps = rows.groupby([*shard_keys, "run"])["step"].max().sum()
     # Runs that trained at once have their seconds in common, to the last digit; chunks of runs took turns.
     of_runs = rows.groupby([*shard_keys, "run"])["wall_seconds"].max().reset_index()
@@ -513,6 +549,7 @@ def _task_scores(label: str, environment: str, rows: pd.DataFrame, floor: float,
         evaluated=evaluated,
         diverged=diverged,
         running=running,
+        seeds=seeds,
         planned=planned,
         steps_per_second=float(run_steps / seconds) if seconds > 0 else float("nan"),
     )

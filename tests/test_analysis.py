@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rliable import library as rly
 from rliable import metrics
 
 from analysis import ResultsError, Scores, bootstrap, load, manifests, plots, score
@@ -577,6 +578,85 @@ def test_a_curve_is_the_interval_of_every_point() -> None:
     for point in range(4):
         alone = bootstrap.interval([c[:, point] for c in curves], bootstrap.iqm, repetitions=200, name="ppo")
         assert alone == (band.estimate[point], band.low[point], band.high[point])
+
+
+def test_a_simultaneous_band_holds_the_whole_curve_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(11)
+    truth, datasets = np.linspace(0.0, 3.0, 8), 300
+    whole = pointwise = 0
+    for index in range(datasets):
+        band = bootstrap.curve([truth + rng.normal(size=(64, 8))], bootstrap.iqm, repetitions=400, seed=index)
+        whole += np.all((band.simultaneous_low <= truth) & (truth <= band.simultaneous_high))
+        pointwise += np.all((band.low <= truth) & (truth <= band.high))
+        assert np.all(band.simultaneous_low <= band.low) and np.all(band.high <= band.simultaneous_high)
+    # 300 trials at 95 % have a standard deviation of 1.3 %. Eight independent points are all inside in 0.95^8 = 66 %.
+    assert 0.91 <= whole / datasets <= 0.985
+    assert pointwise / datasets < 0.75
+
+
+def test_a_simultaneous_band_where_all_runs_agree_has_no_width() -> None:
+    band = bootstrap.curve([np.array([[1.0, 2.0], [1.0, 4.0], [1.0, 6.0]])], bootstrap.mean, repetitions=200)
+    assert band.simultaneous_low[0] == band.simultaneous_high[0] == 1.0
+    assert band.simultaneous_low[1] < 4.0 < band.simultaneous_high[1]
+
+
+def test_points_of_a_curve_must_be_the_same_for_all_tasks() -> None:
+    with pytest.raises(ValueError, match=r"the tasks have \[4, 3\] points"):
+        bootstrap.curve([np.zeros((5, 4)), np.zeros((5, 3))], bootstrap.mean)
+
+
+def test_performance_profile_equals_rliable() -> None:
+    scores = np.random.default_rng(12).normal(0.8, 0.5, (9, 3))
+    thresholds = np.linspace(-0.5, 2.0, 11)
+    expected, _ = rly.create_performance_profile({"ppo": scores}, thresholds, reps=1)
+    found = bootstrap.profile(list(scores.T), thresholds, repetitions=100)
+    np.testing.assert_allclose(found.estimate, expected["ppo"], rtol=1e-12)
+    assert np.all(found.simultaneous_low <= found.low) and np.all(found.low <= found.estimate)
+
+
+def test_difference_of_pairs_is_narrower_where_runs_have_luck_in_common() -> None:
+    rng = np.random.default_rng(13)
+    luck = rng.normal(size=(40, 2))
+    x, y = luck + 0.1 * rng.normal(size=(40, 2)) + 0.2, luck + 0.1 * rng.normal(size=(40, 2))
+    paired = bootstrap.difference(x, y, bootstrap.mean, paired=True)
+    apart = bootstrap.difference(x, y, bootstrap.mean)
+    assert paired.estimate == apart.estimate == pytest.approx(x.mean() - y.mean())
+    assert paired.low > 0 > apart.low
+    # For the mean the spread of the resamples is known: that of the differences, or those of both added up.
+    for found, variance in ((paired, (x - y).var(axis=0).sum()), (apart, (x.var(axis=0) + y.var(axis=0)).sum())):
+        expected = 2 * 1.96 * np.sqrt(variance / 40) / 2
+        assert found.high - found.low == pytest.approx(expected, rel=0.1)
+    assert bootstrap.difference(x, y, bootstrap.mean, seed=1) != apart
+
+
+def test_improvement_of_pairs_counts_pairs() -> None:
+    x, y = [np.array([1.0, 2.0, 3.0, 4.0])], [np.array([0.0, 2.0, 5.0, 3.0])]
+    assert bootstrap.improvement(x, y, paired=True).estimate == (1 + 0.5 + 0 + 1) / 4
+    assert bootstrap.improvement(x, y).estimate == pytest.approx(
+        metrics.probability_of_improvement(x[0][:, None], y[0][:, None])
+    )
+    with pytest.raises(ValueError, match=r"X has \[4\] runs and Y has \[3\]"):
+        bootstrap.difference(x, [y[0][:3]], bootstrap.mean, paired=True)
+
+
+def test_pairs_are_runs_of_one_seed(folder: Path) -> None:
+    write_shard(folder, "ppo", "a", [[10, 20, s] for s in (50, 51, 52, 53)], seeds=range(2, 6))
+    write_shard(folder, "sac", "a", [[10, 20, s] for s in (60, 61, 62)], seeds=range(0, 3))
+    write_shard(folder, "sac", "b", [[10, 20, 80]], seeds=range(7, 8))
+    write_shard(folder, "ppo", "b", [[10, 20, 80], [10, 20, 90]], seeds=range(7, 9))
+    x, y = read(folder).paired("ppo", "sac", ["a", "b"])
+    assert [each.tolist() for each in x] == [[0.5], [0.8]]
+    assert [each.tolist() for each in y] == [[0.62], [0.8]]
+
+
+def test_what_cannot_be_paired_is_refused(folder: Path) -> None:
+    write_shard(folder, "ppo", "a", ramp(3), seeds=range(2, 5))
+    write_shard(folder, "sac", "a", ramp(2))
+    with pytest.raises(ValueError, match="no seed in common on a"):
+        read(folder).paired("ppo", "sac", ["a"])
+    write_shard(folder, "sac", "a", ramp(2), seeds=range(1, 3), shard="again")
+    with pytest.raises(ValueError, match="'sac' on a has several runs of one seed"):
+        read(folder).paired("ppo", "sac", ["a"])
 
 
 def test_labels_are_resampled_independently_of_each_other() -> None:
