@@ -4,18 +4,23 @@ The estimators follow Agarwal et al. (2021), "Deep Reinforcement Learning at the
 their point values equal those of `rliable.metrics`. The bootstrap is our own: rliable 1.2.0 ignores the random state
 that it is given, and takes minutes at thousands of runs.
 
-The idea that makes it fast: a resample is described by how often each run was drawn, its *counts*. Scores are then
-sorted once, not once a resample, and every statistic is a function of (scores, counts). One stratum is one task: runs
-are drawn with replacement within each task, never across tasks.
+What makes it fast: a resample is described by how often each run was drawn, its *counts*. Scores are sorted once, not
+once a resample, and every statistic is a function of the scores that gives one of the counts. Where a task has many
+runs, counts are drawn as such, a 16-bit number each, instead of being counted from draws; blocks of resamples are drawn
+and evaluated in threads. One stratum is one task: runs are drawn with replacement within each task, never across tasks.
 
 Tasks may have different numbers of runs. Every task then weighs the same; with equal numbers this is rliable's value.
 """
 
 from __future__ import annotations
 
+import functools
+import math
+import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeAlias, overload
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +28,17 @@ from numpy.typing import NDArray
 Array: TypeAlias = NDArray[np.float64]
 Tasks: TypeAlias = Sequence[Array]
 """One array `[runs_of_that_task]` of scores for each task."""
-Counts: TypeAlias = Sequence[Array]
+Counts: TypeAlias = Sequence[NDArray[np.uint8] | NDArray[np.int32]]
 """One array `[block, runs_of_that_task]` for each task: how often each run occurs in each resample of a block."""
-Statistic: TypeAlias = Callable[[Tasks, Counts], Array]
-"""(tasks, counts) -> `[block]`: the statistic of every resample in the block."""
+Statistic: TypeAlias = Callable[[Tasks], Callable[[Counts], Array]]
+"""tasks -> counts -> `[block]`: the statistic of every resample in the block. What depends on the scores alone is done
+once."""
 
-BLOCK_ELEMENTS = 1 << 17
-"""Bounds the memory: a block of resamples holds at most this many counts (one resample, if that is more), 8 bytes each
-and a few copies. Small enough for the processor's cache; the results do not depend on it."""
+BLOCK_ELEMENTS = 1 << 19
+"""A block of resamples holds at most this many counts (one resample, if that is more), of up to 8 bytes with a few
+copies in each thread: it bounds the memory, and fits the processor's cache. Another number gives other resamples."""
+MANY_RUNS = 256
+"""From here on counts are drawn as such."""
 
 
 class Interval(NamedTuple):
@@ -61,37 +69,51 @@ class CurveInterval(NamedTuple):
     simultaneous_high: Array
 
 
-def mean(tasks: Tasks, counts: Counts) -> Array:
-    """`[block]`: the mean over tasks of the mean over runs."""
-    return _task_means(tasks, counts).mean(axis=1)
+def mean(tasks: Tasks) -> Callable[[Counts], Array]:
+    """The mean over tasks of the mean over runs."""
+    return lambda counts: _task_means(tasks, counts).mean(axis=1)
 
 
-def median(tasks: Tasks, counts: Counts) -> Array:
-    """`[block]`: the median over tasks of the mean over runs."""
-    median_over_tasks: Array = np.median(_task_means(tasks, counts), axis=1)
-    return median_over_tasks
+def median(tasks: Tasks) -> Callable[[Counts], Array]:
+    """The median over tasks of the mean over runs."""
+
+    def of_counts(counts: Counts) -> Array:
+        median_over_tasks: Array = np.median(_task_means(tasks, counts), axis=1)
+        return median_over_tasks
+
+    return of_counts
 
 
-def iqm(tasks: Tasks, counts: Counts) -> Array:
-    """`[block]`: the interquartile mean, the mean of the middle half of all runs of all tasks.
+def iqm(tasks: Tasks) -> Callable[[Counts], Array]:
+    """The interquartile mean: the mean of the middle half of all runs of all tasks.
 
     Like `rliable.metrics.aggregate_iqm` it cuts whole runs, a quarter of their number rounded down, from each end.
     """
     pooled = np.concatenate(tasks)
     order = np.argsort(pooled, kind="stable")
+    ascending = pooled[order]
+    gaps = np.diff(ascending, append=ascending[-1])
     total = pooled.size
     cut = total // 4
-    # A run's weight makes its task weigh total/len(tasks) altogether. With equal numbers of runs it is exactly 1.0, so
-    # that sums of weights are exact.
-    weights = np.concatenate([c * (total / (len(tasks) * c.shape[1])) for c in counts], axis=1)
-    edges = np.clip(np.cumsum(weights.take(order, axis=1), axis=1), cut, total - cut)
-    kept = np.diff(edges, axis=1, prepend=cut)
-    return _weighted_sum(kept, pooled[order]) / (total - 2 * cut)
+    # A run's weight makes its task weigh total/len(tasks) altogether.
+    weights = np.concatenate([np.full(scores.size, total / (len(tasks) * scores.size)) for scores in tasks])[order]
+    equal = len({scores.size for scores in tasks}) == 1
+
+    def of_counts(counts: Counts) -> Array:
+        drawn = np.concatenate(counts, axis=1).take(order, axis=1)
+        edges = np.cumsum(drawn, axis=1, dtype=np.int32) if equal else np.cumsum(drawn * weights, axis=1)
+        np.clip(edges, cut, total - cut, out=edges)
+        # The sum of the kept weights times the scores, summed by parts.
+        kept = ascending[-1] * (total - cut) - ascending[0] * cut - _weighted_sum(edges, gaps)
+        return kept / (total - 2 * cut)
+
+    return of_counts
 
 
-def optimality_gap(tasks: Tasks, counts: Counts) -> Array:
-    """`[block]`: how far normalised scores fall short of 1 on average; what lies above 1 does not make up for it."""
-    return 1.0 - mean([np.minimum(scores, 1.0) for scores in tasks], counts)
+def optimality_gap(tasks: Tasks) -> Callable[[Counts], Array]:
+    """How far normalised scores fall short of 1 on average; what lies above 1 does not make up for it."""
+    of_counts = mean([np.minimum(scores, 1.0) for scores in tasks])
+    return lambda counts: 1.0 - of_counts(counts)
 
 
 def estimate(scores: Array | Tasks, statistic: Statistic) -> float:
@@ -105,7 +127,7 @@ def estimate(scores: Array | Tasks, statistic: Statistic) -> float:
         ValueError: no task, a task without runs, or a score that is not finite.
     """
     tasks = _as_tasks(scores)
-    return float(statistic(tasks, _once(tasks))[0])
+    return float(statistic(tasks)(_once(tasks))[0])
 
 
 @overload
@@ -157,8 +179,7 @@ def interval(
         return {k: interval(v, statistic, **settings, confidence=confidence, name=k) for k, v in scores.items()}
     tasks = _as_tasks(scores)
     sizes = [task.size for task in tasks]
-    blocks = [statistic(tasks, counts) for counts in _resamples(sizes, repetitions, seed, name)]
-    low, high = _percentiles(np.concatenate(blocks), sizes, confidence)
+    low, high = _percentiles(_resample(statistic(tasks), sizes, repetitions, seed, name), sizes, confidence)
     return Interval(estimate(tasks, statistic), float(low), float(high))
 
 
@@ -189,11 +210,10 @@ def curve(
         raise ValueError(f"the tasks have {[t.shape[1] for t in tasks]} points, expected equal numbers; interpolate")
     points = [_as_tasks([task[:, point] for task in tasks]) for point in range(tasks[0].shape[1])]
     sizes = [task.shape[0] for task in tasks]
-    blocks = [
-        np.stack([statistic(point, counts) for point in points], axis=1)
-        for counts in _resamples(sizes, repetitions, seed, name)
-    ]
-    resampled = np.concatenate(blocks)
+    at_points = [statistic(point) for point in points]
+    resampled = _resample(
+        lambda counts: np.stack([at_point(counts) for at_point in at_points], axis=1), sizes, repetitions, seed, name
+    )
     low, high = _percentiles(resampled, sizes, confidence)
     estimates = np.array([estimate(point, statistic) for point in points])
     # The spread of the resamples may be 0, where all runs score the same; nothing strays there.
@@ -254,11 +274,12 @@ def difference(
     x_tasks, y_tasks = _same_tasks(x, y, paired)
     x_sizes, y_sizes = [task.size for task in x_tasks], [task.size for task in y_tasks]
     sizes = x_sizes if paired else x_sizes + y_sizes
-    blocks = [
-        statistic(x_tasks, counts[: len(x_tasks)]) - statistic(y_tasks, counts[-len(y_tasks) :])
-        for counts in _resamples(sizes, repetitions, seed, "difference")
-    ]
-    low, high = _percentiles(np.concatenate(blocks), sizes, confidence)
+    of_x, of_y = statistic(x_tasks), statistic(y_tasks)
+    tasks = len(x_tasks)
+    resampled = _resample(
+        lambda counts: of_x(counts[:tasks]) - of_y(counts[-tasks:]), sizes, repetitions, seed, "difference"
+    )
+    low, high = _percentiles(resampled, sizes, confidence)
     return Interval(estimate(x_tasks, statistic) - estimate(y_tasks, statistic), float(low), float(high))
 
 
@@ -288,28 +309,33 @@ def improvement(
     if paired:
         wins = [(a > b) + (a == b) / 2 for a, b in zip(x_tasks, y_tasks, strict=True)]
         return interval(wins, mean, repetitions=repetitions, seed=seed, confidence=confidence, name="improvement")
-    x_sizes, y_sizes = [task.size for task in x_tasks], [task.size for task in y_tasks]
-    # One call for both sides keeps their blocks in step; each task of each side is a stratum with its own generator.
-    blocks = [
-        _win_rate(x_tasks, counts[: len(x_tasks)], y_tasks, counts[len(x_tasks) :])
-        for counts in _resamples(x_sizes + y_sizes, repetitions, seed, "improvement")
-    ]
-    low, high = _percentiles(np.concatenate(blocks), x_sizes + y_sizes, confidence)
-    point = _win_rate(x_tasks, _once(x_tasks), y_tasks, _once(y_tasks))[0]
+    sizes = [task.size for task in (*x_tasks, *y_tasks)]
+    win_rate = _win_rate(x_tasks, y_tasks)
+    low, high = _percentiles(_resample(win_rate, sizes, repetitions, seed, "improvement"), sizes, confidence)
+    point = win_rate(_once([*x_tasks, *y_tasks]))[0]
     return Interval(float(point), float(low), float(high))
 
 
-def _win_rate(x_tasks: Tasks, x_counts: Counts, y_tasks: Tasks, y_counts: Counts) -> Array:
-    rates = []
-    for x, in_x, y, in_y in zip(x_tasks, x_counts, y_tasks, y_counts, strict=True):
-        order = np.argsort(y, kind="stable")
-        # below[:, i] is how many runs of Y a resample drew from the i lowest ones.
-        below = np.cumsum(np.pad(in_y.take(order, axis=1), ((0, 0), (1, 0))), axis=1)
-        less = np.searchsorted(y[order], x, side="left")
-        less_or_equal = np.searchsorted(y[order], x, side="right")
-        beaten = (below.take(less, axis=1) + below.take(less_or_equal, axis=1)) / 2
-        rates.append((in_x * beaten).sum(axis=1) / (x.size * y.size))
-    return np.stack(rates, axis=1).mean(axis=1)
+def _win_rate(x_tasks: Tasks, y_tasks: Tasks) -> Callable[[Counts], Array]:
+    """Of the counts of all tasks of X, then of Y."""
+    orders = [np.argsort(y, kind="stable") for y in y_tasks]
+    # For each run of X, how many of Y's runs are below it, with and without those that tie.
+    less = [np.searchsorted(y[order], x, side="left") for x, y, order in zip(x_tasks, y_tasks, orders, strict=True)]
+    less_or_equal = [
+        np.searchsorted(y[order], x, side="right") for x, y, order in zip(x_tasks, y_tasks, orders, strict=True)
+    ]
+
+    def of_counts(counts: Counts) -> Array:
+        rates = []
+        for task, order in enumerate(orders):
+            in_x, in_y = counts[task], counts[len(orders) + task]
+            # below[:, i] is how many runs of Y a resample drew from the i lowest ones.
+            below = np.cumsum(np.pad(in_y.take(order, axis=1), ((0, 0), (1, 0))), axis=1, dtype=np.int32)
+            beaten = (below.take(less[task], axis=1) + below.take(less_or_equal[task], axis=1)) / 2
+            rates.append((in_x * beaten).sum(axis=1) / (in_x.shape[1] * in_y.shape[1]))
+        return np.stack(rates, axis=1).mean(axis=1)
+
+    return of_counts
 
 
 def _task_means(tasks: Tasks, counts: Counts) -> Array:
@@ -317,16 +343,15 @@ def _task_means(tasks: Tasks, counts: Counts) -> Array:
     return np.stack([_weighted_sum(c, scores) / scores.size for scores, c in zip(tasks, counts, strict=True)], axis=1)
 
 
-def _weighted_sum(weights: Array, scores: Array) -> Array:
-    # Not `weights @ scores`: BLAS rounds a row differently in blocks of different size, and results must not depend on
-    # the block size to the last bit.
-    total: Array = (weights * scores).sum(axis=1)
+def _weighted_sum(weights: NDArray[Any], scores: Array) -> Array:
+    # Not `weights @ scores`: how BLAS rounds a row depends on the number of rows, and of threads.
+    total: Array = np.einsum("ij,j->i", weights, scores)
     return total
 
 
-def _once(tasks: Tasks) -> list[Array]:
+def _once(tasks: Tasks) -> list[NDArray[np.int32]]:
     """The counts of the scores themselves: every run once."""
-    return [np.ones((1, task.size)) for task in tasks]
+    return [np.ones((1, task.size), np.int32) for task in tasks]
 
 
 def _as_tasks(scores: Array | Tasks) -> list[Array]:
@@ -357,28 +382,74 @@ def _same_tasks(x: Array | Tasks, y: Array | Tasks, paired: bool) -> tuple[list[
     return x_tasks, y_tasks
 
 
-def _resamples(sizes: Sequence[int], repetitions: int, seed: int, name: str) -> Iterator[list[Array]]:
-    """Blocks of resamples: for each stratum the counts `[block, runs]`.
+def _resample(
+    of_counts: Callable[[Counts], Array], sizes: Sequence[int], repetitions: int, seed: int, name: str
+) -> Array:
+    """`[repetitions, ...]`: a statistic of that many resamples of strata of these sizes.
 
-    Each stratum has a generator of its own, and each takes its draws one resample after the other, so that the block
-    size changes nothing.
+    Each block has a generator of its own, so that the number of threads changes nothing.
     """
     if repetitions < 1:
         raise ValueError(f"repetitions is {repetitions}, expected at least 1")
     if seed < 0:
         raise ValueError(f"seed is {seed}, expected 0 or more")
     stream = zlib.crc32(name.encode())
-    generators = [np.random.default_rng([seed, stream, stratum]) for stratum in range(len(sizes))]
-    block = max(1, BLOCK_ELEMENTS // sum(sizes))
-    for start in range(0, repetitions, block):
-        rows = min(block, repetitions - start)
-        yield [_draw(generator, rows, size) for generator, size in zip(generators, sizes, strict=True)]
+    rows = max(1, BLOCK_ELEMENTS // sum(sizes))
+
+    def of_block(block: int) -> Array:
+        generator = np.random.default_rng([seed, stream, block])
+        here = min(rows, repetitions - block * rows)
+        return of_counts([_draw(generator, here, size) for size in sizes])
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        return np.concatenate(list(threads.map(of_block, range(math.ceil(repetitions / rows)))))
 
 
-def _draw(generator: np.random.Generator, rows: int, runs: int) -> Array:
+def _draw(generator: np.random.Generator, rows: int, runs: int) -> NDArray[np.uint8] | NDArray[np.int32]:
+    """Counts `[rows, runs]` of `runs` draws with replacement out of `runs`, in each row."""
+    if runs >= MANY_RUNS:
+        return _draw_counts(generator, rows, runs)
     drawn = generator.integers(runs, size=(rows, runs))
     cells = drawn + runs * np.arange(rows)[:, None]
-    return np.bincount(cells.ravel(), minlength=rows * runs).reshape(rows, runs).astype(np.float64)
+    return np.bincount(cells.ravel(), minlength=rows * runs).reshape(rows, runs).astype(np.int32)
+
+
+def _draw_counts(generator: np.random.Generator, rows: int, runs: int) -> NDArray[np.uint8]:
+    """`_draw` by way of independent Poisson counts. Given their sum, these are the counts of that many draws; their
+    rate is low enough for the sum to stay below `runs`, and what lacks is drawn one by one."""
+    rate = 1.0 - 4.0 / math.sqrt(runs)
+    table, rest = _poisson_table(rate)
+    words = generator.integers(2**64, size=(rows, math.ceil(runs / 4)), dtype=np.uint64)
+    counts = table.take(words.view(np.uint16)[:, :runs], mode="clip")  # no number is too high; this mode is fastest
+    undecided = np.flatnonzero(counts == UNDECIDED)
+    counts.ravel()[undecided] = np.searchsorted(rest, generator.random(undecided.size), side="right")
+    lacking = runs - counts.sum(axis=1, dtype=np.int64)
+    while (lacking < 0).any():  # once in 30,000 rows; which rows are kept depends on their sum alone
+        again = lacking < 0
+        counts[again] = generator.poisson(rate, size=(int(again.sum()), runs))
+        lacking = runs - counts.sum(axis=1, dtype=np.int64)
+    cells = np.repeat(np.arange(rows) * runs, lacking) + generator.integers(runs, size=int(lacking.sum()))
+    np.add.at(counts.reshape(-1), cells, np.uint8(1))
+    return counts
+
+
+UNDECIDED = 255
+"""Stands in a table of counts for the few 16-bit numbers that decide nothing yet."""
+
+
+@functools.cache
+def _poisson_table(rate: float) -> tuple[NDArray[np.uint8], Array]:
+    """Counts by 16-bit number, each as often as its probability times 65,536 has whole parts; and the cumulative
+    probabilities of the counts for the numbers that are left, so that together the distribution is exact."""
+    most = 40  # beyond, the probability is less than 1e-45
+    counts = np.arange(most)
+    log_factorial = np.cumsum(np.log(np.maximum(counts, 1)))
+    shares = np.exp(counts * math.log(rate) - rate - log_factorial) * 2**16
+    table = np.full(2**16, UNDECIDED, np.uint8)
+    whole = np.floor(shares).astype(np.int64)
+    table[: whole.sum()] = np.repeat(counts, whole)
+    rest = np.cumsum(shares - whole)
+    return table, rest / rest[-1]
 
 
 def _percentiles(resampled: Array, sizes: Sequence[int], confidence: float) -> tuple[Array, Array]:

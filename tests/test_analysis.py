@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import scipy.stats
 from rliable import library as rly
 from rliable import metrics
 
@@ -499,8 +500,8 @@ def test_tasks_weigh_the_same_whatever_their_number_of_runs(name: str) -> None:
 def test_every_resample_equals_the_statistic_of_the_runs_drawn(name: str) -> None:
     scores = np.random.default_rng(1).normal(0.8, 0.5, (7, 3))
     drawn = np.random.default_rng(2).integers(7, size=(50, 7, 3))
-    counts = [np.stack([np.bincount(draw[:, task], minlength=7) for draw in drawn]).astype(float) for task in range(3)]
-    found = AGGREGATES[name](list(scores.T), counts)
+    counts = [np.stack([np.bincount(draw[:, task], minlength=7) for draw in drawn]) for task in range(3)]
+    found = AGGREGATES[name](list(scores.T))(counts)
     plain = [RLIABLE[name](np.take_along_axis(scores, draw, axis=0)) for draw in drawn]
     np.testing.assert_allclose(found, plain, rtol=1e-12)
 
@@ -509,10 +510,8 @@ def test_every_resampled_probability_equals_that_of_the_runs_drawn() -> None:
     rng = np.random.default_rng(3)
     x, y = rng.integers(0, 5, 6).astype(float), rng.integers(0, 5, 9).astype(float)
     in_x, in_y = rng.integers(6, size=(40, 6)), rng.integers(9, size=(40, 9))
-    counts = [
-        np.stack([np.bincount(d, minlength=n) for d in draws]).astype(float) for draws, n in ((in_x, 6), (in_y, 9))
-    ]
-    found = bootstrap._win_rate([x], counts[:1], [y], counts[1:])
+    counts = [np.stack([np.bincount(d, minlength=n) for d in draws]) for draws, n in ((in_x, 6), (in_y, 9))]
+    found = bootstrap._win_rate([x], [y])(counts)
     plain = [metrics.probability_of_improvement(x[i][:, None], y[j][:, None]) for i, j in zip(in_x, in_y, strict=True)]
     np.testing.assert_allclose(found, plain, rtol=1e-12)
 
@@ -544,7 +543,8 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
     assert 0.92 <= covered / datasets <= 0.97
 
 
-def test_intervals_are_reproducible_to_the_bit_whatever_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_intervals_are_reproducible_to_the_bit_whatever_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootstrap, "BLOCK_ELEMENTS", 1000)  # several blocks
     rng = np.random.default_rng(7)
     ragged = [rng.normal(size=17), rng.normal(size=40)]
     curves = [rng.normal(size=(17, 3)), rng.normal(size=(40, 3))]
@@ -558,18 +558,47 @@ def test_intervals_are_reproducible_to_the_bit_whatever_the_block_size(monkeypat
     first = everything(seed=1)
     assert everything(seed=1) == first
     assert everything(seed=2) != first
-    for size in (1, 100, 1000):
-        monkeypatch.setattr(bootstrap, "BLOCK_ELEMENTS", size)
+    for threads in (1, 3):
+        monkeypatch.setattr("os.cpu_count", lambda threads=threads: threads)
         assert everything(seed=1) == first
 
 
-def test_blocks_bound_the_memory() -> None:
-    sizes, repetitions = [1000, 3000], 500
-    blocks = list(bootstrap._resamples(sizes, repetitions, 0, ""))
-    assert max(sum(counts.size for counts in block) for block in blocks) <= bootstrap.BLOCK_ELEMENTS
-    assert sum(len(block[0]) for block in blocks) == repetitions
+def test_blocks_bound_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, repetitions = [100, 1000, 3000], 500
+    monkeypatch.setattr(bootstrap, "BLOCK_ELEMENTS", 20_000)
+    blocks: list[bootstrap.Counts] = []
+
+    def keep(counts: bootstrap.Counts) -> np.ndarray:
+        blocks.append(counts)
+        return np.zeros(len(counts[0]))
+
+    assert bootstrap._resample(keep, sizes, repetitions, 0, "").shape == (repetitions,)
+    assert max(sum(counts.size for counts in block) for block in blocks) <= 20_000
     for block in blocks:
         assert [counts.sum(axis=1).tolist() for counts in block] == [[size] * len(block[0]) for size in sizes]
+
+
+@pytest.mark.parametrize("runs", [bootstrap.MANY_RUNS - 1, bootstrap.MANY_RUNS, 1001])
+def test_counts_are_those_of_draws_with_replacement(runs: int) -> None:
+    rows = 4000
+    counts = bootstrap._draw(np.random.default_rng(14), rows, runs)
+    assert (counts.sum(axis=1) == runs).all()
+    # How often a given run is drawn: binomial. Counts of one row are nearly independent.
+    expected = scipy.stats.binom(runs, 1 / runs).pmf(np.arange(7))
+    found = np.bincount(counts.ravel(), minlength=7)[:7] / counts.size
+    np.testing.assert_array_less(np.abs(found - expected), 5 * np.sqrt(expected / counts.size))
+    # How many draws fall into the first third of the runs: binomial too, which no dependence within a row survives.
+    third = counts[:, : runs // 3].sum(axis=1)
+    share = (runs // 3) / runs
+    assert third.mean() == pytest.approx(share * runs, abs=5 * np.sqrt(share * runs / rows))
+    assert third.var() == pytest.approx(share * (1 - share) * runs, rel=5 * np.sqrt(2 / rows))
+
+
+def test_rows_with_too_many_draws_are_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = np.full(2**16, 3, np.uint8)
+    monkeypatch.setattr(bootstrap, "_poisson_table", lambda rate: (table, np.array([1.0])))
+    counts = bootstrap._draw(np.random.default_rng(15), 3, 400)
+    assert (counts.sum(axis=1) == 400).all() and counts.max() < 12
 
 
 def test_a_curve_is_the_interval_of_every_point() -> None:
