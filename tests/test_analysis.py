@@ -594,6 +594,22 @@ def test_counts_are_those_of_draws_with_replacement(runs: int) -> None:
     assert third.var() == pytest.approx(share * (1 - share) * runs, rel=5 * np.sqrt(2 / rows))
 
 
+def test_table_and_rest_together_are_the_poisson_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
+    rate, counts = 0.9, np.arange(40)
+    table, rest = bootstrap._poisson_table(rate)
+    undecided = np.mean(table == bootstrap.UNDECIDED)
+    shares = [np.mean(table == count) for count in counts] + undecided * np.diff(rest, prepend=0.0)
+    np.testing.assert_allclose(shares, scipy.stats.poisson(rate).pmf(counts), rtol=1e-9, atol=1e-12)
+    # The few numbers that decide nothing are too rare to be seen in counts: here they all are such.
+    everything = scipy.stats.poisson(rate).cdf(counts)
+    monkeypatch.setattr(bootstrap, "_poisson_table", lambda _: (np.full_like(table, bootstrap.UNDECIDED), everything))
+    found = bootstrap._draw(np.random.default_rng(16), 1000, 1600)
+    assert (found.sum(axis=1) == 1600).all()
+    expected = scipy.stats.binom(1600, 1 / 1600).pmf(np.arange(7))
+    shares = np.bincount(found.ravel(), minlength=7)[:7] / found.size
+    np.testing.assert_array_less(np.abs(shares - expected), 5 * np.sqrt(expected / found.size))
+
+
 def test_rows_with_too_many_draws_are_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
     table = np.full(2**16, 3, np.uint8)
     monkeypatch.setattr(bootstrap, "_poisson_table", lambda rate: (table, np.array([1.0])))
