@@ -600,9 +600,11 @@ def test_table_and_rest_together_are_the_poisson_distribution(monkeypatch: pytes
     undecided = np.mean(table == bootstrap.UNDECIDED)
     shares = [np.mean(table == count) for count in counts] + undecided * np.diff(rest, prepend=0.0)
     np.testing.assert_allclose(shares, scipy.stats.poisson(rate).pmf(counts), rtol=1e-9, atol=1e-12)
-    # The few numbers that decide nothing are too rare to be seen in counts: here they all are such.
-    everything = scipy.stats.poisson(rate).cdf(counts)
-    monkeypatch.setattr(bootstrap, "_poisson_table", lambda _: (np.full_like(table, bootstrap.UNDECIDED), everything))
+    # The few numbers that decide nothing are too rare to be seen in counts: here they are seven of ten.
+    coarse = np.where(np.arange(2**16) < 0.3 * 2**16, np.uint8(1), np.uint8(bootstrap.UNDECIDED))
+    decided = np.where(counts == 1, np.mean(coarse == 1), 0.0)
+    others = np.cumsum(scipy.stats.poisson(rate).pmf(counts) - decided)
+    monkeypatch.setattr(bootstrap, "_poisson_table", lambda _: (coarse, others / others[-1]))
     found = bootstrap._draw(np.random.default_rng(16), 1000, 1600)
     assert (found.sum(axis=1) == 1600).all()
     expected = scipy.stats.binom(1600, 1 / 1600).pmf(np.arange(7))
