@@ -135,41 +135,43 @@ def setup(name: str, runs: int) -> Setup:
     return Setup(algorithm, compiled.programs, compiled.programs.runs(range(runs), hypers))
 
 
-IN_MAKE_LEARNING = frozenset(name for name in NAMES if algorithms.get(name).offline) - {"bc", "td3_bc"}
-"""Their batch tests compile for long, and most of what these see is in the two others too."""
+BATCHED = QUICK | {"td3_bc"}
+"""`make test` compiles batches of these, and `make learning` of all others, which take half a minute each."""
 
 
 def group(name: str) -> Any:
-    marks = [pytest.mark.xdist_group(f"{name} batch"), *([pytest.mark.slow] if name in IN_MAKE_LEARNING else [])]
+    marks = [pytest.mark.xdist_group(f"{name} batch"), *([] if name in BATCHED else [pytest.mark.slow])]
     return pytest.param(name, marks=marks)
 
 
 by_name = pytest.mark.parametrize("name", [group(name) for name in NAMES])
 UPDATES = 24
+MANY = 64
+"""Each learner compiles two programs: of one run, and of so many."""
 
 
-def final_learning(name: str, runs: int, evaluations: list[int]) -> Any:
-    """Train to UPDATES, evaluating at these update counts."""
-    _, programs, of_runs = setup(name, runs)
+def final_learning(name: str, evaluations: list[int]) -> Any:
+    """Train MANY runs to UPDATES, evaluating at these update counts."""
+    _, programs, of_runs = setup(name, MANY)
     learning, done = programs.init(of_runs), 0
     for point in [*evaluations, UPDATES]:
         learning = programs.segment(of_runs, learning, done, point, UPDATES, done)
-        programs.checkup(of_runs, learning, point, point - done, np.zeros(runs, bool))
+        programs.checkup(of_runs, learning, point, point - done, np.zeros(MANY, bool))
         done = point
     return learning
 
 
 @by_name
 def test_evaluating_more_often_leaves_everything_bit_identical(name: str) -> None:
-    seldom, often = final_learning(name, 3, []), final_learning(name, 3, [5, 12, 13])
+    seldom, often = final_learning(name, []), final_learning(name, [5, 12, 13])
     for a, b in zip(jax.tree.leaves(seldom.state), jax.tree.leaves(often.state), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 @by_name
-def test_a_run_alone_is_the_run_inside_a_batch_of_64(name: str) -> None:
+def test_a_run_alone_is_the_run_inside_a_batch(name: str) -> None:
     """Identical at the start, and after the first updates equal up to the order of float32 sums."""
-    (_, alone, one), (_, many, all_runs) = setup(name, 1), setup(name, 64)
+    (_, alone, one), (_, many, all_runs) = setup(name, 1), setup(name, MANY)
     of_one, of_many = alone.init(one), many.init(all_runs)
     for a, b in zip(jax.tree.leaves(of_one), jax.tree.leaves(of_many), strict=True):
         np.testing.assert_array_equal(a[0], b[0])
@@ -181,12 +183,12 @@ def test_a_run_alone_is_the_run_inside_a_batch_of_64(name: str) -> None:
 
 @by_name
 def test_runs_of_a_batch_differ_by_their_seed_and_hypers(name: str) -> None:
-    learning = final_learning(name, 3, [])
+    learning = final_learning(name, [])
     differing = [x for x in jax.tree.leaves(learning) if not np.array_equal(x[0], x[1])]
     assert differing
     # Untrained: policies that have learned the same best actions earn the same.
-    _, programs, runs = setup(name, 64)
-    checked = programs.checkup(runs, programs.init(runs), 0, 0, np.zeros(64, bool))
+    _, programs, runs = setup(name, MANY)
+    checked = programs.checkup(runs, programs.init(runs), 0, 0, np.zeros(MANY, bool))
     returns = np.asarray(checked.episodes.returns)
     assert len({of_run.tobytes() for of_run in returns}) > 1
 
@@ -195,7 +197,7 @@ def test_runs_of_a_batch_differ_by_their_seed_and_hypers(name: str) -> None:
 def test_nothing_compiles_twice(name: str) -> None:
     """The state after an update has the types of the state before it, weak types included."""
     spec = algorithms.get(name)
-    algorithm = setup(name, 3).algorithm
+    algorithm = setup(name, 1).algorithm
     task = task_for(name)
     hypers = jax.tree.map(jnp.float32, spec.trial.hypers)
     zero = jnp.int32(0)
@@ -210,9 +212,9 @@ def test_nothing_compiles_twice(name: str) -> None:
 
 @by_name
 def test_acts_inside_the_action_space(name: str) -> None:
-    setting = setup(name, 3)
+    setting = setup(name, MANY)
     task = task_for(name)
-    states = setting.programs.init(setting.runs).state
+    states = jax.tree.map(lambda x: x[:3], setting.programs.init(setting.runs).state)
     obs = jnp.asarray([[-1e6], [0.0], [1e6]])
     act = jax.vmap(setting.algorithm.act, (0, None, 0, 0))
     action = act(jax.random.split(jax.random.key(0), 3), task, states, obs)
