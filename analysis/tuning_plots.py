@@ -110,13 +110,13 @@ def _bins(values: Array, most: int = MOST_BINS) -> list[NDArray[np.intp]]:
 
 
 def _range(values: Array) -> str:
-    low, high = f"{values.min():.2g}", f"{values.max():.2g}"
+    low, high = f"{values.min():.3g}", f"{values.max():.3g}"
     return low if low == high else f"{low} to {high}"
 
 
 def _dress(axis: Axes, values: Array, name: str) -> None:
-    # Drawn on a logarithmic scale where values differ by more than a factor of ten: such are drawn log-uniformly.
-    if values.min() > 0 and values.max() / values.min() > 10:
+    # Drawn on a logarithmic scale where values differ by more than a factor of five: such are drawn log-uniformly.
+    if values.min() > 0 and values.max() / values.min() > 5:
         axis.set_xscale("log")
     axis.set_xlabel(name)
     axis.grid(color="0.9", linewidth=0.6)
