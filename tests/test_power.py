@@ -130,6 +130,20 @@ def test_what_cannot_be_answered_is_one_line(
     assert captured.count("\n") == 1 and re.search(message, captured), captured
 
 
+def test_a_run_does_not_beat_its_own_copy() -> None:
+    # A shift that is nothing beside the spread of the runs cannot be seen, although every run is above itself.
+    scores = NORMAL[::4]
+    pilot = Pilot([scores + 1e-6], [scores], 1e-6, copy=True)
+    assert power.power(pilot, 200).improvement < 0.1
+    assert power.power(pilot._replace(copy=False), 200).improvement > 0.2
+
+
+def test_ties_are_noted(tmp_path: Path) -> None:
+    write_shard(tmp_path / "quick", "ppo", "a", [[0, 1, 50 + min(run, 8)] for run in range(12)])
+    notes = power.make_pilot(tmp_path / "quick", "ppo", difference=0.1).notes
+    assert len(notes) == 1 and notes[0].startswith("3 runs of 'ppo' score the same as another one")
+
+
 def test_a_small_pilot_is_noted(tmp_path: Path) -> None:
     write_shard(tmp_path / "quick", "ppo", "a", [[0, 1, 50], [0, 1, 60], [0, 1, 55]])
     assert "the pilot has 3 runs on a task" in power.make_pilot(tmp_path / "quick", "ppo", difference=0.1).notes[0]
