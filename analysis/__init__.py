@@ -3,6 +3,6 @@
 It reads results only, and imports neither `rlsuite` nor `envs`: results stay readable wherever they were made.
 """
 
-from analysis.scores import Manifest, ResultsError, Scores, TaskScores, load, manifests, of_metric, score
+from analysis.scores import Manifest, ResultsError, Scores, TaskScores, load, load_arrow, manifests, of_metric, score
 
-__all__ = ["Manifest", "ResultsError", "Scores", "TaskScores", "load", "manifests", "of_metric", "score"]
+__all__ = ["Manifest", "ResultsError", "Scores", "TaskScores", "load", "load_arrow", "manifests", "of_metric", "score"]

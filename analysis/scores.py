@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -56,6 +57,14 @@ def load(path: str | Path, *, episodes: bool = False) -> pd.DataFrame:
     Raises:
         ResultsError: no such folder, no results in it, or a file that is truncated or not one of ours.
     """
+    frame: pd.DataFrame = load_arrow(path, episodes=episodes).to_pandas()
+    return frame
+
+
+def load_arrow(path: str | Path, *, episodes: bool = False) -> pa.Table:
+    """`load` as an Arrow table, where a value that a shard lacks is null: for DuckDB, R, or
+    `polars.from_arrow(load_arrow("results/quick"))`. Arguments and errors as there.
+    """
     tables = []
     for shard in _shards(Path(path)):
         read = _read(shard, episodes)
@@ -67,12 +76,13 @@ def load(path: str | Path, *, episodes: bool = False) -> pd.DataFrame:
         for name, value in added.items():
             table = table.append_column(name, pa.array([value] * table.num_rows))
         tables.append(table)
-    frame = pa.concat_tables(tables, promote_options="permissive").to_pandas() if tables else pd.DataFrame()
-    if frame.empty:
+    whole = pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
+    if not whole.num_rows:
         raise ResultsError(f"no evaluation in the results of '{path}' yet; wait for the first one, or run it again")
-    if frame["experiment"].nunique() > 1:
-        frame["label"] = frame["experiment"] + "/" + frame["label"]
-    return frame
+    if len(whole["experiment"].unique()) > 1:
+        labels = pc.binary_join_element_wise(whole["experiment"], whole["label"], "/")
+        whole = whole.set_column(whole.column_names.index("label"), "label", labels)
+    return whole
 
 
 def manifests(path: str | Path) -> list[Manifest]:
@@ -268,6 +278,8 @@ class TaskScores:
     """`[runs]`: of a shard that is still running or was interrupted."""
     seeds: NDArray[np.int64]
     """`[runs]`"""
+    hypers: pd.DataFrame
+    """`[runs]` rows, a column each hyperparameter that the label has, under its name without `hyper/`."""
     planned: int
     """Number of runs there will be when all shards are finished: that of now, if none is running."""
     steps_per_second: float
@@ -307,6 +319,12 @@ class TaskScores:
         """`[runs that count]` mean score over the evaluations after step 0 (where there is none yet: the untrained
         score)."""
         return self.mean_of_last(len(self.steps))
+
+    def of_kind(self, kind: str) -> Array:
+        """`[runs that count]` the score of this kind: `final` or `auc`. Raises ValueError for another."""
+        if kind not in ("final", "auc"):
+            raise ValueError(f"unknown kind of score '{kind}', expected 'final' or 'auc'")
+        return self.final if kind == "final" else self.auc
 
     @property
     def untrained(self) -> Array:
@@ -374,13 +392,9 @@ class Scores:
         Raises:
             ValueError: another `kind`.
         """
-        if kind not in ("final", "auc"):
-            raise ValueError(f"unknown kind of score '{kind}', expected 'final' or 'auc'")
         return {
             label: [
-                self.references[environment].normalise(
-                    self.tasks[label, environment].final if kind == "final" else self.tasks[label, environment].auc
-                )
+                self.references[environment].normalise(self.tasks[label, environment].of_kind(kind))
                 for environment in environments
             ]
             for label in self.labels
@@ -536,6 +550,8 @@ def _task_scores(label: str, environment: str, rows: pd.DataFrame, floor: float,
     running[run_index] = rows["partial"].to_numpy(bool)
     seeds = np.zeros(runs, dtype=np.int64)
     seeds[run_index] = rows["seed"].to_numpy(np.int64)
+    of_label = [name for name in rows.columns if name.startswith("hyper/") and rows[name].notna().any()]
+    hypers = rows.groupby([*shard_keys, "run"])[of_label].first().reset_index(drop=True)
     run_steps = rows.groupby([*shard_keys, "run"])["step"].max().sum()
     # Runs that trained at once have their seconds in common, to the last digit; chunks of runs took turns.
     of_runs = rows.groupby([*shard_keys, "run"])["wall_seconds"].max().reset_index()
@@ -550,6 +566,7 @@ def _task_scores(label: str, environment: str, rows: pd.DataFrame, floor: float,
         diverged=diverged,
         running=running,
         seeds=seeds,
+        hypers=hypers.rename(columns=lambda name: name.removeprefix("hyper/")),
         planned=planned,
         steps_per_second=float(run_steps / seconds) if seconds > 0 else float("nan"),
     )
@@ -573,7 +590,10 @@ def _pooling_notes(rows: pd.DataFrame, where: str) -> Iterator[str]:
     # `nunique` leaves NaN out: a hyperparameter that only other shards have does not vary here.
     varied = [column.removeprefix("hyper/") for column in hypers if rows[column].nunique() > 1]
     if varied:
-        yield f"{where}: pools runs that differ in {_listed(varied)}"
+        yield (
+            f"{where}: pools runs that differ in {_listed(varied)}; "
+            "`analysis.tuning.choose` takes the best setting by some of the seeds and reports the others"
+        )
     identity = ["config_hash", "seed", *hypers]
     runs = rows.drop_duplicates(["experiment", "shard", "run"])
     repeated = int(runs.duplicated(identity).sum())

@@ -1,4 +1,4 @@
-"""The command line: rlsuite run | sweep | collect | dataset | evaluate | report | bench | list."""
+"""The command line: rlsuite run | sweep | collect | dataset | evaluate | report | power | bench | list."""
 
 from __future__ import annotations
 
@@ -336,10 +336,13 @@ def report(arguments: list[str]) -> int:
     try:
         from analysis.__main__ import main as analysis_main
     except ImportError as error:
-        raise UserError(
-            f"reports need the analysis extra ({error.name} is missing): pip install 'rlsuite[analysis]'"
-        ) from error
+        raise missing_extra(error) from error
     return analysis_main(arguments)
+
+
+def missing_extra(error: ImportError) -> UserError:
+    """What to say where a package of the analysis extra cannot be imported."""
+    return UserError(f"reports need the analysis extra ({error.name} is missing): pip install 'rlsuite[analysis]'")
 
 
 def report_after(folder: Path) -> int:
@@ -349,6 +352,82 @@ def report_after(folder: Path) -> int:
     except UserError as error:
         print(f"rlsuite: results are in {folder}; {error}")
         return 0
+
+
+def run_power(arguments: list[str]) -> int:
+    """`rlsuite power FOLDER --label A`: how many seeds a comparison needs, from the runs of a pilot."""
+    try:
+        from analysis import ResultsError, power
+        from analysis.tables import make_console
+    except ImportError as error:
+        raise missing_extra(error) from error
+
+    parser = Parser(
+        prog="rlsuite power",
+        description="How many seeds a comparison needs to see a difference, simulated from the runs of a pilot.",
+    )
+    parser.add_argument("results", metavar="RESULTS", help="the pilot's folder, such as results/quick")
+    parser.add_argument("--label", required=True, metavar="A", help="what is compared, as it is called in the report")
+    parser.add_argument("--against", metavar="B", help="with what (with a copy of A)")
+    differences = parser.add_mutually_exclusive_group()
+    differences.add_argument(
+        "--difference",
+        type=float,
+        metavar="X",
+        help="IQM of A less that of B, as a share of the range of the reference returns (what the pilot shows)",
+    )
+    differences.add_argument("--return-difference", type=float, metavar="X", help="instead, in episode return")
+    parser.add_argument("--env", metavar="ENV", help="on this task, or dataset, alone (on all that can be compared)")
+    parser.add_argument(
+        "--kind",
+        choices=("final", "auc"),
+        default="final",
+        help="a run's score: its last evaluation, or the mean of all after step 0 (%(default)s)",
+    )
+    parser.add_argument("--power", type=share, metavar="X", default=0.8, help="how often to see it (%(default)s)")
+    parser.add_argument("--confidence", type=share, metavar="X", default=0.95, help="of the intervals (%(default)s)")
+    parser.add_argument(
+        "--runs", type=reader(tuple[int, ...]), metavar="LIST", default=(), help="numbers of runs to try (chosen)"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", default=0, help="of the simulation (%(default)s)")
+    options = parser.parse_args(arguments)
+    if options.seed < 0:
+        raise UserError(f"--seed {options.seed} must be 0 or more")
+    if options.runs and min(options.runs) < power.LEAST:
+        raise UserError(f"--runs {min(options.runs)} must be at least {power.LEAST}")
+    try:
+        pilot = power.make_pilot(
+            options.results,
+            options.label,
+            options.against,
+            difference=options.difference,
+            return_difference=options.return_difference,
+            environment=options.env,
+            kind=options.kind,
+        )
+        power.report(
+            pilot,
+            f"{options.label} and {options.against or 'a copy of it'}",
+            options.power,
+            make_console(),
+            options.runs,
+            confidence=options.confidence,
+            seed=options.seed,
+        )
+    except ResultsError as error:
+        raise UserError(str(error)) from error
+    return 0
+
+
+def share(text: str) -> float:
+    """The reader of a share between 0 and 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' must be a share between 0 and 1, such as 0.8")
+    return value
 
 
 def run_bench(arguments: list[str]) -> int:
@@ -389,6 +468,7 @@ COMMANDS = {
     "dataset": (run_dataset, "measure a dataset: size, returns, quality and coverage"),
     "evaluate": (run_evaluate, "play a trained policy in real Gymnasium, and film it"),
     "report": (report, "compare the results in a folder: table and plot"),
+    "power": (run_power, "how many seeds a comparison needs, from pilot results"),
     "bench": (run_bench, "measure speed and memory against the number of runs"),
     "list": (list_registered, "show the algorithms, the environments and their wrappers"),
 }
