@@ -248,6 +248,17 @@ def test_an_empty_folder_is_named(tmp_path: Path) -> None:
         dataset_files.load("an/empty-v0", ENV, tmp_path)
 
 
+@pytest.mark.parametrize("count", [3, 5])
+def test_an_episode_has_one_observation_more_than_steps(tmp_path: Path, count: int) -> None:
+    of_minari(tmp_path, "mujoco/thing/medium-v3", [episode(3, truncations=[False, False, True])])
+    folder = tmp_path / "mujoco/thing/medium-v3"
+    with h5py.File(folder / "data" / "main_data.hdf5", "r+") as file:
+        del file["episode_0/observations"]
+        file["episode_0/observations"] = numbers(count, 3)
+    with pytest.raises(DatasetError, match=f"episode 0 has {count} observations and 3 actions for 3 rewards"):
+        dataset_files.load(str(folder), ENV, tmp_path)
+
+
 def test_numbers_that_are_not_finite_are_named(tmp_path: Path) -> None:
     records = some_records()
     reward = records.reward.copy()
