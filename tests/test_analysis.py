@@ -532,6 +532,20 @@ def test_intervals_agree_with_a_plain_loop(name: str) -> None:
     np.testing.assert_allclose(found[1:], np.quantile(plain, [0.025, 0.975]), rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("name", AGGREGATES)
+def test_intervals_agree_with_rliable(name: str) -> None:
+    scores = np.random.default_rng(17).normal(0.8, 0.5, (20, 3))
+    repetitions = 2000
+    np.random.seed(0)  # rliable draws from NumPy's global generator, whatever random state it is given
+    _, expected = rly.get_interval_estimates(
+        {"ppo": scores}, lambda of: np.array([RLIABLE[name](of)]), reps=repetitions
+    )
+    found = bootstrap.interval(scores, AGGREGATES[name], repetitions=repetitions)
+    # As above: four standard errors of the difference of two quantiles, of a normal with this interval.
+    tolerance = 4 * np.sqrt(2) * 2.67 * np.ptp(expected["ppo"]) / 3.92 / np.sqrt(repetitions)
+    np.testing.assert_allclose(found[1:], expected["ppo"][:, 0], rtol=0, atol=tolerance)
+
+
 def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
     rng = np.random.default_rng(6)
     datasets, runs = 1000, 64
