@@ -1,5 +1,6 @@
-"""`python -m analysis <results folder>`: print the comparison, write `report.csv` and `sample_efficiency.png`, and for
-each `--metric NAME` also `metric_NAME.csv` and `metric_NAME.png`."""
+"""`python -m analysis <results folder>`: print the comparison; write the page `report.html`, the tables `report.csv`
+and `report.tex`, and the figures `sample_efficiency`, `aggregate_intervals` and `performance_profile` as PNG and PDF;
+and for each `--metric NAME` also `metric_NAME.csv` and the figure `metric_NAME`."""
 
 from __future__ import annotations
 
@@ -8,15 +9,20 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 import pandas as pd
+from rich.console import Console
 
-from analysis import Scores, load, manifests, of_metric, score
-from analysis.plots import sample_efficiency
-from analysis.tables import make_console, render, render_metric, summarise
+from analysis import Manifest, Scores, load, manifests, of_metric, score
+from analysis.curves import performance_profiles, sample_efficiency_curves
+from analysis.plots import aggregate_intervals, performance_profile, sample_efficiency
+from analysis.report import document, write
+from analysis.tables import latex, make_console, render, render_metric, summarise
 
+FIGURES = (".png", ".pdf")
 MINIMUM_REPETITIONS = 40
 """With fewer resamples not even one lies outside each end of a 95 % interval."""
 
@@ -50,8 +56,8 @@ def main(argv: list[str]) -> int:
 
 
 def report(results: Path, out: Path, repetitions: int, seed: int, metrics: Sequence[str] = ()) -> None:
-    """Print the tables and the paths of the files; write `report.csv` and `sample_efficiency.png` into `out`, and a
-    table and a plot of each of these training metrics.
+    """Print the tables and the paths of the files; write them into `out`, with a table and a figure of each of these
+    training metrics.
 
     Raises:
         ResultsError: the results cannot be read.
@@ -64,25 +70,49 @@ def report(results: Path, out: Path, repetitions: int, seed: int, metrics: Seque
     of_metrics = {name: score(of_metric(frame, name), without_reference) for name in metrics}
     _check_writable(out)  # before the minutes that thousands of runs may take
     console = make_console()
+    _report_returns(scores, frame, shards, out, repetitions, seed, console)
+    for name, of_metric_alone in of_metrics.items():
+        _report_metric(of_metric_alone, name, out, repetitions, seed, console)
 
-    def write(of: Scores, quantity: str, table: Path, plot: Path) -> pd.DataFrame:
-        summary = summarise(of, repetitions=repetitions, seed=seed)
-        _write(table, lambda file: summary.to_csv(file, index=False))
-        _write(plot, lambda file: sample_efficiency(of, file, repetitions=repetitions, seed=seed, quantity=quantity))
-        return summary
 
-    def show_paths(table: Path, plot: Path) -> None:
-        # Not wrapped to the console's width: the path is there to be copied.
-        console.print(f"\nTable: {table}", soft_wrap=True)
-        console.print(f"Plot:  {plot}", soft_wrap=True)
+def _report_returns(
+    scores: Scores,
+    frame: pd.DataFrame,
+    shards: Sequence[Manifest],
+    out: Path,
+    repetitions: int,
+    seed: int,
+    console: Console,
+) -> None:
+    summary = summarise(scores, repetitions=repetitions, seed=seed)
+    render(scores, summary, console)
+    curves = sample_efficiency_curves(scores, repetitions=repetitions, seed=seed)
+    profiles = performance_profiles(scores, repetitions=repetitions, seed=seed)
+    figures: dict[str, Callable[..., None]] = {"sample_efficiency": partial(sample_efficiency, scores, curves=curves)}
+    if profiles:
+        figures["aggregate_intervals"] = partial(aggregate_intervals, scores, summary)
+        figures["performance_profile"] = partial(performance_profile, scores, profiles["final"])
+    page = document(scores, frame, shards, summary, curves, profiles, repetitions=repetitions, seed=seed)
 
-    files = out / "report.csv", out / "sample_efficiency.png"
-    render(scores, write(scores, "episode return", *files), console)
-    show_paths(*files)
-    for name, found in of_metrics.items():
-        files = out / f"metric_{name}.csv", out / f"metric_{name}.png"
-        render_metric(found, write(found, name, *files), name, console)
-        show_paths(*files)
+    _write([out / "report.csv"], lambda file: summary.to_csv(file, index=False))
+    _write([out / "report.tex"], lambda file: file.write_text(latex(scores, summary), encoding="utf-8"))
+    for name, draw in figures.items():
+        _write([out / f"{name}{ending}" for ending in FIGURES], draw)
+    _write([out / "report.html"], lambda file: write(page, file))
+    # Not wrapped to the console's width: the paths are there to be copied.
+    console.print(f"\nTables:  {out / 'report.csv'} and .tex", soft_wrap=True)
+    console.print(f"Figures: {out / ', '.join(figures)}; each {' and '.join(FIGURES)}", soft_wrap=True)
+    console.print(f"Report:  {out / 'report.html'}", soft_wrap=True)
+
+
+def _report_metric(scores: Scores, name: str, out: Path, repetitions: int, seed: int, console: Console) -> None:
+    summary = summarise(scores, repetitions=repetitions, seed=seed)
+    render_metric(scores, summary, name, console)
+    table, plots = out / f"metric_{name}.csv", [out / f"metric_{name}{ending}" for ending in FIGURES]
+    _write([table], lambda file: summary.to_csv(file, index=False))
+    _write(plots, partial(sample_efficiency, scores, repetitions=repetitions, seed=seed, quantity=name))
+    console.print(f"\nTable: {table}", soft_wrap=True)
+    console.print(f"Plot:  {plots[0]} and {FIGURES[1]}", soft_wrap=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -133,16 +163,21 @@ def _check_writable(folder: Path) -> None:
         ) from error
 
 
-def _write(file: Path, write: Callable[[Path], None]) -> None:
-    """Write under a temporary name and rename, so that a reader never finds half a file."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+def _write(files: Sequence[Path], write: Callable[..., None]) -> None:
+    """Write under temporary names and rename, so that a reader never finds half a file."""
+    # The ending stays, which tells a figure's format.
+    temporary = [file.with_name(f".{os.getpid()}.tmp.{file.name}") for file in files]
     try:
-        write(temporary)
-        temporary.replace(file)
+        write(*temporary)
+        for there, file in zip(temporary, files, strict=True):
+            there.replace(file)
     except OSError as error:
-        raise OSError(f"cannot write '{file}' ({error.strerror or error}); choose another folder with --out") from error
+        raise OSError(
+            f"cannot write '{files[0]}' ({error.strerror or error}); choose another folder with --out"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        for there in temporary:
+            there.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

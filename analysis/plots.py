@@ -1,12 +1,18 @@
-"""The sample-efficiency figure: what each label reached, against what it cost in environment steps."""
+"""Figures for papers: sample efficiency, aggregate intervals and performance profiles.
+
+A figure is written in the format that the file's name ends with. PDFs are vector graphics with embedded fonts. Names of
+labels and tasks are drawn as they are; a dollar sign in them begins no formula.
+"""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -14,22 +20,25 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, PercentFormatter
 from numpy.typing import NDArray
 
-from analysis import bootstrap
-from analysis.scores import Array, Scores, TaskScores
+from analysis.bootstrap import CurveInterval
+from analysis.curves import Curve, Curves, Profiles, sample_efficiency_curves
+from analysis.scores import Array, Scores
+from analysis.tables import AGGREGATES, TITLES
 
-# Okabe and Ito's colours, told apart with any colour vision; yellow is left out, which is lost on white paper. Markers
-# tell the labels apart without colour.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+# Okabe and Ito's colours, told apart with any colour vision; yellow is left out, which is lost on white paper. From the
+# eighth label on they come back darker. Markers tell the labels apart without colour.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#5A5A5A")
+DARKER = 0.55
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 PANEL_INCHES = (3.1, 2.5)
 MAX_COLUMNS = 3
 DPI = 220
-SHARES = np.linspace(0.0, 1.0, 21)
-"""Where the aggregate panel compares runs, as shares of each task's budget of environment steps."""
+# Type 42 is TrueType: publishers refuse matplotlib's default, Type 3.
+_for_papers = mpl.rc_context({"text.parse_math": False, "pdf.fonttype": 42})
 
 
 class Look(NamedTuple):
-    """How one label is drawn, in every panel."""
+    """How one label is drawn, in every figure and in the report."""
 
     colour: str
     marker: str
@@ -38,16 +47,25 @@ class Look(NamedTuple):
 STYLE = {"axes": 9, "ticks": 8, "title": 9.5, "caption": 7.5}
 
 
+def look_of(index: int) -> Look:
+    """That of the label at this place of `Scores.labels`."""
+    turn, colour = divmod(index, len(COLOURS))
+    red, green, blue = (round(int(COLOURS[colour][at : at + 2], 16) * DARKER ** (turn % 2)) for at in (1, 3, 5))
+    # The markers turn over one later each time round, so that many labels still look different.
+    return Look(f"#{red:02X}{green:02X}{blue:02X}", MARKERS[(index + turn) % len(MARKERS)])
+
+
+@_for_papers
 def sample_efficiency(
     scores: Scores,
-    file: str | Path,
-    *,
+    *files: str | Path,
+    curves: Curves | None = None,
     repetitions: int = 2000,
     seed: int = 0,
     quantity: str = "episode return",
 ) -> None:
-    """Write the figure as PNG: a panel per task, and one of normalised scores over the tasks that can be compared,
-    if there are at least two.
+    """Write the figure: a panel per task, and one of normalised scores over the tasks that can be compared, if there
+    are at least two.
 
     Lines are the IQM over runs, bands its pointwise 95 % stratified-bootstrap interval. The untrained policy is the
     point at step 0. At each step it is over the runs that have been evaluated there, and the line is dashed where these
@@ -55,112 +73,143 @@ def sample_efficiency(
 
     Args:
         scores: from `analysis.score`.
-        file: to write, replaced if it is there.
-        repetitions: resamples for each band.
+        files: to write, each replaced if it is there.
+        curves: from `sample_efficiency_curves`, where they have been computed before.
+        repetitions: resamples for each band, where they have not.
         seed: of the bootstrap.
         quantity: what the scores are, for the axes.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: a file cannot be written.
     """
-    environments, _ = scores.comparable()
-    aggregate = len(environments) > 1  # of a single task it would be that task's panel again
-    panels = len(scores.environments) + aggregate
+    curves = curves or sample_efficiency_curves(scores, repetitions=repetitions, seed=seed)
+    panels = len(scores.environments) + bool(curves.aggregate)
     columns = min(panels, MAX_COLUMNS) if panels != 4 else 2
     rows = math.ceil(panels / columns)
     # One line of legend and one of caption for each so many inches of width, so that a single panel is not overrun.
     width, height = max(columns * PANEL_INCHES[0], 4.6), rows * PANEL_INCHES[1]
-    figure = Figure(figsize=(width, height + 0.85), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(width, height + 0.85)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for spare in axes[panels:]:
         spare.remove()
 
-    looks = {label: _look(index) for index, label in enumerate(scores.labels)}
+    looks = {label: look_of(index) for index, label in enumerate(scores.labels)}
     for axis, environment in zip(axes, scores.environments, strict=False):
         for label in scores.labels:
-            if (label, environment) in scores.tasks:
-                _task_curve(axis, scores.tasks[label, environment], looks[label], repetitions, seed)
+            if (label, environment) in curves.tasks:
+                _curve(axis, curves.tasks[label, environment], looks[label])
         offline = any(task.offline for (_, name), task in scores.tasks.items() if name == environment)
         _dress(axis, environment, "gradient steps" if offline else "environment steps", f"{quantity} (IQM)")
+        axis.set_xlim(left=0)
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-    if aggregate:
+    if curves.aggregate:
         axis = axes[panels - 1]
-        for label in scores.labels:
-            _aggregate_curve(axis, scores, label, environments, looks[label], repetitions, seed)
-        _dress(axis, f"all compared tasks ({len(environments)})", "share of the step budget", "normalised IQM")
+        for label, curve in curves.aggregate.items():
+            _curve(axis, curve, looks[label])
+        compared = len(scores.comparable()[0])
+        _dress(axis, f"all compared tasks ({compared})", "share of the step budget", "normalised IQM")
+        axis.set_xlim(left=0)
         axis.xaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=0))
 
+    lines = ["Line: IQM over runs. Band: pointwise 95 % stratified-bootstrap interval."]
+    if not all(task.evaluated.all() and task.runs == task.planned for task in scores.tasks.values()):
+        lines.append("Dashed: not over all runs, some are not there yet.")
+    if curves.aggregate:
+        lines.append("Normalised: linear between evaluations.")
+    _legend(figure, scores, looks, width)
+    _save(figure, ("\n" if width < 7 else " ").join(lines), files)
+
+
+@_for_papers
+def aggregate_intervals(scores: Scores, summary: pd.DataFrame, *files: str | Path) -> None:
+    """Write the figure: a panel for each aggregate of normalised final scores, with an interval for each label.
+
+    Args:
+        scores, summary: from `analysis.score` and `tables.summarise`, with at least one task that can be compared.
+        files: to write, each replaced if it is there.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    found = summary[(summary["section"] == "aggregate") & (summary["score"] == "final")]
+    rows = found.set_index(["statistic", "label"])
+    labels = scores.labels
+    figure = _figure(8.6, 1.25 + 0.26 * len(labels))
+    axes = figure.subplots(1, len(AGGREGATES), sharey=True)
+    for axis, statistic in zip(axes, AGGREGATES, strict=True):
+        for index, label in enumerate(labels):
+            row, (colour, marker) = rows.loc[(statistic, label)], look_of(index)
+            if math.isfinite(row["low"]):
+                axis.plot([row["low"], row["high"]], [index, index], color=colour, linewidth=5, alpha=0.35)
+            axis.plot(row["estimate"], index, marker, color=colour, markersize=4.5)
+        _dress(axis, TITLES[statistic], "", "")
+        axis.set_yticks(range(len(labels)), labels)
+        axis.tick_params(axis="y", length=0)
+        axis.spines["left"].set_visible(False)
+        axis.grid(axis="y", visible=False)
+    axes[0].set_ylim(len(labels) - 0.5, -0.5)
+    tasks = len(scores.comparable()[0])
+    caption = (
+        f"Normalised final scores over {tasks} task{'s' * (tasks > 1)}, 95 % stratified-bootstrap intervals. "
+        "Optimality gap: lower is better."
+    )
+    _save(figure, caption, files)
+
+
+@_for_papers
+def performance_profile(scores: Scores, profiles: Profiles, *files: str | Path) -> None:
+    """Write the figure: the share of runs that score above each threshold, with its pointwise band.
+
+    Args:
+        scores, profiles: from `analysis.score` and `curves.performance_profiles`.
+        files: to write, each replaced if it is there.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    looks = {label: look_of(index) for index, label in enumerate(scores.labels)}
+    figure = _figure(4.6, 3.6)
+    axis = figure.subplots()
+    always = np.ones(profiles.thresholds.size, dtype=bool)
+    for label, band in profiles.bands.items():
+        _line(axis, profiles.thresholds, _pointwise(band), always, looks[label])
+    _dress(axis, "", "normalised final score", "share of runs above it")
+    axis.set_xlim(profiles.thresholds[0], profiles.thresholds[-1])
+    axis.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=0))
+    _legend(figure, scores, looks, 4.6)
+    _save(figure, "Band: pointwise 95 % stratified-bootstrap interval.", files)
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _legend(figure: Figure, scores: Scores, looks: dict[str, Look], width: float) -> None:
     handles = [
         Line2D([], [], color=look.colour, marker=look.marker, markersize=4.5, label=f"{label} ({_runs(scores, label)})")
         for label, look in looks.items()
     ]
     per_row = max(1, int(width / 2.3))
     figure.legend(handles=handles, loc="outside upper center", ncols=per_row, frameon=False, fontsize=STYLE["axes"])
-    lines = ["Line: IQM over runs. Band: pointwise 95 % stratified-bootstrap interval."]
-    if not all(task.evaluated.all() and task.runs == task.planned for task in scores.tasks.values()):
-        lines.append("Dashed: not over all runs, some are not there yet.")
-    if aggregate:
-        lines.append("Normalised: linear between evaluations.")
-    figure.supxlabel(("\n" if width < 7 else " ").join(lines), fontsize=STYLE["caption"], color="0.35")
-    figure.savefig(file, format="png", dpi=DPI)
 
 
-def _look(index: int) -> Look:
-    # The markers turn over one later each time round, so that many labels still look different.
-    return Look(COLOURS[index % len(COLOURS)], MARKERS[(index + index // len(COLOURS)) % len(MARKERS)])
+def _save(figure: Figure, caption: str, files: tuple[str | Path, ...]) -> None:
+    figure.supxlabel(caption, fontsize=STYLE["caption"], color="0.35")
+    for file in files:
+        # Without the date, the same results give the same file.
+        metadata: dict[str, Any] = {"CreationDate": None} if Path(file).suffix == ".pdf" else {}
+        figure.savefig(file, dpi=DPI, metadata=metadata)
 
 
-def _task_curve(axis: Axes, task: TaskScores, look: Look, repetitions: int, seed: int) -> None:
-    shown = np.isfinite(np.where(task.evaluated, task.curves, 0.0)).all(axis=0)
-    steps, evaluated = task.steps[shown], task.evaluated[:, shown]
-    values = np.full((3, steps.size), np.nan)
-    # Runs are resampled together at all points where the same ones were evaluated.
-    present, group = np.unique(evaluated, axis=1, return_inverse=True)
-    for index in range(present.shape[1]):
-        points = np.ravel(group) == index
-        curves = task.curves[:, shown][np.ix_(present[:, index], points)]
-        values[:, points] = _band([curves], f"{task.label} {task.environment}", repetitions, seed)
-    _line(axis, steps.astype(np.float64), values, evaluated.sum(axis=0) == task.planned, look)
-
-
-def _aggregate_curve(
-    axis: Axes,
-    scores: Scores,
-    label: str,
-    environments: list[str],
-    look: Look,
-    repetitions: int,
-    seed: int,
-) -> None:
-    tasks = [scores.tasks[label, environment] for environment in environments]
-    budgets = [scores.budgets[environment] for environment in environments]
-    # Only as far as every run that counts has come on every task: beyond, the average would be over other tasks.
-    first = max(
-        t.steps[t.evaluated[t.counted].argmax(axis=1)].max() / budget for t, budget in zip(tasks, budgets, strict=True)
-    )
-    last = min(t.last_steps[t.counted].min() / budget for t, budget in zip(tasks, budgets, strict=True))
-    shares = SHARES[(first - 1e-9 <= SHARES) & (last + 1e-9 >= SHARES)]
-    if not shares.size:
-        return
-    curves = [
-        scores.references[task.environment].normalise(_interpolate(task, shares * budget))
-        for task, budget in zip(tasks, budgets, strict=True)
-    ]
-    complete = all(task.counted.sum() == task.planned for task in tasks)
-    _line(axis, shares, _band(curves, label, repetitions, seed), np.full(shares.size, complete), look)
-
-
-def _interpolate(task: TaskScores, steps: Array) -> Array:
-    """`[runs that count, len(steps)]`: each run's curve, linear between its evaluations."""
-    pairs = zip(task.curves[task.counted], task.evaluated[task.counted], strict=True)
-    return np.stack([np.interp(steps, task.steps[there], curve[there]) for curve, there in pairs])
-
-
-def _band(curves: list[Array], name: str, repetitions: int, seed: int) -> Array:
+def _pointwise(band: CurveInterval) -> Array:
     """`[3, points]`: estimate, low, high."""
-    band = bootstrap.curve(curves, bootstrap.iqm, repetitions=repetitions, seed=seed, name=name)
     return np.stack([band.estimate, band.low, band.high])
+
+
+def _curve(axis: Axes, curve: Curve, look: Look) -> None:
+    _line(axis, curve.x, _pointwise(curve.band), curve.complete, look)
 
 
 def _line(axis: Axes, x: Array, values: Array, complete: NDArray[np.bool_], look: Look) -> None:
@@ -182,7 +231,6 @@ def _dress(axis: Axes, title: str, x_label: str, y_label: str) -> None:
     axis.grid(color="0.9", linewidth=0.6)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.set_xlim(left=0)
 
 
 def _runs(scores: Scores, label: str) -> str:

@@ -234,6 +234,9 @@ def _listed(names: Any) -> str:
 
 # --- Scores -----------------------------------------------------------------------------------------------------------
 
+KINDS = {"final": "final score", "auc": "area under the curve"}
+"""What the score of a run may be, see `Scores.normalised`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
@@ -321,8 +324,8 @@ class TaskScores:
         return self.mean_of_last(len(self.steps))
 
     def of_kind(self, kind: str) -> Array:
-        """`[runs that count]` the score of this kind: `final` or `auc`. Raises ValueError for another."""
-        if kind not in ("final", "auc"):
+        """`[runs that count]` the score of this kind, one of `KINDS`. Raises ValueError for another."""
+        if kind not in KINDS:
             raise ValueError(f"unknown kind of score '{kind}', expected 'final' or 'auc'")
         return self.final if kind == "final" else self.auc
 
@@ -436,7 +439,7 @@ class Scores:
 def score(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> Scores:
     """Scores from what `load` and `manifests` gave for the same folder."""
     notes: list[str] = []
-    frame, shard_manifests = _by_dataset(frame, shard_manifests)
+    frame, shard_manifests = by_task(frame, shard_manifests)
     references = _references(shard_manifests, notes)
     budgets: dict[str, int] = {}
     for manifest in shard_manifests:
@@ -466,7 +469,7 @@ def score(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> Scores:
     return Scores(tasks, references, budgets, tuple(notes))
 
 
-def _by_dataset(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> tuple[pd.DataFrame, list[Manifest]]:
+def by_task(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> tuple[pd.DataFrame, list[Manifest]]:
     """With the dataset in the place of the environment, where there is one: it is the task of an offline learner."""
     if "dataset" in frame:
         frame = frame.assign(environment=frame["dataset"].fillna(frame["environment"]))

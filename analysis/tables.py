@@ -13,7 +13,7 @@ from rich.table import Table
 
 from analysis import bootstrap
 from analysis.bootstrap import Interval, Statistic
-from analysis.scores import Array, Scores
+from analysis.scores import KINDS, Array, Scores
 
 CONFIDENCE = 0.95
 AGGREGATES: dict[str, Statistic] = {
@@ -22,8 +22,9 @@ AGGREGATES: dict[str, Statistic] = {
     "median": bootstrap.median,
     "optimality_gap": bootstrap.optimality_gap,
 }
+TITLES = {"iqm": "IQM", "mean": "mean", "median": "median", "optimality_gap": "optimality gap"}
 COLUMNS = (
-    *("section", "environment", "label", "against", "statistic", "estimate", "low", "high", "confidence"),
+    *("section", "environment", "label", "against", "score", "statistic", "estimate", "low", "high", "confidence"),
     *("runs", "planned_runs", "diverged", "first_final_step", "last_final_step", "steps_per_second"),
 )
 LAST = 5
@@ -47,9 +48,9 @@ def summarise(scores: Scores, *, repetitions: int = 2000, seed: int = 0) -> pd.D
         `auc_iqm`, in episode return, for each label on each task. They are those of the `runs` that count, see
         `TaskScores`, of which `diverged` did; they are fewer than `planned_runs` while a shard is running. They stop
         between `first_final_step` and `last_final_step`, which differ if shards of other lengths are pooled),
-        `aggregate` (`iqm`, `mean`, `median`, `optimality_gap` of normalised final scores, over the tasks that
+        `aggregate` (`iqm`, `mean`, `median`, `optimality_gap` of normalised scores, over the tasks that
         `Scores.comparable` gives), and `improvement` (probability that a run of `label` beats one of `against` on
-        those tasks). An interval is NaN where a task has a single run.
+        those tasks), each for both `KINDS` of `score`. An interval is NaN where a task has a single run.
     """
     rows: list[dict[str, object]] = []
 
@@ -78,19 +79,19 @@ def summarise(scores: Scores, *, repetitions: int = 2000, seed: int = 0) -> pd.D
             add("task", label, f"{statistic}_iqm", found, **facts)
 
     environments, _ = scores.comparable()
-    if environments:
-        normalised = scores.normalised(environments)
+    for kind in KINDS if environments else ():
+        normalised = scores.normalised(environments, kind)
         for statistic, function in AGGREGATES.items():
             intervals = bootstrap.interval(
                 normalised, function, repetitions=repetitions, seed=seed, confidence=CONFIDENCE
             )
             for label, found in intervals.items():
-                add("aggregate", label, statistic, found)
+                add("aggregate", label, statistic, found, score=kind)
         for label, against in itertools.combinations(scores.labels, 2):
             found = bootstrap.improvement(
                 normalised[label], normalised[against], repetitions=repetitions, seed=seed, confidence=CONFIDENCE
             )
-            add("improvement", label, "probability_of_improvement", found, against=against)
+            add("improvement", label, "probability_of_improvement", found, against=against, score=kind)
 
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     counts = ["runs", "planned_runs", "diverged", "first_final_step", "last_final_step"]
@@ -116,8 +117,9 @@ def render(scores: Scores, summary: pd.DataFrame, console: Console) -> None:
     )
     environments, left_out = scores.comparable()
     if environments:
-        console.print(_aggregate_table(summary[summary["section"] == "aggregate"]))
-        improvements = summary[summary["section"] == "improvement"]
+        of_final = summary[summary["score"] == "final"]
+        console.print(_aggregate_table(of_final[of_final["section"] == "aggregate"]))
+        improvements = of_final[of_final["section"] == "improvement"]
         if len(improvements):
             console.print(_improvement_table(improvements))
         returns = [
@@ -131,6 +133,58 @@ def render(scores: Scores, summary: pd.DataFrame, console: Console) -> None:
         console.print(f"Left out of the aggregate: {environment}, {reason}.")
     for note in scores.notes:
         console.print(f"Note: {note}.")
+
+
+def latex(scores: Scores, summary: pd.DataFrame) -> str:
+    """Two tables for a paper, which need the package booktabs: what each label reached on each task, and the aggregates
+    over the tasks that can be compared, if there are any. They are bare `tabular`s, to be put where they fit.
+
+    Args:
+        scores, summary: from `analysis.score` and `summarise`.
+    """
+    of_tasks = [row for _, row in summary[summary["section"] == "task"].iterrows()]
+    by_cell: dict[tuple[str, str], dict[str, pd.Series]] = {}
+    for row in of_tasks:
+        by_cell.setdefault((row["environment"], row["label"]), {})[row["statistic"]] = row
+    lines = [
+        r"% Needs \usepackage{booktabs}.",
+        f"% IQM over runs with its {100 * CONFIDENCE:.0f} % stratified-bootstrap interval, in episode return;",
+        "% AUC is the mean over the evaluations after step 0.",
+        r"\begin{tabular}{llrll}",
+        r"\toprule",
+        r"Task & Label & Runs & Final & AUC \\",
+    ]
+    previous = None
+    for (environment, label), found in by_cell.items():
+        if environment != previous:
+            lines.append(r"\midrule")
+        final, auc = found["final_iqm"], found["auc_iqm"]
+        cells = [
+            _escape(environment) if environment != previous else "",
+            _escape(label),
+            str(final["runs"]),
+            *(_latex_interval(each, _decimals(each["estimate"], each["high"] - each["low"])) for each in (final, auc)),
+        ]
+        lines.append(" & ".join(cells) + r" \\")
+        previous = environment
+    lines += [r"\bottomrule", r"\end{tabular}", ""]
+    environments, _ = scores.comparable()
+    if environments:
+        aggregates = summary[summary["section"] == "aggregate"].set_index(["score", "label", "statistic"])
+        lines += [
+            f"% Normalised scores over {len(environments)} tasks: {_one_line(', '.join(environments))}.",
+            r"\begin{tabular}{ll" + "l" * len(AGGREGATES) + "}",
+            r"\toprule",
+            " & ".join(["Score", "Label", *(title.capitalize().replace("Iqm", "IQM") for title in TITLES.values())])
+            + r" \\",
+        ]
+        for kind, title in (("final", "Final"), ("auc", "AUC")):
+            lines.append(r"\midrule")
+            for label in scores.labels:
+                cells = [_latex_interval(aggregates.loc[(kind, label, statistic)], 3) for statistic in AGGREGATES]
+                lines.append(" & ".join([title, _escape(label), *cells]) + r" \\")
+        lines += [r"\bottomrule", r"\end{tabular}", ""]
+    return "\n".join(lines)
 
 
 def render_metric(scores: Scores, summary: pd.DataFrame, metric: str, console: Console) -> None:
@@ -204,7 +258,7 @@ def _task_table(tasks: pd.DataFrame, title: str = "Final evaluation", offline: b
 def _aggregate_table(aggregates: pd.DataFrame) -> Table:
     table = _table("Normalised final scores over all compared tasks")
     table.add_column("label", overflow="fold", min_width=5)
-    for header in ("IQM", "mean", "median", "optimality gap"):
+    for header in TITLES.values():
         table.add_column(header, justify="right", no_wrap=True)
     for label, rows in aggregates.groupby("label", sort=False):
         by_statistic = rows.set_index("statistic")
@@ -219,6 +273,32 @@ def _improvement_table(improvements: pd.DataFrame) -> Table:
     for _, row in improvements.iterrows():
         table.add_row(f"{row['label']} > {row['against']}", _interval(row, 3))
     return table
+
+
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    **{character: "\\" + character for character in "&%$#_{}"},
+}
+
+
+def _escape(name: str) -> str:
+    """As LaTeX text; what neither LaTeX nor a reader can make anything of, such as a line break, as a space."""
+    return "".join(LATEX.get(character, character if character.isprintable() else " ") for character in name)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _latex_interval(row: pd.Series, decimals: int) -> str:
+    # A bracket at the start of a row would be taken for an argument of the row before; braces keep it apart.
+    return "{" + _interval(row, decimals).replace("-", "$-$") + "}"
 
 
 def _table(title: str) -> Table:

@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,93 +18,16 @@ import pytest
 import scipy.stats
 from rliable import library as rly
 from rliable import metrics
+from written import REFERENCE, STEPS, ramp, read, write_shard
 
-from analysis import ResultsError, Scores, bootstrap, load, manifests, plots, score
+from analysis import ResultsError, bootstrap, load, manifests, plots
 from analysis import scores as reading
 from analysis.__main__ import main
 from analysis.scores import matrix
 from analysis.tables import AGGREGATES, summarise
 
 ROOT = Path(__file__).resolve().parent.parent
-REFERENCE = {"low": 0.0, "high": 100.0, "low_source": "random policy", "high_source": "made up"}
-STEPS = (0, 500, 1000)
-
-
-def write_shard(
-    folder: Path,
-    label: str,
-    environment: str,
-    returns: Any,
-    *,
-    steps: tuple[int, ...] = STEPS,
-    budget: int = 1000,
-    diverged: Any = None,
-    running: Sequence[int] | None = None,
-    reference: dict[str, Any] | None = REFERENCE,
-    seeds: range | None = None,
-    extra: dict[str, float] | None = None,
-    **manifest: Any,
-) -> str:
-    """Write one shard as rlsuite does; `returns` and `diverged` are `[runs, evaluations]`. Gives the shard's name.
-
-    `running` is the number of evaluations that each run has so far; then it is a folder of parts, of two runs each.
-    """
-    returns = np.asarray(returns, dtype=np.float64)
-    runs, evaluations = returns.shape
-    steps = steps[:evaluations]
-    diverged = np.zeros_like(returns, dtype=bool) if diverged is None else np.asarray(diverged)
-    shard = manifest.pop("shard", f"{label}-{environment.replace('/', '-')}")
-    experiment = folder.name
-    evaluation, run = (axis.ravel() for axis in np.mgrid[:evaluations, :runs])
-    values = returns[run, evaluation]
-    columns: dict[str, Any] = {
-        "experiment": [experiment] * run.size,
-        "label": [label] * run.size,  # the store writes it too; the manifest's is what counts
-        "algorithm": [label] * run.size,
-        "environment": [environment] * run.size,
-        "config_hash": [manifest.pop("config_hash", "c0ffee")] * run.size,
-        "run": pa.array(run, pa.int32()),
-        "seed": pa.array(np.asarray(seeds or range(runs))[run], pa.int64()),
-        "step": pa.array(np.asarray(steps)[evaluation], pa.int64()),
-        "update": pa.array(evaluation, pa.int64()),
-        "wall_seconds": 2.0 * evaluation,
-        "return_mean": values,
-        "return_std": np.zeros_like(values),
-        "return_min": values,
-        "return_max": values,
-        "episode_returns": pa.array([[v, v] for v in values], pa.list_(pa.float32())),
-        "episode_lengths": pa.array([[10, 10] for _ in values], pa.list_(pa.int32())),
-        "diverged": diverged[run, evaluation],
-    }
-    columns |= {name: np.full(run.size, value) for name, value in (extra or {}).items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    table = pa.table(columns)
-    if running is None:
-        pq.write_table(table, folder / f"{shard}.parquet")
-    else:
-        parts = folder / f"{shard}.partial"
-        parts.mkdir(exist_ok=True)
-        there = evaluation < np.asarray(running)[run]
-        for update, first in sorted(set(zip(evaluation[there], run[there] // 2 * 2, strict=True))):
-            part = table.filter(there & (evaluation == update) & (run // 2 * 2 == first))
-            if update == 0:
-                part = part.drop_columns([name for name in columns if name.startswith("metric/")])
-            pq.write_table(part, parts / f"runs{first:06d}-{first + 1:06d}.update{update:012d}.parquet")
-    facts = {"format": 1, "shard": shard, "experiment": experiment, "algorithm": label, "environment": environment}
-    facts |= {"label": label, "steps": budget, "reference": reference, "created": "2025-01-01T00:00:00", **manifest}
-    facts |= {"seeds": list(seeds or range(runs))}
-    (folder / f"{shard}.json").write_text(json.dumps(facts))
-    return shard
-
-
-def read(folder: Path) -> Scores:
-    return score(load(folder), manifests(folder))
-
-
-def ramp(runs: int, top: float = 80.0, seed: int = 0) -> np.ndarray:
-    """`[runs, 3]`: learning from about 10 to about `top`."""
-    noise = np.random.default_rng(seed).normal(size=(runs, 3))
-    return np.array([10.0, (10 + top) / 2, top]) + noise
+FIGURES = ("aggregate_intervals", "performance_profile", "sample_efficiency")
 
 
 @pytest.fixture
@@ -764,9 +687,11 @@ def test_improvement_needs_the_same_tasks() -> None:
 def test_report_prints_the_table_and_writes_csv_and_plot(two_labels: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(two_labels), "--repetitions", "100"]) == 0
     printed = capsys.readouterr().out
-    plot = two_labels / "sample_efficiency.png"
-    assert printed.rstrip().endswith(str(plot))
-    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert printed.rstrip().endswith(str(two_labels / "report.html"))
+    for figure in FIGURES:
+        assert figure in printed
+        assert (two_labels / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+        assert (two_labels / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
     assert "\x1b" not in printed, "colours in a pipe"
     assert max(len(line) for line in printed.splitlines() if str(two_labels) not in line) <= 100
     assert "Left out of the aggregate: c, no run of 'ppo'." in printed
@@ -774,7 +699,7 @@ def test_report_prints_the_table_and_writes_csv_and_plot(two_labels: Path, capsy
     assert "ppo > sac" in printed
 
     csv = pd.read_csv(two_labels / "report.csv")
-    assert csv["section"].value_counts().to_dict() == {"task": 7 * 4, "aggregate": 2 * 4, "improvement": 1}
+    assert csv["section"].value_counts().to_dict() == {"task": 7 * 4, "aggregate": 2 * 2 * 4, "improvement": 2}
     scores = read(two_labels)
     final = csv[csv["statistic"] == "final_iqm"].set_index(["label", "environment"])
     for key, task in scores.tasks.items():
@@ -782,14 +707,16 @@ def test_report_prints_the_table_and_writes_csv_and_plot(two_labels: Path, capsy
         assert row["estimate"] == pytest.approx(metrics.aggregate_iqm(task.final[:, None]))
         assert row["low"] < row["estimate"] < row["high"]
         assert row["runs"] == task.runs
-    sac = csv[(csv["section"] == "aggregate") & (csv["label"] == "sac")].set_index("statistic")["estimate"]
-    sac_matrix = matrix(scores.normalised(["a", "b"])["sac"])
-    assert sac.to_dict() == pytest.approx({name: estimator(sac_matrix) for name, estimator in RLIABLE.items()})
+    for kind in ("auc", "final"):
+        of_sac = csv[(csv["section"] == "aggregate") & (csv["label"] == "sac") & (csv["score"] == kind)]
+        sac = of_sac.set_index("statistic")["estimate"]
+        sac_matrix = matrix(scores.normalised(["a", "b"], kind)["sac"])
+        assert sac.to_dict() == pytest.approx({name: estimator(sac_matrix) for name, estimator in RLIABLE.items()})
     ppo, sac_ragged = (scores.normalised(["a", "b"])[label] for label in ("ppo", "sac"))
     per_task = [
         metrics.probability_of_improvement(x[:, None], y[:, None]) for x, y in zip(ppo, sac_ragged, strict=True)
     ]
-    improvement = csv[csv["section"] == "improvement"].iloc[0]
+    improvement = csv[(csv["section"] == "improvement") & (csv["score"] == "final")].iloc[0]
     assert (improvement["label"], improvement["against"]) == ("ppo", "sac")
     assert improvement["estimate"] == pytest.approx(np.mean(per_task)) != 0.5
     # The printed figures are those of the file.
@@ -806,7 +733,7 @@ def test_report_of_a_metric_is_of_its_values(folder: Path, capsys: pytest.Captur
     assert main([str(folder), "--repetitions", "100", "--metric", "kl"]) == 0
     printed = capsys.readouterr().out
     assert "Metric kl at the last evaluation" in printed
-    assert printed.rstrip().endswith(str(folder / "metric_kl.png"))
+    assert printed.rstrip().endswith(f"{folder / 'metric_kl.png'} and .pdf")
     assert (folder / "metric_kl.png").read_bytes().startswith(b"\x89PNG")
     csv = pd.read_csv(folder / "metric_kl.csv")
     assert set(csv["section"]) == {"task"}
@@ -821,12 +748,11 @@ def test_report_of_a_metric_is_of_its_values(folder: Path, capsys: pytest.Captur
 def test_report_is_the_same_for_the_same_seed(two_labels: Path, tmp_path: Path) -> None:
     for name, seed in (("x", "3"), ("y", "3"), ("z", "4")):
         assert main([str(two_labels), "--repetitions", "50", "--seed", seed, "--out", str(tmp_path / name)]) == 0
-    tables = [(tmp_path / name / "report.csv").read_bytes() for name in "xyz"]
-    assert tables[0] == tables[1] != tables[2]
-    assert (tmp_path / "x" / "sample_efficiency.png").read_bytes() == (
-        tmp_path / "y" / "sample_efficiency.png"
-    ).read_bytes()
-    assert sorted(file.name for file in (tmp_path / "x").iterdir()) == ["report.csv", "sample_efficiency.png"]
+    files = {name: {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in "xyz"}
+    figures = [f"{name}.{ending}" for name in FIGURES for ending in ("png", "pdf")]
+    assert set(files["x"]) == {"report.csv", "report.html", "report.tex", *figures}
+    assert files["x"] == files["y"]
+    assert all(files["x"][name] != files["z"][name] for name in files["x"])
 
 
 def test_long_names_are_folded_into_100_columns_and_not_cut(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -908,7 +834,8 @@ def test_report_on_a_shard_that_has_only_begun(folder: Path) -> None:
     write_shard(folder, "ppo", "a", ramp(4))
     write_shard(folder, "sac", "a", ramp(4), running=[1] * 4)
     assert main([str(folder), "--repetitions", "40"]) == 0
-    csv = pd.read_csv(folder / "report.csv").set_index(["label", "statistic"])
+    csv = pd.read_csv(folder / "report.csv")
+    csv = csv[csv["section"] == "task"].set_index(["label", "statistic"])
     sac = csv.loc[("sac", "final_iqm")]
     assert (sac["first_final_step"], sac["last_final_step"]) == (0, 0)
     assert np.isnan(sac["steps_per_second"])
@@ -952,4 +879,4 @@ def test_module_runs_without_the_rest_of_the_suite(two_labels: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.rstrip().endswith("sample_efficiency.png")
+    assert done.stdout.rstrip().endswith("report.html")

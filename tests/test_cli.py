@@ -601,8 +601,8 @@ def test_a_run_shows_compile_time_apart_and_ends_with_the_report(finished: Finis
     assert "ETA" in lines[3] and "steps/s" in lines[3] and "ETA" not in lines[4]
     assert all(re.search(r"  peak \S+B$", line) for line in lines[2:5])
     assert lines[5].startswith(f"1 of 1 shards in {finished.folder} after ")
-    assert f"Plot:  {finished.folder / 'sample_efficiency.png'}" in finished.printed
-    assert (finished.folder / "sample_efficiency.png").is_file()
+    assert lines[-1] == f"Report:  {finished.folder / 'report.html'}"
+    assert (finished.folder / "report.html").is_file()
 
 
 def test_only_whole_files_are_left(finished: Finished) -> None:
