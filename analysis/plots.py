@@ -201,6 +201,7 @@ def _save(figure: Figure, caption: str, files: tuple[str | Path, ...]) -> None:
         # Without the date, the same results give the same file.
         metadata: dict[str, Any] = {"CreationDate": None} if Path(file).suffix == ".pdf" else {}
         figure.savefig(file, dpi=DPI, metadata=metadata)
+        figure.set_layout_engine("none")  # it has been laid out, and costs as much as drawing
 
 
 def _pointwise(band: CurveInterval) -> Array:

@@ -21,6 +21,7 @@ from rliable import metrics
 from written import REFERENCE, STEPS, ramp, read, write_shard
 
 from analysis import ResultsError, bootstrap, load, manifests, plots
+from analysis import __main__ as command
 from analysis import scores as reading
 from analysis.__main__ import main
 from analysis.scores import matrix
@@ -33,6 +34,12 @@ FIGURES = ("aggregate_intervals", "performance_profile", "sample_efficiency")
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "quick"
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what the command prints: drawing takes seconds."""
+    monkeypatch.setattr(command, "FIGURES", ())
 
 
 @pytest.fixture
@@ -267,7 +274,7 @@ def test_shards_of_one_label_are_pooled_although_they_stop_at_different_steps(fo
 
 
 def test_runs_of_a_running_shard_count_once_they_have_come_farthest(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str], no_figures: None
 ) -> None:
     returns = [[1.0, 20.0, 40.0], [3.0, 10.0, np.nan], [5.0, 90.0, 90.0], [7.0, 95.0, 95.0], [9.0] * 3, [9.0] * 3]
     write_shard(folder, "ppo", "a", returns, running=[3, 3, 2, 1, 0, 0])
@@ -340,7 +347,7 @@ def test_a_run_that_diverged_with_finite_returns_is_counted(folder: Path) -> Non
 
 
 def test_a_task_without_any_finite_score_is_shown_and_left_out(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str], no_figures: None
 ) -> None:
     write_shard(folder, "ppo", "a", np.full((3, 3), np.nan), reference=None)
     write_shard(folder, "ppo", "b", ramp(3))
@@ -745,17 +752,26 @@ def test_report_of_a_metric_is_of_its_values(folder: Path, capsys: pytest.Captur
     assert set(pd.read_csv(folder / "report.csv")["label"].dropna()) == {"ppo", "sac", "td3"}
 
 
-def test_report_is_the_same_for_the_same_seed(two_labels: Path, tmp_path: Path) -> None:
-    for name, seed in (("x", "3"), ("y", "3"), ("z", "4")):
-        assert main([str(two_labels), "--repetitions", "50", "--seed", seed, "--out", str(tmp_path / name)]) == 0
-    files = {name: {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in "xyz"}
+def test_report_is_the_same_for_the_same_seed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_shard(folder, "ppo", "a", ramp(4))
+    write_shard(folder, "sac", "a", ramp(4))
+
+    def files(name: str, seed: int) -> dict[str, bytes]:
+        out = tmp_path / name
+        assert main([str(folder), "--repetitions", "50", "--seed", str(seed), "--out", str(out)]) == 0
+        return {file.name: file.read_bytes() for file in out.iterdir()}
+
+    found = files("x", 3)
     figures = [f"{name}.{ending}" for name in FIGURES for ending in ("png", "pdf")]
-    assert set(files["x"]) == {"report.csv", "report.html", "report.tex", *figures}
-    assert files["x"] == files["y"]
-    assert all(files["x"][name] != files["z"][name] for name in files["x"])
+    assert set(found) == {"report.csv", "report.html", "report.tex", *figures}
+    assert files("y", 3) == found
+    monkeypatch.setattr(command, "FIGURES", ())
+    assert all(content != found[name] for name, content in files("z", 4).items())
 
 
-def test_long_names_are_folded_into_100_columns_and_not_cut(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_long_names_are_folded_into_100_columns_and_not_cut(
+    folder: Path, capsys: pytest.CaptureFixture[str], no_figures: None
+) -> None:
     environment, label = "suite/" + "a-very-long-task" * 5, "ppo-with-many-words" * 2
     write_shard(folder, label, environment, 1e4 * ramp(3))
     assert main([str(folder), "--repetitions", "40"]) == 0
@@ -819,7 +835,9 @@ def test_plot_of_running_shards_is_dashed_where_runs_are_missing(folder: Path, m
 
 
 @pytest.mark.parametrize("runs", [1, 3])
-def test_report_on_one_label_without_a_reference(folder: Path, capsys: pytest.CaptureFixture[str], runs: int) -> None:
+def test_report_on_one_label_without_a_reference(
+    folder: Path, capsys: pytest.CaptureFixture[str], no_figures: None, runs: int
+) -> None:
     write_shard(folder, "ppo [wide]", "a", ramp(runs), reference=None)
     assert main([str(folder), "--repetitions", "40"]) == 0
     printed = capsys.readouterr().out
@@ -830,7 +848,7 @@ def test_report_on_one_label_without_a_reference(folder: Path, capsys: pytest.Ca
     assert csv["low"].isna().all() == (runs == 1)
 
 
-def test_report_on_a_shard_that_has_only_begun(folder: Path) -> None:
+def test_report_on_a_shard_that_has_only_begun(folder: Path, no_figures: None) -> None:
     write_shard(folder, "ppo", "a", ramp(4))
     write_shard(folder, "sac", "a", ramp(4), running=[1] * 4)
     assert main([str(folder), "--repetitions", "40"]) == 0
@@ -869,12 +887,13 @@ def test_command_line_errors_are_one_line(
     assert sorted(folder.iterdir()) == before, "something half-written"
 
 
-def test_module_runs_without_the_rest_of_the_suite(two_labels: Path) -> None:
+def test_module_runs_without_the_rest_of_the_suite(folder: Path) -> None:
     """As a command, in a process where importing `rlsuite`, `envs` or JAX fails."""
+    write_shard(folder, "ppo", "a", ramp(4))
     program = (
         "import runpy, sys\n"
         "for name in ('rlsuite', 'envs', 'experiments', 'jax'): sys.modules[name] = None\n"
-        f"sys.argv = ['analysis', {str(two_labels)!r}, '--repetitions', '40']\n"
+        f"sys.argv = ['analysis', {str(folder)!r}, '--repetitions', '40']\n"
         "runpy.run_module('analysis', run_name='__main__')\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)

@@ -24,6 +24,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 from written import REFERENCE, STEPS, ramp, read, write_shard
 
+from analysis import __main__ as command
 from analysis import bootstrap, load, manifests
 from analysis import report as pages
 from analysis.__main__ import main
@@ -322,7 +323,10 @@ def test_pdf_figures_have_embedded_fonts(folder: Path) -> None:
         assert b"/FontFile2" in content and b"/Type3" not in content
 
 
-def test_a_report_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_that_cannot_be_written_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "FIGURES", ())
     write_shard(tmp_path / "x", PPO, "a", ramp(2))
     (tmp_path / "x" / "report.html").mkdir()
     assert main([str(tmp_path / "x"), "--repetitions", "40"]) == 2

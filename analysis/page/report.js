@@ -173,13 +173,15 @@ function lineChart(host, spec) {
 function draw(host, spec) {
   const lines = spec.lines();
   const width = Math.max(240, host.clientWidth), height = spec.height ?? 250;
-  const yText = spec.yFormat ?? short;
-  const yValues = lines.flatMap((line) => [...line.y, ...(line.low ?? []), ...(line.high ?? [])]).filter(there);
+  const yText = spec.yFormat ?? short, logX = spec.logX && state.logX;
+  // On a logarithmic axis there is no step 0, whose scores would only take the room of the others.
+  const yValues = lines.flatMap((line) => [line.y, line.low ?? [], line.high ?? []].flatMap((values) =>
+    values.filter((value, i) => there(value) && (!logX || line.x[i] > 0))));
   const y = scale(yValues, {log: spec.logY && state.logY, from: spec.yFrom, to: spec.yTo, pixels: [height - 40, 10], ticks: 5,
     pad: spec.yFrom === undefined ? 0.04 : 0});
-  const left = 26 + 6.6 * Math.max(1, ...y.ticks.map((tick) => yText(tick).length));
+  const left = 30 + 6.8 * Math.max(1, ...y.ticks.map((tick) => yText(tick).length));
   const xValues = lines.flatMap((line) => line.x);
-  const x = scale(xValues, {log: spec.logX && state.logX, from: spec.xFrom ?? 0, to: spec.xTo, pixels: [left, width - RIGHT],
+  const x = scale(xValues, {log: logX, from: spec.xFrom ?? 0, to: spec.xTo, pixels: [left, width - RIGHT],
     ticks: Math.max(2, Math.floor(width / 90))});
 
   const chart = svg("svg", {class: "chart", viewBox: `0 0 ${width} ${height}`, width, height, tabindex: 0, role: "group",
@@ -353,13 +355,12 @@ function curvesSection() {
           `step ${cell.steps[i].toLocaleString("en")}`, `return ${number(run.returns[i], decimals([run.returns[i]]))}`,
           ...(run.diverged ? ["this run diverged"] : [])]})),
     ]);
-    panel(panels, {id: `task-${index}`, title: task.name, xLabel: unit, yLabel: "episode return", logX: true, logY: true, lines,
-      xTo: undefined});
+    panel(panels, {id: `task-${index}`, title: task.name, xLabel: unit, yLabel: "episode return", logX: true, logY: true, lines});
   });
   if (report.aggregate_curves.length) {
     const compared = tasks.filter((task) => task.left_out === null).length;
     panel(panels, {id: "all-tasks", title: `all compared tasks (${compared})`, xLabel: "share of the step budget",
-      yLabel: "normalised return", xFormat: percent, logX: true, logY: true,
+      yLabel: "normalised return", xFormat: percent, logX: true,
       lines: () => report.aggregate_curves.filter((each) => shown(each.label)).map((each) => ({label: each.label, x: each.x,
         y: each.estimate, complete: each.complete, ...bandOf(each),
         describe: (i) => aboutPoint(each, i, [labels[each.label].name, `${percent(each.x[i])} of the budget`], "IQM",
@@ -612,6 +613,8 @@ function update() {
   byId("band-meaning").textContent = state.band === "pointwise"
     ? "A pointwise band holds each single point of the true curve with this confidence; read the shape of a curve off the simultaneous one."
     : "A simultaneous band holds the whole true curve with this confidence.";
+  byId("log-meaning").textContent = state.logY
+    ? "The logarithmic axis is of episode returns alone, and where some are negative it is linear near 0, within a thousandth of the largest." : "";
   for (const chart of charts) chart();
 }
 
