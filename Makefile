@@ -25,7 +25,7 @@ help:
 	@echo 'make setup      create the virtual environment (every target below does so by itself)'
 	@echo 'make sweep      train and compare; SWEEP=$(SWEEP) by default'
 	@echo 'make datasets   train agents and record the datasets of experiments/offline.py'
-	@echo 'make report     statistics and figure of RESULTS=$(RESULTS)'
+	@echo 'make report     statistics, figures and page of RESULTS=$(RESULTS)'
 	@echo 'make test       the tests; PYTEST_ARGS="-k ppo" to choose'
 	@echo 'make learning   the slow tests: train to known scores'
 	@echo 'make exhaustive the tests of environments that compile for long'

@@ -86,14 +86,14 @@ def sample_efficiency(
     panels = len(scores.environments) + bool(curves.aggregate)
     columns = min(panels, MAX_COLUMNS) if panels != 4 else 2
     rows = math.ceil(panels / columns)
-    # One line of legend and one of caption for each so many inches of width, so that a single panel is not overrun.
+    looks = {label: look_of(index) for index, label in enumerate(scores.labels)}
+    # Wide enough for the caption.
     width, height = max(columns * PANEL_INCHES[0], 4.6), rows * PANEL_INCHES[1]
-    figure = _figure(width, height + 0.85)
+    figure = _figure_with_legend(width, height, scores, looks)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for spare in axes[panels:]:
         spare.remove()
 
-    looks = {label: look_of(index) for index, label in enumerate(scores.labels)}
     for axis, environment in zip(axes, scores.environments, strict=False):
         for label in scores.labels:
             if (label, environment) in curves.tasks:
@@ -116,7 +116,6 @@ def sample_efficiency(
         lines.append("Dashed: not over all runs, some are not there yet.")
     if curves.aggregate:
         lines.append("Normalised: linear between evaluations.")
-    _legend(figure, scores, looks, width)
     _save(figure, ("\n" if width < 7 else " ").join(lines), files)
 
 
@@ -140,7 +139,14 @@ def aggregate_intervals(scores: Scores, summary: pd.DataFrame, *files: str | Pat
         for index, label in enumerate(labels):
             row, (colour, marker) = rows.loc[(statistic, label)], look_of(index)
             if math.isfinite(row["low"]):
-                axis.plot([row["low"], row["high"]], [index, index], color=colour, linewidth=5, alpha=0.35)
+                axis.plot(
+                    [row["low"], row["high"]],
+                    [index, index],
+                    color=colour,
+                    linewidth=5,
+                    alpha=0.35,
+                    solid_capstyle="butt",
+                )
             axis.plot(row["estimate"], index, marker, color=colour, markersize=4.5)
         _dress(axis, TITLES[statistic], "", "")
         axis.set_yticks(range(len(labels)), labels)
@@ -168,7 +174,7 @@ def performance_profile(scores: Scores, profiles: Profiles, *files: str | Path) 
         OSError: a file cannot be written.
     """
     looks = {label: look_of(index) for index, label in enumerate(scores.labels)}
-    figure = _figure(4.6, 3.6)
+    figure = _figure_with_legend(6.2, 3.2, scores, looks)
     axis = figure.subplots()
     always = np.ones(profiles.thresholds.size, dtype=bool)
     for label, band in profiles.bands.items():
@@ -176,7 +182,6 @@ def performance_profile(scores: Scores, profiles: Profiles, *files: str | Path) 
     _dress(axis, "", "normalised final score", "share of runs above it")
     axis.set_xlim(profiles.thresholds[0], profiles.thresholds[-1])
     axis.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=0))
-    _legend(figure, scores, looks, 4.6)
     _save(figure, "Band: pointwise 95 % stratified-bootstrap interval.", files)
 
 
@@ -186,13 +191,17 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _legend(figure: Figure, scores: Scores, looks: dict[str, Look], width: float) -> None:
+def _figure_with_legend(width: float, height: float, scores: Scores, looks: dict[str, Look]) -> Figure:
+    """One of this size without legend and caption, in inches."""
     handles = [
         Line2D([], [], color=look.colour, marker=look.marker, markersize=4.5, label=f"{label} ({_runs(scores, label)})")
         for label, look in looks.items()
     ]
-    per_row = max(1, int(width / 2.3))
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    per_row = max(1, int(width / (0.55 + 0.068 * longest)))  # inches of a line with its gaps, and of a letter
+    figure = _figure(width, height + 0.67 + 0.18 * math.ceil(len(handles) / per_row))
     figure.legend(handles=handles, loc="outside upper center", ncols=per_row, frameon=False, fontsize=STYLE["axes"])
+    return figure
 
 
 def _save(figure: Figure, caption: str, files: tuple[str | Path, ...]) -> None:

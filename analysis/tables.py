@@ -282,7 +282,6 @@ LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
     **{character: "\\" + character for character in "&%$#_{}"},
 }
 

@@ -467,7 +467,7 @@ COMMANDS = {
     "collect": (run_collect, "train an agent and record datasets for offline learners"),
     "dataset": (run_dataset, "measure a dataset: size, returns, quality and coverage"),
     "evaluate": (run_evaluate, "play a trained policy in real Gymnasium, and film it"),
-    "report": (report, "compare the results in a folder: table and plot"),
+    "report": (report, "compare the results in a folder: tables, figures and a page"),
     "power": (run_power, "how many seeds a comparison needs, from pilot results"),
     "bench": (run_bench, "measure speed and memory against the number of runs"),
     "list": (list_registered, "show the algorithms, the environments and their wrappers"),

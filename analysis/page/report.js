@@ -32,15 +32,19 @@ const there = (value) => value !== null && value !== undefined;
 const MISSING = "–";
 const number = (value, decimals) =>
   there(value) ? value.toFixed(decimals).replace(/^-(0(?:\.0*)?)$/, "$1").replace("-", "−") : MISSING;
+const grouped = (count) => count.toLocaleString("en");
 const percent = (share) => `${Number((share * 100).toFixed(1))} %`;
+
+/** So many digits without zeros at the end. */
+const plain = (value, digits = 6) => `${Number(value.toPrecision(digits))}`.replace("-", "−");
 
 /** 1234567 -> 1.23M */
 function short(value) {
   if (!there(value)) return MISSING;
   for (const [size, suffix] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
-    if (Math.abs(value) >= size * 0.9995) return `${Number((value / size).toPrecision(3))}${suffix}`.replace("-", "−");
+    if (Math.abs(value) >= size * 0.9995) return plain(value / size, 3) + suffix;
   }
-  return `${Number(value.toPrecision(3))}`.replace("-", "−");
+  return plain(value, 3);
 }
 
 /** Decimals that show two figures of an interval's width, but no more than four of the estimate. */
@@ -63,10 +67,13 @@ const MARKERS = {
 };
 const colour = (label) => labels[label].colour;
 const marker = (label, x, y, radius) =>
-  svg("path", {class: "marker", d: MARKERS[labels[label].marker], colour: colour(label),
+  svg("path", {class: "marker", d: MARKERS[labels[label].marker], ...of(label),
     transform: `translate(${x.toFixed(1)},${y.toFixed(1)}) scale(${radius})`});
+const of = (label) => ({colour: colour(label), "data-label": label});
 const shown = (label) => !state.hidden.has(label);
 const named = (label) => [el("span", {class: "swatch", colour: colour(label)}), labels[label].name];
+
+const isCompared = (task) => task.left_out === null;
 
 /** Labels that are shown, the best IQM over tasks first. */
 function ranked() {
@@ -98,7 +105,10 @@ function logScale(low, high, signed) {
     const found = signed ? [0] : [];
     const smallest = signed ? Math.ceil(Math.log10(unit)) + 1 : Math.floor(Math.log10(low));
     for (let power = smallest; 10 ** power <= Math.max(Math.abs(low), Math.abs(high)); power++) {
-      for (const multiple of multiples) found.push(multiple * 10 ** power, ...(signed ? [-multiple * 10 ** power] : []));
+      for (const multiple of multiples) {
+        found.push(multiple * 10 ** power);
+        if (signed) found.push(-multiple * 10 ** power);
+      }
     }
     return found.filter((value) => value >= low && value <= high).sort((a, b) => a - b);
   };
@@ -119,7 +129,8 @@ function scale(values, {log = false, from, to, pixels, ticks, pad = 0}) {
   const kind = log ? logScale(low, high, signed) : {transform: (value) => value, ticks: linearTicks(low, high, ticks)};
   let [a, b] = [kind.transform(low), kind.transform(high)];
   [a, b] = [a - pad * (b - a), b + pad * (b - a)];
-  const place = (value) => (there(value) ? pixels[0] + (pixels[1] - pixels[0]) * (kind.transform(value) - a) / (b - a) : NaN);
+  const share = (value) => (kind.transform(value) - a) / (b - a);
+  const place = (value) => (there(value) ? pixels[0] + (pixels[1] - pixels[0]) * share(value) : NaN);
   if (!log && pad) kind.ticks = linearTicks(a, b, ticks);
   return {place, ticks: kind.ticks};
 }
@@ -159,8 +170,10 @@ function distance(points, x, y) {
   return best;
 }
 
-const charts = [];
 const RIGHT = 20;
+const charts = [];
+const canvas = (id, width, height, attributes) => svg("svg",
+  {class: "chart", "data-chart": id, viewBox: `0 0 ${width} ${height}`, width, height, ...attributes});
 
 /**
  * A panel. `spec.lines()` gives the lines that are shown, each `{label, x, y, low, high, complete, describe(i)}`; single
@@ -177,18 +190,18 @@ function draw(host, spec) {
   // On a logarithmic axis there is no step 0, whose scores would only take the room of the others.
   const yValues = lines.flatMap((line) => [line.y, line.low ?? [], line.high ?? []].flatMap((values) =>
     values.filter((value, i) => there(value) && (!logX || line.x[i] > 0))));
-  const y = scale(yValues, {log: spec.logY && state.logY, from: spec.yFrom, to: spec.yTo, pixels: [height - 40, 10], ticks: 5,
-    pad: spec.yFrom === undefined ? 0.04 : 0});
+  const y = scale(yValues, {log: spec.logY && state.logY, from: spec.yFrom, to: spec.yTo, pixels: [height - 40, 10],
+    ticks: 5, pad: spec.yFrom === undefined ? 0.04 : 0});
   const left = 30 + 6.8 * Math.max(1, ...y.ticks.map((tick) => yText(tick).length));
   const xValues = lines.flatMap((line) => line.x);
   const x = scale(xValues, {log: logX, from: spec.xFrom ?? 0, to: spec.xTo, pixels: [left, width - RIGHT],
     ticks: Math.max(2, Math.floor(width / 90))});
 
-  const chart = svg("svg", {class: "chart", viewBox: `0 0 ${width} ${height}`, width, height, tabindex: 0, role: "group",
-    "data-chart": spec.id, "aria-label": `${spec.title}: ${spec.yLabel} against ${spec.xLabel}. Arrow keys step through `
-      + "points and curves."});
+  const chart = canvas(spec.id, width, height, {tabindex: 0, role: "group",
+    "aria-label": `${spec.title}: ${spec.yLabel} against ${spec.xLabel}. Arrow keys step through points and curves.`});
   const clip = `clip-${spec.id}`;
-  chart.append(svg("clipPath", {id: clip}, svg("rect", {x: left, y: 4, width: width - RIGHT - left, height: height - 44})));
+  const inside = {x: left, y: 4, width: width - RIGHT - left, height: height - 44};
+  chart.append(svg("clipPath", {id: clip}, svg("rect", inside)));
   for (const tick of y.ticks) {
     const at = y.place(tick);
     chart.append(svg("line", {class: "grid-line", x1: left, x2: width - RIGHT, y1: at, y2: at}),
@@ -209,8 +222,7 @@ function draw(host, spec) {
   // The more runs there are, the fainter each is.
   const opacity = Math.max(0.14, Math.min(0.5, 14 / Math.max(1, single.length)));
   for (const line of single) {
-    drawing.append(svg("path", {class: "run", d: path(line.points), colour: colour(line.label), "data-label": line.label,
-      opacity}));
+    drawing.append(svg("path", {class: "run", d: path(line.points), ...of(line.label), opacity}));
   }
   for (const line of whole) drawing.append(...bands(line, x, y));
   for (const line of whole) drawing.append(...curve(line));
@@ -219,13 +231,13 @@ function draw(host, spec) {
     const every = Math.max(1, Math.ceil(line.points.length / 11));
     line.points.forEach(([px, py], i) => {
       if (i % every === 0 && Number.isFinite(px + py)) {
-        const sign = marker(line.label, px, py, 3.4);
-        sign.dataset.label = line.label;
-        chart.append(sign);
+        chart.append(marker(line.label, px, py, 3.4));
       }
     });
   }
-  if (!lines.length) chart.append(svg("text", {x: (left + width) / 2, y: height / 2, "text-anchor": "middle"}, "nothing is shown"));
+  if (!lines.length) {
+    chart.append(svg("text", {x: (left + width) / 2, y: height / 2, "text-anchor": "middle"}, "nothing is shown"));
+  }
   const layer = svg("g", {class: "hover"});
   chart.append(layer);
   const focused = host.contains(document.activeElement);
@@ -235,7 +247,7 @@ function draw(host, spec) {
 }
 
 function bands(line, x, y) {
-  // Simultaneous bands of a panel, or pointwise ones; with gaps where a point has none.
+  // With gaps where a point has no interval.
   const parts = [];
   let part = [];
   line.x.forEach((value, i) => {
@@ -244,18 +256,16 @@ function bands(line, x, y) {
     else { parts.push(part); part = []; }
   });
   parts.push(part);
-  return parts.filter((each) => each.length > 1).map((each) => svg("path", {class: "band", colour: colour(line.label),
-    "data-label": line.label, d: `${path([...each.map(([px, low]) => [px, low]), ...each.map(([px, , high]) => [px, high]).reverse()])}Z`}));
+  const outline = (each) => [...each.map(([px, low]) => [px, low]), ...each.map(([px, , high]) => [px, high]).reverse()];
+  return parts.filter((each) => each.length > 1)
+    .map((each) => svg("path", {class: "band", ...of(line.label), d: `${path(outline(each))}Z`}));
 }
 
 function curve(line) {
   const solid = line.points.map((point, i) => (line.complete[i] ? point : [NaN, NaN]));
-  const of = {colour: colour(line.label), "data-label": line.label};
-  const all = line.complete.every(Boolean);
-  return [
-    ...(all ? [] : [svg("path", {...of, class: "iqm incomplete", d: path(line.points)})]),
-    svg("path", {...of, class: "iqm", d: path(solid)}),
-  ];
+  const whole = svg("path", {class: "iqm", ...of(line.label), d: path(solid)});
+  if (line.complete.every(Boolean)) return [whole];
+  return [svg("path", {class: "iqm incomplete", ...of(line.label), d: path(line.points)}), whole];
 }
 
 // --- Pointing at a line ----------------------------------------------------------------------------------------------
@@ -266,9 +276,9 @@ function interact(chart, layer, lines, width) {
   let at = [0, -1];
   const show = (line, index, where) => {
     const [x, y] = line.points[index];
-    const of = {colour: colour(line.label), d: path(line.points)};
-    layer.replaceChildren(svg("path", {class: "found", ...of}), svg("path", {class: "found-core", ...of}),
-      svg("circle", {cx: x, cy: y, r: 4.5, class: "marker", colour: colour(line.label)}));
+    const d = path(line.points);
+    layer.replaceChildren(svg("path", {class: "found", d}), svg("path", {class: "found-core", d, ...of(line.label)}),
+      svg("circle", {class: "marker", cx: x, cy: y, r: 4.5, ...of(line.label)}));
     const box = chart.getBoundingClientRect();
     const factor = box.width / width;
     showTooltip(line.describe(index), colour(line.label), where ?? [box.left + x * factor, box.top + y * factor]);
@@ -306,7 +316,8 @@ function interact(chart, layer, lines, width) {
     if (!drawn.length) { at = [place, at[1]]; return; }
     // The same point of another line, or the next one that is drawn.
     const wanted = at[1] < 0 ? drawn[0] : at[1] + step[1];
-    const index = step[1] < 0 ? drawn.findLast((i) => i <= wanted) ?? drawn[0] : drawn.find((i) => i >= wanted) ?? drawn.at(-1);
+    const index = step[1] < 0
+      ? drawn.findLast((i) => i <= wanted) ?? drawn[0] : drawn.find((i) => i >= wanted) ?? drawn.at(-1);
     at = [place, index];
     show(lines[place], index);
     byId("spoken").textContent = [...tooltip.children].map((line) => line.textContent).join(", ");
@@ -330,45 +341,49 @@ const bandOf = (curve) => (state.band === "pointwise"
 
 /** Lines of the tooltip about a point of a curve with a band. */
 function aboutPoint(curve, i, first, what, format) {
-  const found = (low, high) => `[${format(low)}, ${format(high)}]`;
-  const of = there(curve.low[i])
-    ? [`pointwise ${found(curve.low[i], curve.high[i])}`, `simultaneous ${found(curve.simultaneous_low[i], curve.simultaneous_high[i])}`]
+  const bounds = (low, high) => `[${format(low[i])}, ${format(high[i])}]`;
+  const intervals = there(curve.low[i])
+    ? [`pointwise ${bounds(curve.low, curve.high)}`,
+      `simultaneous ${bounds(curve.simultaneous_low, curve.simultaneous_high)}`]
     : ["no interval of a single run"];
-  return [...first, `${what} ${format(curve.estimate[i])}`, ...of];
+  return [...first, `${what} ${format(curve.estimate[i])}`, ...intervals];
 }
 
 const hypers = (run) => Object.entries(run.hypers).map(([name, value]) => `${name} ${there(value) ? value : MISSING}`);
 
 // --- Sections --------------------------------------------------------------------------------------------------------
 
+const withBand = (curve) =>
+  ({label: curve.label, x: curve.x, y: curve.estimate, complete: curve.complete, ...bandOf(curve)});
+
 function curvesSection() {
   const panels = byId("panels");
   tasks.forEach((task, index) => {
     const cells = report.cells.filter((cell) => cell.task === index);
-    const unit = task.offline ? "gradient steps" : "environment steps";
-    const lines = () => cells.filter((cell) => shown(cell.label)).flatMap((cell) => [
-      {label: cell.label, x: cell.x, y: cell.estimate, complete: cell.complete, ...bandOf(cell),
-        describe: (i) => aboutPoint(cell, i, [labels[cell.label].name, `${cell.run_count} runs`,
-          `step ${cell.x[i].toLocaleString("en")}`], "IQM", (value) => number(value, decimals([cell.estimate[i], cell.low[i], cell.high[i]])))},
-      ...(state.runs ? cell.runs : []).map((run) => ({label: cell.label, x: cell.steps, y: run.returns,
-        describe: (i) => [labels[cell.label].name, `seed ${run.seed}`, ...hypers(run),
-          `step ${cell.steps[i].toLocaleString("en")}`, `return ${number(run.returns[i], decimals([run.returns[i]]))}`,
-          ...(run.diverged ? ["this run diverged"] : [])]})),
-    ]);
-    panel(panels, {id: `task-${index}`, title: task.name, xLabel: unit, yLabel: "episode return", logX: true, logY: true, lines});
+    const about = (cell, i) => aboutPoint(cell, i,
+      [labels[cell.label].name, `${cell.run_count} runs`, `step ${grouped(cell.x[i])}`], "IQM",
+      (value) => number(value, decimals([cell.estimate[i], cell.low[i], cell.high[i]])));
+    const aboutRun = (cell, run, i) => [labels[cell.label].name, `seed ${run.seed}`, ...hypers(run),
+      `step ${grouped(cell.steps[i])}`, `return ${number(run.returns[i], decimals([run.returns[i]]))}`,
+      ...(run.diverged ? ["this run diverged"] : [])];
+    const runs = (cell) => (state.runs ? cell.runs : []).map((run) =>
+      ({label: cell.label, x: cell.steps, y: run.returns, describe: (i) => aboutRun(cell, run, i)}));
+    const lines = () => cells.filter((cell) => shown(cell.label))
+      .flatMap((cell) => [{...withBand(cell), describe: (i) => about(cell, i)}, ...runs(cell)]);
+    panel(panels, {id: `task-${index}`, title: task.name, yLabel: "episode return", logX: true, logY: true, lines,
+      xLabel: task.offline ? "gradient steps" : "environment steps"});
   });
   if (report.aggregate_curves.length) {
-    const compared = tasks.filter((task) => task.left_out === null).length;
-    panel(panels, {id: "all-tasks", title: `all compared tasks (${compared})`, xLabel: "share of the step budget",
-      yLabel: "normalised return", xFormat: percent, logX: true,
-      lines: () => report.aggregate_curves.filter((each) => shown(each.label)).map((each) => ({label: each.label, x: each.x,
-        y: each.estimate, complete: each.complete, ...bandOf(each),
-        describe: (i) => aboutPoint(each, i, [labels[each.label].name, `${percent(each.x[i])} of the budget`], "IQM",
-          (value) => number(value, 3))}))});
+    const about = (curve, i) => aboutPoint(curve, i,
+      [labels[curve.label].name, `${percent(curve.x[i])} of the budget`], "IQM", (value) => number(value, 3));
+    panel(panels, {id: "all-tasks", title: `all compared tasks (${tasks.filter(isCompared).length})`,
+      xLabel: "share of the step budget", yLabel: "normalised return", xFormat: percent, logX: true,
+      lines: () => report.aggregate_curves.filter((curve) => shown(curve.label))
+        .map((curve) => ({...withBand(curve), describe: (i) => about(curve, i)}))});
   }
-  const most = Math.max(...report.cells.map((cell) => cell.run_count));
-  if (most > report.limits.runs) {
-    byId("runs-shown").textContent = ` (at most ${report.limits.runs} of a label, evenly over the ranks of final scores; the IQM is of all)`;
+  if (Math.max(...report.cells.map((cell) => cell.run_count)) > report.limits.runs) {
+    byId("runs-shown").textContent =
+      ` (at most ${report.limits.runs} of a label, evenly over the ranks of final scores; the IQM is of all)`;
   }
 }
 
@@ -379,19 +394,21 @@ function panel(host, spec) {
 }
 
 function profilesSection() {
+  const {x} = report.profiles.final;
+  const about = (band, i) => aboutPoint(band, i,
+    [labels[band.label].name, `above ${number(band.x[i], 2)}`], "share of runs", (value) => number(value, 3));
+  const bandsOf = ({x, bands}) => bands.filter((band) => shown(band.label))
+    .map((band) => ({...band, x, complete: x.map(() => true)}));
   lineChart(byId("profile"), {id: "profile", title: "Performance profiles", height: 340, xLabel: "normalised score",
-    yLabel: "share of runs above it", yFormat: percent, yFrom: 0, yTo: 1, xFrom: report.profiles.final.x[0],
-    xTo: report.profiles.final.x.at(-1), xFormat: (value) => `${Number(value.toFixed(6))}`.replace("-", "−"),
-    lines: () => report.profiles[state.kind].bands.filter((band) => shown(band.label)).map((band) => ({label: band.label,
-      x: report.profiles[state.kind].x, y: band.estimate, complete: band.estimate.map(() => true), ...bandOf(band),
-      describe: (i) => aboutPoint(band, i, [labels[band.label].name, `above ${number(report.profiles[state.kind].x[i], 2)}`],
-        "share of runs", (value) => number(value, 3))}))});
+    yLabel: "share of runs above it", yFormat: percent, yFrom: 0, yTo: 1, xFrom: x[0], xTo: x.at(-1), xFormat: plain,
+    lines: () => bandsOf(report.profiles[state.kind])
+      .map((band) => ({...withBand(band), describe: (i) => about(band, i)}))});
 }
 
 function forestSection() {
   for (const [statistic, title] of Object.entries(report.statistics)) {
     const plot = el("div");
-    byId("forest").append(el("div", {}, el("h3", {}, statistic === "iqm" ? title : title[0].toUpperCase() + title.slice(1)), plot));
+    byId("forest").append(el("div", {}, el("h3", {}, title[0].toUpperCase() + title.slice(1)), plot));
     charts.push(() => forest(plot, statistic, title));
   }
 }
@@ -406,25 +423,24 @@ function forest(host, statistic, title) {
   const longest = Math.max(4, ...order.map((label) => labels[label].name.length));
   const letters = Math.min(longest, Math.floor((narrow ? width - 150 : width / 3) / 7));
   const [left, right] = narrow ? [14, width - 14] : [14 + letters * 7, width - 138];
-  const x = scale(order.flatMap((label) => found[label]).filter(there), {pixels: [left, right], ticks: Math.max(2, Math.floor((right - left) / 55)),
-    pad: 0.06});
-  const chart = svg("svg", {class: "chart", viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "data-chart": statistic,
-    "aria-label": `${title}: ${order.map((label) => `${labels[label].name} ${interval(found[label], 3)}`).join("; ")}`});
+  const x = scale(order.flatMap((label) => found[label]).filter(there),
+    {pixels: [left, right], ticks: Math.max(2, Math.floor((right - left) / 55)), pad: 0.06});
+  const words = order.map((label) => `${labels[label].name} ${interval(found[label], 3)}`);
+  const chart = canvas(statistic, width, height, {role: "img", "aria-label": `${title}: ${words.join("; ")}`});
   for (const tick of x.ticks) {
     const at = x.place(tick);
     chart.append(svg("line", {class: "grid-line", x1: at, x2: at, y1: 4, y2: height - 26}),
-      svg("text", {x: at, y: height - 10, "text-anchor": "middle"}, `${Number(tick.toFixed(6))}`.replace("-", "−")));
+      svg("text", {x: at, y: height - 10, "text-anchor": "middle"}, plain(tick)));
   }
   order.forEach((label, i) => {
-    const top = i * row + 4, at = top + (narrow ? 28 : 12), words = top + 16;
+    const top = i * row + 4, at = top + (narrow ? 28 : 12), baseline = top + 16;
     const [estimate, low, high] = found[label], name = labels[label].name;
-    chart.append(svg("g", {"data-label": label, colour: colour(label)},
-      svg("title", {}, `${name}: ${interval(found[label], 3)}`),
-      svg("text", {class: "name", x: narrow ? 2 : left - 10, y: words, "text-anchor": narrow ? "start" : "end"},
+    chart.append(svg("g", of(label), svg("title", {}, words[i]),
+      svg("text", {class: "name", x: narrow ? 2 : left - 10, y: baseline, "text-anchor": narrow ? "start" : "end"},
         name.length > letters ? `${name.slice(0, letters - 1)}…` : name),
       ...(there(low) ? [svg("line", {class: "interval", x1: x.place(low), x2: x.place(high), y1: at, y2: at})] : []),
       marker(label, x.place(estimate), at, 4),
-      svg("text", {class: "value", x: width - 2, y: words, "text-anchor": "end"}, interval(found[label], 3))));
+      svg("text", {class: "value", x: width - 2, y: baseline, "text-anchor": "end"}, interval(found[label], 3))));
   });
   host.replaceChildren(chart);
 }
@@ -441,7 +457,8 @@ function matrix() {
       const shade = Math.round(Math.abs(estimate - 0.5) * 200);
       const td = el("td", {}, el(decided ? "strong" : "span", {}, number(estimate, 2)),
         el("small", {}, there(low) ? `${number(low, 2)}–${number(high, 2)}` : ""));
-      td.style.background = `color-mix(in srgb, var(--${estimate > 0.5 ? "better" : "worse"}) ${shade}%, var(--surface))`;
+      const side = estimate > 0.5 ? "better" : "worse";
+      td.style.background = `color-mix(in srgb, var(--${side}) ${shade}%, var(--surface))`;
       td.title = `${labels[label].name} against ${labels[against].name}: ${interval(cell, 3)}`;
       return td;
     })));
@@ -453,28 +470,33 @@ function matrix() {
 /** A table that sorts by the heading that is clicked. A column is [heading, row -> value, row -> text or nodes]. */
 function table(host, name, columns, rows) {
   let by = null, sign = 1;
+  const isText = columns.map(([, value]) => typeof value(rows[0]) === "string");
   const body = el("tbody"), heads = columns.map(([heading], i) => {
     const button = el("button", {type: "button"}, heading);
     button.addEventListener("click", () => {
-      sign = by === i ? -sign : (typeof columns[i][1](rows[0]) === "string" ? 1 : -1);
+      // Numbers begin with the largest one.
+      sign = by === i ? -sign : (isText[i] ? 1 : -1);
       by = i;
       show();
     });
-    return el("th", {scope: "col", class: i === 0 || typeof columns[i][1](rows[0]) === "string" ? "text" : ""}, button);
+    return el("th", {scope: "col", class: isText[i] ? "text" : ""}, button);
   });
+  const compare = (x, y) => {
+    if (!there(x) || !there(y)) return there(y) - there(x);
+    return sign * (typeof x === "string" ? x.localeCompare(y, "en", {numeric: true}) : x - y);
+  };
+  const cell = (row, [, value, text], i) => {
+    const content = [text ? text(row) : value(row)].flat();
+    return i === 0 ? el("th", {scope: "row"}, ...content) : el("td", {class: isText[i] ? "text" : ""}, ...content);
+  };
   const show = () => {
-    const value = by === null ? null : columns[by][1];
-    const sorted = value === null ? rows : [...rows].sort((a, b) => {
-      const [x, y] = [value(a), value(b)];
-      if (!there(x) || !there(y)) return there(y) - there(x);
-      return sign * (typeof x === "string" ? x.localeCompare(y, "en", {numeric: true}) : x - y);
+    heads.forEach((head, i) => {
+      if (by === i) head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
+      else head.removeAttribute("aria-sort");
     });
-    heads.forEach((head, i) => (by === i ? head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending") : head.removeAttribute("aria-sort")));
-    body.replaceChildren(...sorted.filter((row) => shown(row.label)).map((row) => el("tr", {"data-label": row.label},
-      ...columns.map(([, key, text], i) => {
-        const content = [text ? text(row) : key(row)].flat();
-        return i === 0 ? el("th", {scope: "row"}, ...content) : el("td", {class: typeof key(row) === "string" ? "text" : ""}, ...content);
-      }))));
+    const sorted = by === null ? rows : [...rows].sort((a, b) => compare(columns[by][1](a), columns[by][1](b)));
+    body.replaceChildren(...sorted.filter((row) => shown(row.label))
+      .map((row) => el("tr", {"data-label": row.label}, ...columns.map((column, i) => cell(row, column, i)))));
   };
   charts.push(show);
   host.append(el("div", {class: "scroll", tabindex: 0, role: "region", "aria-label": name},
@@ -492,7 +514,7 @@ function taskTables() {
     byId("task-tables").append(host);
     table(host, task.name, [
       labelColumn,
-      ["runs", (row) => row.runs, (row) => (row.runs < row.planned_runs ? `${row.runs} of ${row.planned_runs}` : `${row.runs}`)],
+      ["runs", (row) => row.runs, (row) => `${row.runs}${row.runs < row.planned_runs ? ` of ${row.planned_runs}` : ""}`],
       ["diverged", (row) => row.diverged, (row) => `${row.diverged}`],
       ["untrained", (row) => row.untrained[0], (row) => number(row.untrained[0], decimals(row.final))],
       ["final", (row) => row.final[0], (row) => interval(row.final)],
@@ -507,75 +529,96 @@ function divergedSection() {
   const {total, runs} = report.diverged, host = byId("diverged-runs");
   if (!total) { host.append(el("p", {}, "No run diverged.")); return; }
   const all = report.cells.reduce((sum, cell) => sum + cell.run_count, 0);
-  host.append(el("p", {}, `${total} of ${all} runs diverged` + (runs.length < total ? `; the first ${runs.length} are listed.` : ".")));
+  const listed = runs.length < total ? `; the first ${runs.length} are listed.` : ".";
+  host.append(el("p", {}, `${grouped(total)} of ${grouped(all)} runs diverged${listed}`));
   table(host, "Diverged runs", [
     labelColumn,
     ["task", (row) => tasks[row.task].name],
     ["seed", (row) => row.seed, (row) => `${row.seed}`],
     ["settings that vary", (row) => hypers(row).join(", ")],
-    ["since step", (row) => row.step, (row) => row.step.toLocaleString("en")],
-    ["counts as", (row) => row.score, (row) => (row.counted ? number(row.score, decimals([row.score])) : "not yet, it is still running")],
+    ["since step", (row) => row.step, (row) => grouped(row.step)],
+    ["counts as", (row) => row.score,
+      (row) => (row.counted ? number(row.score, decimals([row.score])) : "not yet, it is still running")],
   ], runs);
 }
 
 function speedTable() {
   const list = (values) => values.join(", ") || MISSING;
+  const seconds = (value) => (there(value) ? `${number(value, 1)} s` : MISSING);
+  const memory = (bytes) => (there(bytes) ? `${number(bytes / 2 ** 30, 2)} GiB` : MISSING);
   table(byId("speed-table"), "Speed and memory", [
     labelColumn,
     ["task", (row) => tasks[row.task].name],
     ["runs", (row) => row.run_count, (row) => `${row.run_count}`],
-    ["width", (row) => row.width[0] ?? null, (row) => list(row.width)],
-    ["devices", (row) => row.devices[0] ?? null, (row) => list(row.devices)],
+    ["width", (row) => row.width[0], (row) => list(row.width)],
+    ["devices", (row) => row.devices[0], (row) => list(row.devices)],
     ["steps/s", (row) => row.steps_per_second, (row) => short(row.steps_per_second)],
-    ["compile", (row) => row.compile_seconds, (row) => (there(row.compile_seconds) ? `${number(row.compile_seconds, 1)} s` : MISSING)],
-    ["run", (row) => row.run_seconds, (row) => (there(row.run_seconds) ? `${number(row.run_seconds, 1)} s` : MISSING)],
-    ["peak memory", (row) => row.peak_memory_bytes, (row) => (there(row.peak_memory_bytes) ? `${(row.peak_memory_bytes / 2 ** 30).toFixed(2)} GiB` : MISSING)],
+    ["compile", (row) => row.compile_seconds, (row) => seconds(row.compile_seconds)],
+    ["run", (row) => row.run_seconds, (row) => seconds(row.run_seconds)],
+    ["peak memory", (row) => row.peak_memory_bytes, (row) => memory(row.peak_memory_bytes)],
   ], report.cells);
 }
 
 // --- Words -----------------------------------------------------------------------------------------------------------
 
-const listed = (names) => el("ul", {}, ...names.map((name) => el("li", {}, name)));
+const bullets = (texts) => el("ul", {}, ...texts.map((text) => el("li", {}, text)));
+const counted = (count, noun) => `${grouped(count)} ${noun}${count === 1 ? "" : "s"}`;
+
+function header(runs) {
+  const {device, git_revision: revision} = report.manifests.common;
+  byId("title").textContent = report.title;
+  document.title = `${report.title}: rlsuite report`;
+  const size = `${counted(labels.length, "label")} on ${counted(tasks.length, "task")}, ${counted(runs, "run")}`;
+  byId("subtitle").textContent = [size, device, revision && `rlsuite at ${revision}`].filter(Boolean).join(" · ");
+}
+
+/** What the normalised scores of the compared tasks are: a text for each pair of returns. */
+function normalisations() {
+  const byReference = new Map();
+  for (const {name, reference} of tasks.filter(isCompared)) {
+    const key = JSON.stringify(reference);
+    byReference.set(key, [...(byReference.get(key) ?? []), name]);
+  }
+  return [...byReference].map(([key, names]) => {
+    const {low, high, low_source: lowSource, high_source: highSource} = JSON.parse(key);
+    const bound = (value, source) => number(value, decimals([value])) + (source ? ` (${source})` : "");
+    return `${names.join(", ")}: 0 is ${bound(low, lowSource)}, 1 is ${bound(high, highSource)}`;
+  });
+}
 
 function choices() {
   const runs = report.cells.reduce((sum, cell) => sum + cell.run_count, 0);
-  const common = report.manifests.common;
-  byId("title").textContent = report.title;
-  document.title = `${report.title}: rlsuite report`;
-  byId("subtitle").textContent = [
-    `${labels.length} label${labels.length > 1 ? "s" : ""} on ${tasks.length} task${tasks.length > 1 ? "s" : ""}, ${runs.toLocaleString("en")} runs`,
-    common.device, common.git_revision && `rlsuite at ${common.git_revision}`].filter(Boolean).join(" · ");
-
-  const compared = tasks.filter((task) => task.left_out === null);
-  const leftOut = tasks.filter((task) => task.left_out !== null);
-  const varied = report.cells.filter((cell) => cell.varied.length);
+  header(runs);
+  const compared = tasks.filter(isCompared).map((task) => task.name);
+  const leftOut = tasks.filter((task) => !isCompared(task)).map((task) => `${task.name}: ${task.left_out}`);
+  const varied = report.cells.filter((cell) => cell.varied.length)
+    .map((cell) => `${labels[cell.label].name} on ${tasks[cell.task].name}: ${cell.varied.join(", ")}`);
+  const {repetitions, seed} = report.bootstrap;
   const add = (term, ...content) => byId("choice-list").append(el("dt", {}, term), el("dd", {}, ...content));
-  add("Score of a run", "Its final score, the mean return of the episodes of its last evaluation; or the area under its curve, the mean over "
-    + "all evaluations after step 0. The bar above chooses for everything but the curves; the tables have both. The best evaluation is never reported.");
-  add("Tasks", compared.length ? `Aggregates are over ${compared.length} of ${tasks.length}, which weigh the same: ${compared.map((task) => task.name).join(", ")}.`
+
+  add("Score of a run", "Its final score, the mean return of the episodes of its last evaluation; or the area under its "
+    + "curve, the mean over all evaluations after step 0. The bar above chooses for everything but the curves; the "
+    + "tables have both. The best evaluation is never reported.");
+  add("Tasks", compared.length
+    ? `Aggregates are over ${compared.length} of ${tasks.length}, which weigh the same: ${compared.join(", ")}.`
     : "None can be compared, so that there is no aggregate over tasks.",
-    ...(leftOut.length ? [" Left out:", listed(leftOut.map((task) => `${task.name}: ${task.left_out}`))] : []));
+  ...(leftOut.length ? [" Left out:", bullets(leftOut)] : []));
   if (compared.length) {
-    const byReference = new Map();
-    for (const {name, reference} of compared) {
-      const key = JSON.stringify(reference);
-      byReference.set(key, [...(byReference.get(key) ?? []), name]);
-    }
-    add("Normalised", "0 and 1 stand for these returns, values beyond are kept:", listed([...byReference].map(([key, names]) => {
-      const {low, high, low_source, high_source} = JSON.parse(key);
-      return `${names.join(", ")}: 0 is ${number(low, decimals([low]))}${low_source ? ` (${low_source})` : ""}, 1 is ${number(high, decimals([high]))}${high_source ? ` (${high_source})` : ""}`;
-    })));
+    add("Normalised", "0 and 1 stand for these returns, values beyond are kept:", bullets(normalisations()));
   }
-  add("Intervals", `${confidence}, by ${report.bootstrap.repetitions.toLocaleString("en")} resamples of a stratified bootstrap over runs, seed ${report.bootstrap.seed}. `
-    + "They say how the figure could have come out with other seeds. Two that overlap do not show that two methods are equal: see the probability of improvement.");
-  add("Diverged runs", `${report.diverged.total} of ${runs.toLocaleString("en")}. They count with their last finite score, else with the floor of their task.`);
+  add("Intervals", `${confidence}, by ${grouped(repetitions)} resamples of a stratified bootstrap over runs, `
+    + `seed ${seed}. They say how the figure could have come out with other seeds. Two that overlap do not show that `
+    + "two methods are equal: see the probability of improvement.");
+  add("Diverged runs", `${grouped(report.diverged.total)} of ${grouped(runs)}. They count with their last finite score, `
+    + "else with the floor of their task.");
   add("Hyperparameters", varied.length
-    ? "Some labels pool runs of several settings, so that their intervals and bands are over settings as well as seeds:"
-    : "Every label is one setting on each task; its runs differ in their seed alone. How the setting was chosen is not recorded here: choose it on other seeds than those reported.",
-    ...(varied.length ? [listed(varied.map((cell) => `${labels[cell.label].name} on ${tasks[cell.task].name}: ${cell.varied.join(", ")}`))] : []));
+    ? "Some labels pool runs of several settings: their intervals and bands are over settings as well as seeds."
+    : "Every label is one setting on each task; its runs differ in their seed alone. How the setting was chosen is not "
+      + "recorded here: choose it on other seeds than those reported.",
+  ...(varied.length ? [bullets(varied)] : []));
   if (report.notes.length) {
-    const notes = listed(report.notes);
-    byId("notes").append(el("details", {open: report.notes.length <= 6}, el("summary", {}, `${report.notes.length} notes on these results`), notes));
+    byId("notes").append(el("details", {open: report.notes.length <= 6},
+      el("summary", {}, `${counted(report.notes.length, "note")} on these results`), bullets(report.notes)));
   }
 }
 
@@ -594,11 +637,11 @@ function manifests() {
   const facts = (values) => el("div", {class: "scroll"}, el("table", {class: "facts"}, el("tbody", {},
     ...flat(values).map(([name, text]) => el("tr", {}, el("th", {scope: "row"}, name), el("td", {}, text))))));
   const list = byId("manifest-list");
-  list.append(el("details", {}, el("summary", {}, shards.length > 1 ? `In common to all ${shards.length} shards` : "The one shard"), facts(common)));
+  const what = shards.length > 1 ? `In common to all ${shards.length} shards` : "The one shard";
+  list.append(el("details", {}, el("summary", {}, what), facts(common)));
   // One shard alone has nothing that is not in common.
   for (const shard of shards.length > 1 ? shards : []) {
-    const name = shard.shard ?? JSON.stringify(shard);
-    const details = el("details", {}, el("summary", {}, name));
+    const details = el("details", {}, el("summary", {}, shard.shard));
     details.addEventListener("toggle", () => { if (details.children.length < 2) details.append(facts(shard)); });
     list.append(details);
   }
@@ -611,10 +654,12 @@ function update() {
   for (const node of document.querySelectorAll(".kind")) node.textContent = report.kinds[state.kind];
   for (const node of document.querySelectorAll(".band:not(path)")) node.textContent = state.band;
   byId("band-meaning").textContent = state.band === "pointwise"
-    ? "A pointwise band holds each single point of the true curve with this confidence; read the shape of a curve off the simultaneous one."
+    ? "A pointwise band holds each single point of the true curve with this confidence; read the shape of a curve off "
+      + "the simultaneous one."
     : "A simultaneous band holds the whole true curve with this confidence.";
   byId("log-meaning").textContent = state.logY
-    ? "The logarithmic axis is of episode returns alone, and where some are negative it is linear near 0, within a thousandth of the largest." : "";
+    ? "The logarithmic axis is of episode returns alone, and where some are negative it is linear near 0, within a "
+      + "thousandth of the largest." : "";
   for (const chart of charts) chart();
 }
 
@@ -656,7 +701,7 @@ function controls() {
 }
 
 for (const node of document.querySelectorAll(".confidence")) node.textContent = confidence;
-const compared = tasks.some((task) => task.left_out === null);
+const compared = tasks.some(isCompared);
 for (const node of document.querySelectorAll(".needs-aggregate")) node.hidden = !compared;
 for (const node of document.querySelectorAll(".needs-pairs")) node.hidden = !compared || labels.length < 2;
 choices();
