@@ -581,9 +581,19 @@ function normalisations() {
   }
   return [...byReference].map(([key, names]) => {
     const {low, high, low_source: lowSource, high_source: highSource} = JSON.parse(key);
-    const bound = (value, source) => number(value, decimals([value])) + (source ? ` (${source})` : "");
+    const bound = (value, source) => plain(value, 5) + (source ? ` (${source})` : "");
     return `${names.join(", ")}: 0 is ${bound(low, lowSource)}, 1 is ${bound(high, highSource)}`;
   });
+}
+
+/** Which hyperparameters vary within a label: a text for each set of them. */
+function variations(label) {
+  const byNames = new Map();
+  for (const cell of report.cells.filter((each) => each.label === label && each.varied.length)) {
+    const names = cell.varied.join(", ");
+    byNames.set(names, [...(byNames.get(names) ?? []), tasks[cell.task].name]);
+  }
+  return [...byNames].map(([names, where]) => `${labels[label].name} on ${where.join(", ")}: ${names}`);
 }
 
 function choices() {
@@ -591,8 +601,7 @@ function choices() {
   header(runs);
   const compared = tasks.filter(isCompared).map((task) => task.name);
   const leftOut = tasks.filter((task) => !isCompared(task)).map((task) => `${task.name}: ${task.left_out}`);
-  const varied = report.cells.filter((cell) => cell.varied.length)
-    .map((cell) => `${labels[cell.label].name} on ${tasks[cell.task].name}: ${cell.varied.join(", ")}`);
+  const varied = labels.flatMap((_, label) => variations(label));
   const {repetitions, seed} = report.bootstrap;
   const add = (term, ...content) => byId("choice-list").append(el("dt", {}, term), el("dd", {}, ...content));
 
