@@ -606,7 +606,9 @@ def test_a_run_shows_compile_time_apart_and_ends_with_the_report(finished: Finis
 
 
 def test_only_whole_files_are_left(finished: Finished) -> None:
-    assert set(contents(finished.folder)) == {"report.csv", "sample_efficiency.png", *files_of(finished.shard)}
+    reports = {f"report.{ending}" for ending in ("csv", "html", "tex")}
+    figures = {"sample_efficiency.png", "sample_efficiency.pdf"}
+    assert set(contents(finished.folder)) == {*reports, *figures, *files_of(finished.shard)}
 
 
 def test_the_same_command_elsewhere_gives_the_same_rows(finished: Finished, tmp_path: Path, no_report: None) -> None:
