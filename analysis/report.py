@@ -61,6 +61,7 @@ def document(
         curves, profiles: from `analysis.curves`; profiles by kind of score, none without tasks that can be compared.
         repetitions, seed: of the bootstrap, as they were.
     """
+    what_was_run = _manifests(shard_manifests)
     frame, shard_manifests = by_task(frame, shard_manifests)
     labels, environments = scores.labels, scores.environments
     compared, left_out = scores.comparable()
@@ -108,7 +109,7 @@ def document(
             for kind, found in profiles.items()
         },
         "diverged": {"total": len(diverged), "runs": diverged[:MAX_DIVERGED]},
-        "manifests": _manifests(shard_manifests),
+        "manifests": what_was_run,
     }
 
 

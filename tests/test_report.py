@@ -245,6 +245,17 @@ def test_manifests_are_told_once_where_they_agree_and_shortened(document: dict[s
     assert pages._ranges([3, 1, 2, 7, 7, 9, 10]) == "1-3, 7, 9-10"
 
 
+def test_offline_the_task_is_the_dataset_and_manifests_stay_as_they_are(tmp_path: Path) -> None:
+    for name in ("medium", "expert"):
+        facts = {"dataset": f"a/{name}", "extra": {"dataset": f"a/{name}"}, "compile_seconds": 2.0}
+        write_shard(tmp_path / "x", PPO, "a", ramp(2), shard=name, **facts)
+    document = make(tmp_path / "x")
+    assert [(task["name"], task["offline"]) for task in document["tasks"]] == [("a/expert", True), ("a/medium", True)]
+    assert [cell["compile_seconds"] for cell in document["cells"]] == [2, 2]
+    assert document["manifests"]["common"]["environment"] == "a"
+    assert [shard["dataset"] for shard in document["manifests"]["shards"]] == ["a/expert", "a/medium"]
+
+
 def test_two_experiments_of_one_label_stay_apart(tmp_path: Path) -> None:
     for experiment, seconds in (("one", 1.0), ("two", 2.0)):
         write_shard(tmp_path / experiment, PPO, "a", ramp(2), compile_seconds=seconds)
