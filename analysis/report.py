@@ -5,9 +5,9 @@ with its style and script. The script builds the page from the document and draw
 
 Plots are drawn by a script of our own. The library to take would be plotly, but its plotly.js adds 4.8 MB to every
 report (a whole report of 40 cells x 32 runs is a ninth of that) and its package 40 MB to every installation; it hovers
-over points and not over lines, has no logarithmic axis for negative returns, and a legend that no keyboard reaches.
-What is needed here, lines, bands, ticks and a hover, is a few hundred lines, and styled by the same variables as the
-rest of the page: dark, printed, or on a phone.
+over points and not over lines, and has no logarithmic axis for negative returns. What is needed here, lines, bands,
+ticks, a hover, one switch for all panels and arrow keys, is half of a script of 700 lines, and styled by the same
+variables as the rest of the page: dark, printed, or on a phone.
 
 The page is safe to open whatever the results are called: the document is embedded so that no name in it can end its
 script element, the script only ever sets text, and the page's content security policy forbids every request.
