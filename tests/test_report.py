@@ -370,7 +370,7 @@ def browser() -> Iterator[webdriver.Chrome]:
 
 
 def show(browser: webdriver.Chrome, page: Path, width: int = 1280, scheme: str = "light") -> None:
-    """Open a page, and see that it complains about nothing and asks for nothing but itself."""
+    """Open a page, and see that it complains of nothing, asks for nothing but itself, and draws what are numbers."""
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500},
@@ -383,6 +383,8 @@ def show(browser: webdriver.Chrome, page: Path, width: int = 1280, scheme: str =
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     requests = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
     assert requests == [page.as_uri()]
+    drawn = [chart.get_attribute("outerHTML") or "" for chart in browser.find_elements(By.TAG_NAME, "svg")]
+    assert drawn and not [chart for chart in drawn if "NaN" in chart or "undefined" in chart]
 
 
 @pytest.fixture
@@ -464,8 +466,6 @@ class TestBrowser:
         assert not opened.find_elements(By.CSS_SELECTOR, "img, b, iframe")
         names = [label.text for label in opened.find_elements(By.CSS_SELECTOR, "#algorithms label")]
         assert names == [PPO, HOSTILE]
-        drawn = [chart.get_attribute("outerHTML") or "" for chart in opened.find_elements(By.TAG_NAME, "svg")]
-        assert not [chart for chart in drawn if "NaN" in chart or "undefined" in chart]
 
     def test_a_toggle_hides_its_algorithm_everywhere(self, opened: webdriver.Chrome) -> None:
         before = panels_of(opened, 0)
@@ -577,9 +577,11 @@ class TestBrowser:
 
     def test_results_without_anything_to_compare(self, browser: webdriver.Chrome, tmp_path: Path) -> None:
         write_shard(tmp_path / "x", PPO, "a", [[1.0, 2.0, 3.0]], reference=None, running=[2])
+        write_shard(tmp_path / "x", "sac", "b", np.full((2, 3), np.nan), reference=None)
         pages.write(make(tmp_path / "x"), tmp_path / "report.html")
         show(browser, tmp_path / "report.html")
         assert panels_of(browser, 0) == {"task-0", "tables", "speed"}
+        assert panels_of(browser, 1) >= {"tables", "speed", "diverged"}, "no finite score, and told all the same"
         shown = [
             each.get_attribute("id") for each in browser.find_elements(By.TAG_NAME, "section") if each.is_displayed()
         ]
