@@ -58,7 +58,7 @@ def write_results(folder: Path) -> None:
     write_shard(folder, HOSTILE, "a", lost, shard="sac-a")
     for label, shard in ((PPO, "ppo-b"), (HOSTILE, "sac-b")):
         write_shard(folder, label, "b", rng.normal(-500, 200, (5, 3)), shard=shard, reference={"low": -1000, "high": 0})
-    write_shard(folder, PPO, "c", ramp(3), reference=None)
+    write_shard(folder, PPO, "c", 1000 + ramp(3) / 20, reference=None)
 
 
 @pytest.fixture(scope="module")
@@ -521,6 +521,9 @@ class TestBrowser:
             assert np.argsort(before[:, 1]).tolist() == np.argsort(after[:, 1]).tolist()
         opened.find_element(By.ID, "log-x").click()
         assert len(line("task-0")) == 2, "step 0 has no logarithm"
+        # From 1002 to 1004 there is no power of ten, nor two, three digits.
+        ticks = opened.find_elements(By.CSS_SELECTOR, "[data-chart='task-2'] text[text-anchor='end']")
+        assert len({tick.text for tick in ticks}) == len(ticks) >= 3
         assert opened.get_log("browser") == []
 
     def test_score_and_band_can_be_chosen(self, opened: webdriver.Chrome, document: dict[str, Any]) -> None:

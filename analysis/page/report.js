@@ -39,12 +39,12 @@ const percent = (share) => `${Number((share * 100).toFixed(1))} %`;
 const plain = (value, digits = 6) => `${Number(value.toPrecision(digits))}`.replace("-", "−");
 
 /** 1234567 -> 1.23M */
-function short(value) {
+function short(value, digits = 3) {
   if (!there(value)) return MISSING;
   for (const [size, suffix] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
-    if (Math.abs(value) >= size * 0.9995) return plain(value / size, 3) + suffix;
+    if (Math.abs(value) >= size * 0.9995) return plain(value / size, digits) + suffix;
   }
-  return plain(value, 3);
+  return plain(value, digits);
 }
 
 /** Decimals that show two figures of an interval's width, but no more than four of the estimate. */
@@ -83,6 +83,13 @@ function ranked() {
 
 // --- Scales ----------------------------------------------------------------------------------------------------------
 
+/** A text for each tick, with as many digits as it takes to tell it from the next one. */
+function tickText(ticks) {
+  const power = (value) => Math.floor(Math.log10(Math.abs(value) || 1) + 1e-9);
+  const step = Math.min(...ticks.slice(1).map((tick, i) => tick - ticks[i]));
+  return (value) => short(value, Number.isFinite(step) ? Math.max(3, power(value) - power(step) + 1) : 3);
+}
+
 function linearTicks(low, high, count) {
   const rough = (high - low) / count || 1;
   const power = 10 ** Math.floor(Math.log10(rough));
@@ -113,7 +120,8 @@ function logScale(low, high, signed) {
     return found.filter((value) => value >= low && value <= high).sort((a, b) => a - b);
   };
   const powers = candidates([1]);
-  return {transform, ticks: powers.length >= 3 ? powers : candidates([1, 2, 5])};
+  const ticks = powers.length >= 3 ? powers : candidates([1, 2, 5]);
+  return {transform, ticks: ticks.length >= 2 ? ticks : linearTicks(low, high, 4)};
 }
 
 function scale(values, {log = false, from, to, pixels, ticks, pad = 0}) {
@@ -186,16 +194,18 @@ function lineChart(host, spec) {
 function draw(host, spec) {
   const lines = spec.lines();
   const width = Math.max(240, host.clientWidth), height = spec.height ?? 250;
-  const yText = spec.yFormat ?? short, logX = spec.logX && state.logX;
+  const logX = spec.logX && state.logX;
   // On a logarithmic axis there is no step 0, whose scores would only take the room of the others.
   const yValues = lines.flatMap((line) => [line.y, line.low ?? [], line.high ?? []].flatMap((values) =>
     values.filter((value, i) => there(value) && (!logX || line.x[i] > 0))));
   const y = scale(yValues, {log: spec.logY && state.logY, from: spec.yFrom, to: spec.yTo, pixels: [height - 40, 10],
     ticks: 5, pad: spec.yFrom === undefined ? 0.04 : 0});
+  const yText = spec.yFormat ?? tickText(y.ticks);
   const left = 30 + 6.8 * Math.max(1, ...y.ticks.map((tick) => yText(tick).length));
   const xValues = lines.flatMap((line) => line.x);
   const x = scale(xValues, {log: logX, from: spec.xFrom ?? 0, to: spec.xTo, pixels: [left, width - RIGHT],
     ticks: Math.max(2, Math.floor(width / 90))});
+  const xText = spec.xFormat ?? tickText(x.ticks);
 
   const chart = canvas(spec.id, width, height, {tabindex: 0, role: "group",
     "aria-label": `${spec.title}: ${spec.yLabel} against ${spec.xLabel}. Arrow keys step through points and curves.`});
@@ -210,7 +220,7 @@ function draw(host, spec) {
   for (const tick of x.ticks) {
     const at = x.place(tick);
     chart.append(svg("line", {class: "grid-line", x1: at, x2: at, y1: 10, y2: height - 40}),
-      svg("text", {x: at, y: height - 25, "text-anchor": "middle"}, (spec.xFormat ?? short)(tick)));
+      svg("text", {x: at, y: height - 25, "text-anchor": "middle"}, xText(tick)));
   }
   chart.append(svg("line", {class: "axis", x1: left, x2: width - RIGHT, y1: height - 40, y2: height - 40}),
     svg("text", {x: (left + width - RIGHT) / 2, y: height - 7, "text-anchor": "middle"}, spec.xLabel),
