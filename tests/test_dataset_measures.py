@@ -85,6 +85,8 @@ def test_an_axis_without_extent_has_one_bin() -> None:
     assert dataset_measures.measure(dataset, None).pairs == 2
     other = build(records(obs + 5, np.array([[0], [0], [1], [1]], np.float32), (4,)))
     assert dataset_measures.measure(other, None, dataset).pairs == 2
+    both = build(records(obs + np.array([[0], [5], [0], [5]], np.float32), np.zeros((4, 1), np.float32), (4,)))
+    assert dataset_measures.measure(both, None, dataset).pairs == 1  # it varies only where the other one does not
 
 
 def test_quality_and_sizes() -> None:
