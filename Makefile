@@ -14,6 +14,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 PACKAGES := analysis envs experiments rlsuite
+# What every learner has to show, a small program or two each.
+CONTRACTS := tests/test_algorithms.py tests/test_truncation_pairs.py
 # Most programs of the tests run for less than a second: compiled in half the time.
 QUICK_COMPILES := XLA_FLAGS='--xla_backend_optimization_level=0'
 
@@ -69,8 +71,8 @@ test: $(INSTALLED)
 
 learning: $(INSTALLED)
 	@echo 'training to known scores on Python $(VERSION) ...'
-	@$(QUICK_COMPILES) $(BIN)/python -m pytest -n 2 --dist loadgroup -m slow tests/test_algorithms.py $(PYTEST_ARGS)
-	@$(BIN)/python -m pytest -m slow --ignore=tests/test_algorithms.py $(PYTEST_ARGS)
+	@$(QUICK_COMPILES) $(BIN)/python -m pytest -n 2 --dist loadgroup -m slow $(CONTRACTS) $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m slow $(addprefix --ignore=,$(CONTRACTS)) $(PYTEST_ARGS)
 
 exhaustive: $(INSTALLED)
 	@echo 'testing every environment on Python $(VERSION) ...'

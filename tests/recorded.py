@@ -22,14 +22,15 @@ FIRST, AGAIN, OTHER_KEY, OTHER_PHYSICS = range(4)
 
 # These backends, and observations of hundreds of numbers, compile for long. `make test` covers some of them, which
 # differ in kind, and `make exhaustive` all others.
-LONG_TO_COMPILE = frozenset({"MJX", "brax positional", "brax generalized"})
+LONG_TO_COMPILE = frozenset({"MJX", "brax spring", "brax positional", "brax generalized"})
 QUICK = frozenset(
     {
         "brax/hopper/generalized",
         "brax/hopper/positional",
+        "brax/hopper/spring",
+        "brax/inverted_pendulum/spring",
         "gymnax/Breakout-MinAtar",
         "mujoco/InvertedPendulum-v5",
-        "playground/BallInCup",
         "playground/CartpoleBalance",
     }
 )

@@ -352,7 +352,8 @@ def test_gymnax_agrees_with_gymnasium(env_id: str) -> None:
         reference.state = start[i].astype(np.float64)  # type: ignore[attr-defined]
         obs, reward, terminated, _, _ = reference.step(action[i])
         assert bool(shown.terminated[i]) == terminated
-        np.testing.assert_allclose(shown.obs[i], obs, rtol=2e-4, atol=2e-5)
+        # What rounding leaves of one number is relative to those it is computed from: Acrobot's velocities go up to 28.
+        np.testing.assert_allclose(shown.obs[i], obs, rtol=2e-4, atol=2e-5 * max(1.0, float(np.abs(obs).max())))
         np.testing.assert_allclose(shown.reward[i], float(reward), rtol=1e-4, atol=1e-5)
         terminations += terminated
     assert (terminations > 0) == (env_id != "gymnax/Pendulum-v1")

@@ -31,7 +31,18 @@ from envs.wrappers import WrapperError
 
 IDS = sorted(adapter.TASKS)
 QUICK_TO_COMPILE: Any = {"xla_backend_optimization_level": 0}
+QUICK = ("mujoco/InvertedPendulum-v5", "mujoco/Hopper-v5")
+"""what `make test` compiles whole steps and resets of; of the others `make exhaustive` does"""
 every_task = pytest.mark.parametrize("env_id", IDS)
+every_task_compiled = pytest.mark.parametrize(
+    "env_id",
+    [
+        pytest.param(
+            env_id, marks=[pytest.mark.xdist_group(env_id), *([] if env_id in QUICK else [pytest.mark.exhaustive])]
+        )
+        for env_id in IDS
+    ],
+)
 
 
 def gym_env(env_id: str) -> Any:
@@ -132,7 +143,7 @@ def test_observation_reward_and_end_are_gymnasiums(env_id: str) -> None:
     assert False in ends
 
 
-@every_task
+@every_task_compiled
 def test_initial_states_have_gymnasiums_distribution(env_id: str) -> None:
     """Mean, standard deviation and range of every position and velocity, over 4000 resets of each."""
     number = 4000
@@ -317,6 +328,7 @@ def test_contacts_of_a_leaning_capsule_have_mujocos_frames(degrees: float) -> No
     assert np.allclose(own[touching].ravel(), data.contact.frame[0], atol=1e-6) == (degrees > 30)
 
 
+@pytest.mark.slow
 def test_nothing_along_an_arm_is_computed_once_more_for_each_joint() -> None:
     """The compiler merges operations, but makes hardly more of them; without `levels_apart` it makes four times as many
     of Pusher's, in which the same ones are done over and over."""
@@ -343,19 +355,7 @@ def compiled_step(env_id: str) -> Any:
     return jax.jit(step, compiler_options=QUICK_TO_COMPILE)
 
 
-QUICK = ("mujoco/InvertedPendulum-v5", "mujoco/Hopper-v5")
-"""of which a step is compiled in `make test`"""
-
-
-@pytest.mark.parametrize(
-    "env_id",
-    [
-        pytest.param(
-            env_id, marks=[pytest.mark.xdist_group(env_id), *([] if env_id in QUICK else [pytest.mark.exhaustive])]
-        )
-        for env_id in IDS
-    ],
-)
+@every_task_compiled
 def test_one_step_of_mjx_is_gymnasiums(env_id: str) -> None:
     """From Gymnasium's states, along its random episode: what float32 leaves of one step."""
     env = gym_env(env_id)

@@ -30,17 +30,19 @@ from rlsuite.core import Task, UserError
 
 Array = jax.Array
 
-# `make test` tries two learners, one of each kind, on every environment that compiles quickly, and every other learner
-# on two environments; `make exhaustive` tries the rest.
-EVERYWHERE = frozenset({"ppo", "sac"})
+# `make test` tries three learners, one of each kind, on every environment that compiles quickly, `make learning` every
+# other learner on two environments, and `make exhaustive` the rest.
+EVERYWHERE = frozenset({"ppo", "sac", "td3_bc"})
 FOR_ALL = frozenset({"gymnax/CartPole-v1", "gymnax/Pendulum-v1"})
 assert set(algorithms.REGISTRY) >= EVERYWHERE and set(envs.registered()) >= FOR_ALL
 
 
 def pair(name: str, env_id: str) -> Any:
     """The parameters and marks of one test."""
-    later = name not in EVERYWHERE and env_id not in FOR_ALL
-    return pytest.param(name, env_id, marks=[*marks(env_id), *([pytest.mark.exhaustive] if later else [])])
+    later = []
+    if name not in EVERYWHERE:
+        later = [pytest.mark.slow if env_id in FOR_ALL else pytest.mark.exhaustive]
+    return pytest.param(name, env_id, marks=[*marks(env_id), *later])
 
 
 # Which pairs fit is known once every environment is built, half a minute in every worker: so here are all of them.
