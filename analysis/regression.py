@@ -2,7 +2,7 @@
 
 A *cell* is an algorithm with its settings on a task. Each makes three claims, of which all must pass:
 
-final      IQM over runs of each run's mean over its last `LAST` evaluations, which is far less noisy than the last one
+final      IQM over runs of each run's mean over its last five evaluations, which is far less noisy than the last one
 area       IQM over runs of each run's mean over all evaluations but the untrained one: the area under its curve
 diverged   the share of runs that became non-finite; their scores alone would not show it, since the IQM cuts them off
 
@@ -47,13 +47,12 @@ from analysis import bootstrap
 from analysis.bootstrap import Interval
 from analysis.plots import sample_efficiency
 from analysis.scores import Array, Manifest, ResultsError, Scores, TaskScores, load, manifests, score
+from analysis.tables import LAST
 
 ALPHA = 0.01
 MARGIN = 0.05
 """Share of what the reference has learned that the final score may lose. The area may lose twice that: it is moved by
 the moment at which a run takes off, so that it differs more from run to run."""
-LAST = 3
-"""Evaluations at the end of a run whose mean is its final score."""
 MINIMUM_RUNS = 8
 """Fewer show too little of their spread for any verdict."""
 REPETITIONS = 2000
