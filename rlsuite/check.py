@@ -173,17 +173,19 @@ def read_manifest(folder: Path, name: str, remedy: str) -> dict[str, Any]:
     return found
 
 
+def reference_shards(check: Check) -> dict[str, Shard]:
+    """What the references are made from, by their names."""
+    cells = [dataclasses.replace(cell, seeds=check.reference_seeds) for cell in check.experiment.cells]
+    return {reference_name(shard): shard for shard in (sweep.shard(check.experiment.name, cell) for cell in cells)}
+
+
 def refresh(check: Check, names: Sequence[str], store: Store, folder: Path, reason: str) -> None:
     """Train the cells of these names at `reference_seeds`, measure their speed, and replace their references.
 
     Raises:
         UserError: as `local.run` and `check_speed.measure`; the folder cannot be written.
     """
-    wanted = dataclasses.replace(
-        check.experiment,
-        cells=tuple(dataclasses.replace(cell, seeds=check.reference_seeds) for cell in check.experiment.cells),
-    )
-    shards = {reference_name(shard): shard for shard in sweep.shards(wanted)}
+    shards = reference_shards(check)
     local.run([shards[name] for name in names], store, SETTINGS)
     speeds = {name: check_speed.measure(shards[name]) for name in names}
     try:
