@@ -71,4 +71,7 @@ CHECK = Check(
         ),
     ),
     reference_seeds=128,
+    # Its final scores differ twice as much between runs as SAC's: at 5 % a third of all checks of unchanged code would
+    # stay inconclusive, and with a loss of a tenth it still fails.
+    margins={"dsac_t__gymnax-Pendulum-v1": 0.07},
 )
