@@ -20,7 +20,6 @@ import jax.numpy as jnp
 
 from rlsuite import algorithms, batch, memory, sweep
 from rlsuite.core import UserError
-from rlsuite.local import describe_device
 from rlsuite.progress import quantity, say
 from rlsuite.sweep import Shard
 
@@ -74,7 +73,7 @@ def measure(shard: Shard) -> Speed:
         (seconds(train, updates) / (WIDTH * updates), seconds(calibrate, rounds) / rounds) for _ in range(REPEATS)
     ]
     of_training, of_calibrating = map(min, zip(*repeats, strict=True))
-    return Speed(of_calibrating / of_training, compiled.memory.peak, describe_device(), jax.__version__)
+    return Speed(of_calibrating / of_training, compiled.memory.peak, device.device_kind, jax.__version__)
 
 
 def calibrate(count: int) -> None:
