@@ -481,9 +481,7 @@ def run_check(arguments: list[str]) -> int:
     try:
         from analysis import ResultsError, regression, tables
     except ImportError as error:
-        raise UserError(
-            f"checks need the analysis extra ({error.name} is missing): pip install 'rlsuite[analysis]'"
-        ) from error
+        raise missing_extra(error) from error
 
     try:
         # Before anything is trained.

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -44,6 +45,7 @@ def task(
         diverged=is_diverged,
         running=np.zeros(runs, bool),
         seeds=np.arange(first_seed, first_seed + runs),
+        hypers=pd.DataFrame(index=range(runs)),
         planned=runs,
         steps_per_second=1.0,
     )
@@ -322,7 +324,7 @@ def test_from_files_to_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "FAIL: learner__task" in printed and "32/128" in printed
     figure = results / "learner__task.png"
     assert figure.read_bytes().startswith(b"\x89PNG") and str(figure) in printed
-    rows = tables.pd.read_csv(results / "check.csv")
+    rows = pd.read_csv(results / "check.csv")
     assert rows.measure.tolist() == ["final", "area", "diverged"]
     assert rows.claim.tolist() == ["FAIL", "FAIL", "PASS"]
     assert rows.improvement[0] < 0.05
