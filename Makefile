@@ -21,7 +21,7 @@ QUICK_COMPILES := XLA_FLAGS='--xla_backend_optimization_level=0'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup sweep datasets report test learning exhaustive soak lint bench clean
+.PHONY: help setup sweep datasets report test learning check exhaustive soak lint bench clean
 
 help:
 	@echo 'make setup      create the virtual environment (every target below does so by itself)'
@@ -30,6 +30,7 @@ help:
 	@echo 'make report     statistics, figures and page of RESULTS=$(RESULTS)'
 	@echo 'make test       the tests; PYTEST_ARGS="-k ppo" to choose'
 	@echo 'make learning   the slow tests: train to known scores'
+	@echo 'make check      train small cells and compare with the reference curves of earlier versions'
 	@echo 'make exhaustive the tests of environments that compile for long'
 	@echo 'make soak       kill a sweep KILLS=$(KILLS) times at moments of SEED=$(SEED), resume, compare every row'
 	@echo 'make lint       ruff (lint and format) and mypy'
@@ -73,6 +74,10 @@ learning: $(INSTALLED)
 	@echo 'training to known scores on Python $(VERSION) ...'
 	@$(QUICK_COMPILES) $(BIN)/python -m pytest -n 2 --dist loadgroup -m slow $(CONTRACTS) $(PYTEST_ARGS)
 	@$(BIN)/python -m pytest -m slow $(addprefix --ignore=,$(CONTRACTS)) $(PYTEST_ARGS)
+
+check: $(INSTALLED)
+	@echo 'comparing with reference curves ...'
+	@$(BIN)/rlsuite check
 
 exhaustive: $(INSTALLED)
 	@echo 'testing every environment on Python $(VERSION) ...'

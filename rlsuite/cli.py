@@ -1,4 +1,4 @@
-"""The command line: rlsuite run | sweep | collect | dataset | evaluate | report | power | bench | list."""
+"""The command line: rlsuite run | sweep | collect | dataset | evaluate | report | power | check | bench | list."""
 
 from __future__ import annotations
 
@@ -430,6 +430,77 @@ def share(text: str) -> float:
     return value
 
 
+def run_check(arguments: list[str]) -> int:
+    """`rlsuite check [FILE]`: 0 if learners are as good as their references, 1 if one is not, 3 if that is unclear."""
+    from rlsuite import check as checking
+    from rlsuite import check_speed
+    from rlsuite.store import Store
+
+    parser = Parser(
+        prog="rlsuite check",
+        description="Train a small set of cells and compare their learning curves with reference curves: PASS (exit\n"
+        "code 0), FAIL (1) or INCONCLUSIVE (3). docs/regression.md says how to read the answer.",
+    )
+    parser.add_argument(
+        "check",
+        nargs="?",
+        default=checking.FILE,
+        metavar="FILE",
+        help="a Python file that defines CHECK, or file.py:NAME for one that it calls NAME (%(default)s)",
+    )
+    parser.add_argument("--cells", metavar="LIST", help="names of its references, with commas between (all)")
+    parser.add_argument("--speed", action="store_true", help="instead, compare speed and memory, which takes no runs")
+    parser.add_argument("--refresh", action="store_true", help="make new references, which takes a --reason")
+    parser.add_argument("--reason", metavar="TEXT", help="why the curves may have changed; it is kept with them")
+    parser.add_argument("--references", metavar="DIR", help="folder of the references (references/ beside FILE)")
+    parser.add_argument("--results", metavar="DIR", default="results", help="folder of all results (%(default)s)")
+    options = parser.parse_args(arguments)
+    if options.refresh and not (options.reason or "").strip():
+        raise UserError("--refresh needs a reason, such as --reason 'PPO anneals its learning rate'; it is recorded")
+    if options.refresh and options.speed:
+        raise UserError("--refresh makes references of scores, speed and memory alike; leave out --speed")
+    if options.reason and not options.refresh:
+        raise UserError("--reason is for --refresh; add it, or leave out the reason")
+    prepare_jax()
+    check = checking.load(options.check)
+    experiment = check.experiment.name
+    file = options.check.partition(":")[0]
+    references = Path(options.references or Path(file).parent / "references") / experiment
+    names = checking.choose(check, options.cells)
+    remedy = f"make it: rlsuite check {options.check} --refresh --cells {{}} --reason 'WHY'"
+    folder = Path(options.results) / experiment / checking.code_state(check)
+    print(f"{experiment}: {check.experiment.description}", flush=True)
+    if options.refresh:
+        checking.refresh(check, names, Store(folder / "references"), references, options.reason.strip())
+        print(f"rlsuite: references of {', '.join(names)} in {references}; commit them")
+        return 0
+    manifests = {name: checking.read_manifest(references, name, remedy.format(name)) for name in names}
+    if options.speed:
+        shards = checking.of_round(check, 0)
+        return check_speed.compare({name: shards[name] for name in names}, manifests)
+    try:
+        from analysis import ResultsError, regression, tables
+    except ImportError as error:
+        raise missing_extra(error) from error
+
+    try:
+        # Before anything is trained.
+        for name, shard in checking.of_round(check, 0).items():
+            if name in manifests:
+                regression.check_same(manifests[name], shard.describe(), remedy.format(name))
+        store = Store(folder)
+
+        def judge(there: dict[str, list[Any]]) -> list[Any]:
+            shards = {name: [shard.name for shard in of_cell] for name, of_cell in there.items()}
+            return regression.from_files(references, store.folder, shards, check.margins, check.rounds)
+
+        judged = checking.run(check, names, store, judge, lambda one: one.verdict is regression.Verdict.INCONCLUSIVE)
+        verdict = regression.report(judged, store.folder, check.rounds, tables.make_console())
+    except ResultsError as error:
+        raise UserError(str(error)) from error
+    return verdict.value
+
+
 def run_bench(arguments: list[str]) -> int:
     """`rlsuite bench`: speed and memory against the number of runs, on this machine."""
     from rlsuite.bench import BENCHMARKS, DEFAULT, bench
@@ -469,6 +540,7 @@ COMMANDS = {
     "evaluate": (run_evaluate, "play a trained policy in real Gymnasium, and film it"),
     "report": (report, "compare the results in a folder: tables, figures and a page"),
     "power": (run_power, "how many seeds a comparison needs, from pilot results"),
+    "check": (run_check, "compare learners with the reference curves of earlier versions"),
     "bench": (run_bench, "measure speed and memory against the number of runs"),
     "list": (list_registered, "show the algorithms, the environments and their wrappers"),
 }

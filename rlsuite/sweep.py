@@ -10,7 +10,7 @@ import re
 import runpy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import envs
 from envs import Env, Reference, datasets, mujoco_c
@@ -285,8 +285,16 @@ def load(path: str | Path) -> Experiment:
     Raises:
         UserError: no such file, it does not run, or it defines no such experiment.
     """
+    return load_as(Experiment, path, "EXPERIMENT")
+
+
+Defined = TypeVar("Defined")
+
+
+def load_as(kind: type[Defined], path: str | Path, default_name: str) -> Defined:
+    """What a Python file defines under a name, which is of this kind. Errors as `load`."""
     file, _, name = str(path).partition(":")
-    path, name = Path(file), name or "EXPERIMENT"
+    path, name = Path(file), name or default_name
     if not path.is_file():
         found: Sequence[str] = sorted(str(p) for p in Path("experiments").glob("[a-z]*.py"))
         raise UserError(
@@ -298,8 +306,9 @@ def load(path: str | Path) -> Experiment:
         reason = " ".join(str(error).split())
         raise UserError(f"experiment file '{path}' does not run: {type(error).__name__}: {reason}") from error
     defined = namespace.get(name)
-    if not isinstance(defined, Experiment):
-        there = [f"{path}:{other}" for other, value in namespace.items() if isinstance(value, Experiment)]
+    if not isinstance(defined, kind):
+        there = [f"{path}:{other}" for other, value in namespace.items() if isinstance(value, kind)]
         hint = f"; there are: {', '.join(there)}" if there else ""
-        raise UserError(f"experiment file '{path}' must define {name} = rlsuite.sweep.Experiment(...){hint}")
+        where = f"{kind.__module__}.{kind.__qualname__}"
+        raise UserError(f"experiment file '{path}' must define {name} = {where}(...){hint}")
     return defined
