@@ -11,7 +11,7 @@ from pathlib import Path
 from envs import dataset_files, datasets
 from envs.core import Env
 from envs.datasets import Dataset, DatasetError
-from rlsuite.core import UserError
+from rlsuite.errors import UserError
 
 FOLDER_VARIABLE = "RLSUITE_DATASETS"
 

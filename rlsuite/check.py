@@ -24,7 +24,7 @@ import envs
 import rlsuite
 from rlsuite import check_speed, local, sweep
 from rlsuite.check_speed import Speed
-from rlsuite.core import UserError, check_positive
+from rlsuite.errors import UserError, check_positive
 from rlsuite.plan import Limits
 from rlsuite.progress import say
 from rlsuite.store import Store

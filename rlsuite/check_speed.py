@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from rlsuite import algorithms, batch, memory, sweep
-from rlsuite.core import UserError
+from rlsuite.errors import UserError
 from rlsuite.progress import quantity, say
 from rlsuite.sweep import Shard
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from rlsuite.core import UserError
+from rlsuite.errors import UserError
 from rlsuite.train import Evaluation, Learning, Training
 
 KEPT = 2

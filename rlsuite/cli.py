@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import rlsuite
-from rlsuite.core import Stopped, UserError, check_positive
+from rlsuite.errors import Stopped, UserError, check_positive
 
 MAX_WIDTH = 100
 """Columns of a help text, in a terminal that is wider."""

@@ -20,7 +20,8 @@ from envs.datasets import DatasetError, Records
 from rlsuite import algorithms, batch, catalogue, policies, rollout, store, train
 from rlsuite.algorithms import ppo, sac
 from rlsuite.catalogue import FOLDER_VARIABLE, TIERS, folder
-from rlsuite.core import Algorithm, Task, Transition, UserError
+from rlsuite.core import Algorithm, Task, Transition
+from rlsuite.errors import UserError
 from rlsuite.progress import quantity, say
 
 Array = jax.Array

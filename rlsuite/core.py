@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import signal
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -143,22 +142,3 @@ def dataset_name(dataset_id: str) -> str:
         name = name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
     name = re.sub(r"^(mujoco|d4rl)/", "", re.sub(r"-v\d+$", "", name))
     return re.sub(r"[/_]", "-", name)
-
-
-class UserError(ValueError):
-    """Something a user typed cannot work. The message is one line: the value, what was expected, what to do."""
-
-
-class Stopped(Exception):
-    """A signal has asked this process to leave, and everything is saved."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
-
-
-def check_positive(**values: int) -> None:
-    """Raise UserError naming the first of the keyword arguments that is below 1."""
-    for name, value in values.items():
-        if value < 1:
-            raise UserError(f"{name}={value} must be at least 1")

@@ -14,7 +14,7 @@ from envs.core import Env
 from envs.dataset_measures import Measures, Spread
 from envs.datasets import DatasetError
 from rlsuite import catalogue
-from rlsuite.core import UserError
+from rlsuite.errors import UserError
 
 BAR = 40
 """characters of the longest bar of the histogram"""

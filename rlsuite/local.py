@@ -24,7 +24,8 @@ from envs.mujoco_c import WithC
 from rlsuite import algorithms, memory, policies, sweep
 from rlsuite import plan as planning
 from rlsuite.checkpoint import Snapshot, Snapshots
-from rlsuite.core import Stopped, Task, UserError
+from rlsuite.core import Task
+from rlsuite.errors import Stopped, UserError
 from rlsuite.plan import Limits, Plan, Work
 from rlsuite.progress import Progress, duration, quantity, say
 from rlsuite.store import Part, Store

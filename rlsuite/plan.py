@@ -19,7 +19,8 @@ import jax
 
 import rlsuite
 from rlsuite import batch, memory
-from rlsuite.core import Algorithm, Task, UserError
+from rlsuite.core import Algorithm, Task
+from rlsuite.errors import UserError
 from rlsuite.progress import quantity
 
 WIDTHS = (1, 2, 8, 32, 128, 512, 2048, 8192)

@@ -24,7 +24,8 @@ import envs
 from envs.core import Env
 from envs.datasets import Dataset
 from rlsuite import algorithms, catalogue, store, train
-from rlsuite.core import Algorithm, State, Task, UserError
+from rlsuite.core import Algorithm, State, Task
+from rlsuite.errors import UserError
 
 Array = jax.Array
 

@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from envs.core import Box, Env
-from rlsuite.core import Transition, UserError
+from rlsuite.core import Transition
+from rlsuite.errors import UserError
 
 Array = jax.Array
 Fitted = TypeVar("Fitted", bound=Any)

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rlsuite.core import UserError, check_positive
+from rlsuite.errors import UserError, check_positive
 from rlsuite.sweep import check_type
 
 HypersT = TypeVar("HypersT", bound=tuple[Any, ...])

@@ -46,7 +46,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rlsuite.core import UserError
+from rlsuite.errors import UserError
 from rlsuite.sweep import Shard
 from rlsuite.train import Evaluation
 

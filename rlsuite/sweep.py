@@ -15,7 +15,8 @@ from typing import Any, Literal, TypeVar, get_args
 import envs
 from envs import Env, Reference, datasets, mujoco_c
 from rlsuite import algorithms, catalogue
-from rlsuite.core import AlgorithmSpec, Task, UserError, check_positive
+from rlsuite.core import AlgorithmSpec, Task
+from rlsuite.errors import UserError, check_positive
 
 EvaluationPhysics = Literal["own", "mujoco"]
 

@@ -17,7 +17,7 @@ from scipy import stats
 import envs
 from envs import gymnasium
 from rlsuite import policies, train
-from rlsuite.core import UserError
+from rlsuite.errors import UserError
 from rlsuite.evaluate import evaluate
 from rlsuite.policies import Policy, Trained
 from rlsuite.progress import quantity, say

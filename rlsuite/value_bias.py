@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from envs.core import Env
-from rlsuite.core import Metrics, Report, State, Task, UserError
+from rlsuite.core import Metrics, Report, State, Task
+from rlsuite.errors import UserError
 
 Array = jax.Array
 

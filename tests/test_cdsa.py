@@ -22,7 +22,8 @@ from envs import datasets
 from envs.datasets import Dataset, Records
 from rlsuite import algorithms, cli, sweep, train
 from rlsuite.algorithms import cdsa
-from rlsuite.core import Algorithm, AlgorithmSpec, Preset, Task, UserError
+from rlsuite.core import Algorithm, AlgorithmSpec, Preset, Task
+from rlsuite.errors import UserError
 from rlsuite.networks import MLP
 
 Array = jax.Array

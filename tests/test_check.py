@@ -17,7 +17,7 @@ from analysis import regression
 from rlsuite import check as checking
 from rlsuite import check_speed, cli, local, returns, sweep
 from rlsuite.check_speed import Speed
-from rlsuite.core import UserError
+from rlsuite.errors import UserError
 from rlsuite.plan import Limits
 from rlsuite.store import Store
 

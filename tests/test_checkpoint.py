@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rlsuite.checkpoint import KEPT, Snapshot, Snapshots
-from rlsuite.core import UserError
+from rlsuite.errors import UserError
 from rlsuite.train import Evaluation, Learning, Training
 
 WIDTH = 4

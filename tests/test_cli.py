@@ -73,6 +73,12 @@ def one_line(stderr: str) -> str:
     return stderr
 
 
+def test_the_command_line_answers_before_anything_heavy_is_imported() -> None:
+    program = "import sys, rlsuite.cli; print([m for m in ('jax', 'numpy', 'pandas', 'pyarrow') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to work in, so that the default results folder would be seen."""

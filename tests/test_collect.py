@@ -14,7 +14,8 @@ import pytest
 import envs
 from rlsuite import algorithms, catalogue, collect
 from rlsuite.collect import Recipe, first_of, joined, records_of
-from rlsuite.core import Task, Transition, UserError
+from rlsuite.core import Task, Transition
+from rlsuite.errors import UserError
 
 ENV = "probe/action/continuous"
 

@@ -23,7 +23,8 @@ from scipy import stats
 import envs
 from envs import gymnasium
 from rlsuite import algorithms, batch, cli, policies, store, train, transfer
-from rlsuite.core import Task, UserError
+from rlsuite.core import Task
+from rlsuite.errors import UserError
 from rlsuite.evaluate import evaluate
 from rlsuite.store import Store
 from rlsuite.sweep import Cell, Shard, shard

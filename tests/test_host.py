@@ -17,7 +17,8 @@ import envs
 from envs import mujoco_c, wrappers
 from envs.core import Box
 from rlsuite import batch, host, memory, sweep, train
-from rlsuite.core import Algorithm, Task, UserError
+from rlsuite.core import Algorithm, Task
+from rlsuite.errors import UserError
 from rlsuite.sweep import Cell
 
 pytestmark = pytest.mark.xdist_group("host")

@@ -38,7 +38,8 @@ from envs import datasets
 from envs.datasets import STD_FLOOR, Dataset, Records
 from rlsuite import algorithms
 from rlsuite.algorithms import a2pr, td3_bc
-from rlsuite.core import Clock, Task, UserError
+from rlsuite.core import Clock, Task
+from rlsuite.errors import UserError
 from rlsuite.networks import MLP
 
 OBS_DIM = ACTION_DIM = 3

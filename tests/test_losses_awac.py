@@ -53,7 +53,8 @@ from numpy_offline import (
 
 from envs import datasets
 from rlsuite.algorithms import awac, td3_bc
-from rlsuite.core import AlgorithmSpec, Clock, UserError
+from rlsuite.core import AlgorithmSpec, Clock
+from rlsuite.errors import UserError
 from rlsuite.networks import MLP
 
 HYPERS = awac.Hypers(

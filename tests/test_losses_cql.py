@@ -56,7 +56,8 @@ from numpy_squashed import (
 
 from envs import datasets
 from rlsuite.algorithms import cql
-from rlsuite.core import Clock, Task, UserError
+from rlsuite.core import Clock, Task
+from rlsuite.errors import UserError
 from rlsuite.networks import MLP
 
 HIDDEN = (8, 7)

@@ -54,7 +54,8 @@ from numpy_nets import (
 
 from rlsuite import replay
 from rlsuite.algorithms import dsac
-from rlsuite.core import Clock, Task, Transition, UserError
+from rlsuite.core import Clock, Task, Transition
+from rlsuite.errors import UserError
 
 HYPERS = dsac.Hypers(
     actor_learning_rate=0.003,

@@ -43,7 +43,8 @@ from numpy_dsac import (
 from numpy_nets import Adam, FloatArray, Toy, Tree, assert_close, cast, dot, exact, normal, slope
 
 from rlsuite.algorithms import dsac, dsac_t
-from rlsuite.core import Clock, Task, Transition, UserError
+from rlsuite.core import Clock, Task, Transition
+from rlsuite.errors import UserError
 
 HYPERS = dsac_t.Hypers(
     actor_learning_rate=0.003,

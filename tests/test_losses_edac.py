@@ -55,7 +55,8 @@ from numpy_squashed import (
 
 from envs import datasets
 from rlsuite.algorithms import edac
-from rlsuite.core import Clock, Task, UserError
+from rlsuite.core import Clock, Task
+from rlsuite.errors import UserError
 from rlsuite.networks import MLP
 
 HIDDEN = (8, 7)

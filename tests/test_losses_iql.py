@@ -56,7 +56,8 @@ from envs import datasets
 from envs.core import Box
 from rlsuite import offline
 from rlsuite.algorithms import iql, td3_bc
-from rlsuite.core import AlgorithmSpec, Clock, Task, UserError
+from rlsuite.core import AlgorithmSpec, Clock, Task
+from rlsuite.errors import UserError
 from rlsuite.networks import MLP
 
 HYPERS = iql.Hypers(

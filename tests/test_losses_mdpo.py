@@ -39,7 +39,8 @@ from numpy_nets import (
 
 from envs.core import Box, Discrete, EpisodeState
 from rlsuite.algorithms import mdpo
-from rlsuite.core import Clock, Task, UserError
+from rlsuite.core import Clock, Task
+from rlsuite.errors import UserError
 from rlsuite.normalize import RunningStats
 from rlsuite.rollout import EnvCarry
 

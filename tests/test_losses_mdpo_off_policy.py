@@ -40,7 +40,8 @@ from numpy_nets import (
 from envs.core import EpisodeState
 from rlsuite import replay
 from rlsuite.algorithms import mdpo_off_policy as mdpo
-from rlsuite.core import Clock, Task, Transition, UserError
+from rlsuite.core import Clock, Task, Transition
+from rlsuite.errors import UserError
 from rlsuite.rollout import EnvCarry
 
 HIDDEN = (8, 7)

@@ -39,7 +39,8 @@ from test_losses_td3_bc import critic_reference as td3_bc_critic_reference
 
 from envs import datasets
 from rlsuite.algorithms import prdc
-from rlsuite.core import Clock, Task, UserError
+from rlsuite.core import Clock, Task
+from rlsuite.errors import UserError
 
 HYPERS = prdc.Hypers(
     actor_learning_rate=0.003,

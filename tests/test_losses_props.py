@@ -46,7 +46,8 @@ from test_losses_ppo import HIDDEN, OBS_DIM, SPACES, Samples, merged, policy_ter
 
 from envs.core import Box, Discrete
 from rlsuite.algorithms import ppo, ppo_buffer, props
-from rlsuite.core import Clock, Task, Transition, UserError
+from rlsuite.core import Clock, Task, Transition
+from rlsuite.errors import UserError
 
 BATCH = 64
 HYPERS = props.Hypers(behavior_clip_epsilon=0.3, behavior_kl_coef=0.6)

@@ -37,7 +37,8 @@ from test_losses_td3_bc import SOMEWHERE, Nets, smoothing
 
 from envs import datasets
 from rlsuite.algorithms import rebrac, td3_bc
-from rlsuite.core import Clock, Task, UserError
+from rlsuite.core import Clock, Task
+from rlsuite.errors import UserError
 from rlsuite.networks import MLP
 
 HIDDEN = (16, 12)

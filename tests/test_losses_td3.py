@@ -41,7 +41,8 @@ from numpy_nets import (
 from envs.core import EpisodeState
 from rlsuite import replay
 from rlsuite.algorithms import ddpg, td3
-from rlsuite.core import Algorithm, Clock, Task, Transition, UserError
+from rlsuite.core import Algorithm, Clock, Task, Transition
+from rlsuite.errors import UserError
 from rlsuite.rollout import EnvCarry
 
 HIDDEN = (8, 7)

@@ -53,7 +53,8 @@ from numpy_offline import (
 
 from envs import datasets
 from rlsuite.algorithms import bc, td3_bc
-from rlsuite.core import Clock, UserError
+from rlsuite.core import Clock
+from rlsuite.errors import UserError
 from rlsuite.networks import MLP
 
 HYPERS = td3_bc.Hypers(

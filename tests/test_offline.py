@@ -20,7 +20,8 @@ from analysis.tables import LAST, summarise
 from envs import datasets
 from rlsuite import algorithms, batch, catalogue, cli, local, policies, sweep
 from rlsuite.algorithms import bc, td3_bc
-from rlsuite.core import Task, UserError, dataset_name
+from rlsuite.core import Task, dataset_name
+from rlsuite.errors import UserError
 from rlsuite.store import Store
 from rlsuite.sweep import Cell
 

@@ -14,7 +14,8 @@ import pytest
 import envs
 from rlsuite import algorithms, batch, local, memory, plan
 from rlsuite.algorithms import ppo
-from rlsuite.core import Task, UserError
+from rlsuite.core import Task
+from rlsuite.errors import UserError
 from rlsuite.plan import Limits, Work, balanced, choose
 from rlsuite.store import Store
 from rlsuite.sweep import Cell, shard

@@ -13,7 +13,7 @@ import pytest
 
 from rlsuite import sweep
 from rlsuite.algorithms import ppo
-from rlsuite.core import UserError
+from rlsuite.errors import UserError
 from rlsuite.search import Choice, LogUniform, Uniform, grid, sample
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlsuite.algorithms import ppo
-from rlsuite.core import UserError
+from rlsuite.errors import UserError
 from rlsuite.store import Part, Store, rows
 from rlsuite.sweep import Cell, Shard, shard
 from rlsuite.train import Evaluation

@@ -26,7 +26,8 @@ from test_store import another_process
 from rlsuite import algorithms, batch, local, memory, progress, sweep
 from rlsuite import train as training
 from rlsuite.algorithms import ppo, sac
-from rlsuite.core import Preset, Stopped, UserError
+from rlsuite.core import Preset
+from rlsuite.errors import Stopped, UserError
 from rlsuite.evaluate import Episodes
 from rlsuite.local import Settings
 from rlsuite.plan import Limits

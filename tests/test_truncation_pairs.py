@@ -26,7 +26,8 @@ from envs import datasets
 from envs.core import Box, Space, TimeStep
 from envs.datasets import Dataset, Records
 from rlsuite import algorithms, train
-from rlsuite.core import Task, UserError
+from rlsuite.core import Task
+from rlsuite.errors import UserError
 
 Array = jax.Array
 

@@ -14,7 +14,8 @@ import envs
 from envs import probes
 from envs.core import Discrete, Env
 from rlsuite import algorithms, batch, train
-from rlsuite.core import Task, UserError
+from rlsuite.core import Task
+from rlsuite.errors import UserError
 from rlsuite.value_bias import Critique, value_bias
 
 Array = jax.Array

@@ -29,7 +29,8 @@ from rlsuite.algorithms import (
     td3,
     td3_bc,
 )
-from rlsuite.core import AlgorithmSpec, UserError
+from rlsuite.core import AlgorithmSpec
+from rlsuite.errors import UserError
 
 REGISTRY: dict[str, AlgorithmSpec] = {
     "a2pr": AlgorithmSpec(

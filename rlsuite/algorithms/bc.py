@@ -19,7 +19,8 @@ import optax
 from envs.core import Box
 from envs.datasets import Batch
 from rlsuite import offline
-from rlsuite.core import Algorithm, Clock, Metrics, Task, Trial, check_positive
+from rlsuite.core import Algorithm, Clock, Metrics, Task, Trial
+from rlsuite.errors import check_positive
 from rlsuite.networks import MLP
 
 Array = jax.Array

@@ -38,7 +38,8 @@ from flax import linen as nn
 from envs.core import Box
 from envs.datasets import STD_FLOOR, Batch
 from rlsuite import offline
-from rlsuite.core import Algorithm, AlgorithmSpec, Clock, Metrics, Preset, Task, Trial, UserError, check_positive
+from rlsuite.core import Algorithm, AlgorithmSpec, Clock, Metrics, Preset, Task, Trial
+from rlsuite.errors import UserError, check_positive
 from rlsuite.networks import MLP
 
 Array = jax.Array

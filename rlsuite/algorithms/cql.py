@@ -39,7 +39,8 @@ from envs.datasets import Batch
 from rlsuite import offline
 from rlsuite.algorithms.edac import alpha_loss, squash
 from rlsuite.algorithms.td3_bc import Networks, q_values
-from rlsuite.core import Algorithm, Clock, Metrics, Preset, Task, Trial, check_positive
+from rlsuite.core import Algorithm, Clock, Metrics, Preset, Task, Trial
+from rlsuite.errors import check_positive
 from rlsuite.networks import MLP
 
 Array = jax.Array

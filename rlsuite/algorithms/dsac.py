@@ -38,7 +38,8 @@ from flax import linen as nn
 
 from envs.core import Box, Env
 from rlsuite import distributions, replay, rollout
-from rlsuite.core import Algorithm, Clock, Metrics, Task, Transition, Trial, check_positive
+from rlsuite.core import Algorithm, Clock, Metrics, Task, Transition, Trial
+from rlsuite.errors import check_positive
 from rlsuite.networks import MLP
 from rlsuite.value_bias import Critique, reporter
 

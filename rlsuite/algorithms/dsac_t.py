@@ -44,7 +44,8 @@ import optax
 from rlsuite import distributions, replay, rollout
 from rlsuite.algorithms import dsac
 from rlsuite.algorithms.dsac import BIAS, Networks, networks_of
-from rlsuite.core import Algorithm, Clock, Metrics, Task, Transition, Trial, check_positive
+from rlsuite.core import Algorithm, Clock, Metrics, Task, Transition, Trial
+from rlsuite.errors import check_positive
 from rlsuite.value_bias import Critique, reporter
 
 Array = jax.Array

@@ -35,7 +35,8 @@ from envs.core import Box
 from envs.datasets import Batch
 from rlsuite import distributions, offline
 from rlsuite.algorithms.td3_bc import Networks, q_values
-from rlsuite.core import Algorithm, Clock, Metrics, Preset, Task, Trial, UserError, check_positive
+from rlsuite.core import Algorithm, Clock, Metrics, Preset, Task, Trial
+from rlsuite.errors import UserError, check_positive
 from rlsuite.networks import MLP
 
 Array = jax.Array

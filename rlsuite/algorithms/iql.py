@@ -30,7 +30,8 @@ from envs.core import Box
 from envs.datasets import Batch
 from rlsuite import distributions, offline
 from rlsuite.algorithms.td3_bc import Networks, choose, q_values
-from rlsuite.core import Algorithm, Clock, Metrics, Preset, Task, Trial, check_positive
+from rlsuite.core import Algorithm, Clock, Metrics, Preset, Task, Trial
+from rlsuite.errors import check_positive
 from rlsuite.networks import MLP
 
 Array = jax.Array

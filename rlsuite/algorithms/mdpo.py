@@ -39,7 +39,8 @@ import optax
 from rlsuite import distributions, normalize, returns, rollout
 from rlsuite.algorithms import ppo
 from rlsuite.algorithms.ppo import Networks
-from rlsuite.core import Algorithm, Clock, Metrics, Task, Trial, UserError, check_positive
+from rlsuite.core import Algorithm, Clock, Metrics, Task, Trial
+from rlsuite.errors import UserError, check_positive
 
 Array = jax.Array
 Params = Any

@@ -41,7 +41,8 @@ from flax import linen as nn
 from envs.core import Box, Env
 from rlsuite import distributions, replay, rollout
 from rlsuite.algorithms.mdpo import MIN_LOG_DENSITY, annealed, log_q
-from rlsuite.core import Algorithm, Clock, Metrics, Task, Transition, Trial, check_positive
+from rlsuite.core import Algorithm, Clock, Metrics, Task, Transition, Trial
+from rlsuite.errors import check_positive
 from rlsuite.networks import MLP
 
 Array = jax.Array

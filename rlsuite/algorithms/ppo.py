@@ -25,7 +25,8 @@ from flax import linen as nn
 
 from envs.core import Box, Discrete, Env
 from rlsuite import distributions, normalize, returns, rollout
-from rlsuite.core import Algorithm, Clock, Metrics, Task, Trial, UserError, check_positive
+from rlsuite.core import Algorithm, Clock, Metrics, Task, Trial
+from rlsuite.errors import UserError, check_positive
 from rlsuite.networks import MLP
 
 Array = jax.Array

@@ -33,7 +33,8 @@ from envs.datasets import STD_FLOOR, Batch, Dataset
 from rlsuite import offline
 from rlsuite.algorithms import td3_bc
 from rlsuite.algorithms.td3_bc import Networks, State, choose, q_values
-from rlsuite.core import Algorithm, Clock, Metrics, Preset, Task, Trial, UserError, check_positive
+from rlsuite.core import Algorithm, Clock, Metrics, Preset, Task, Trial
+from rlsuite.errors import UserError, check_positive
 from rlsuite.nearest import nearest
 from rlsuite.networks import MLP
 

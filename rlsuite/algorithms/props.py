@@ -46,7 +46,8 @@ import optax
 from envs.core import Box, Discrete
 from rlsuite import distributions, normalize, returns, rollout
 from rlsuite.algorithms import ppo
-from rlsuite.core import Algorithm, Clock, Metrics, Preset, Task, Transition, Trial, UserError, check_positive
+from rlsuite.core import Algorithm, Clock, Metrics, Preset, Task, Transition, Trial
+from rlsuite.errors import UserError, check_positive
 from rlsuite.sampling_error import sampling_error
 
 Array = jax.Array

@@ -23,7 +23,8 @@ from flax import linen as nn
 from envs.core import Box
 from envs.datasets import Batch
 from rlsuite import offline
-from rlsuite.core import Algorithm, Clock, Metrics, Task, Trial, check_positive
+from rlsuite.core import Algorithm, Clock, Metrics, Task, Trial
+from rlsuite.errors import check_positive
 from rlsuite.networks import MLP
 
 Array = jax.Array
