@@ -25,8 +25,6 @@ FIRST, AGAIN, OTHER_KEY, OTHER_PHYSICS = range(4)
 LONG_TO_COMPILE = frozenset({"MJX", "brax spring", "brax positional", "brax generalized"})
 QUICK = frozenset(
     {
-        "brax/hopper/generalized",
-        "brax/hopper/positional",
         "brax/hopper/spring",
         "brax/inverted_pendulum/spring",
         "gymnax/Breakout-MinAtar",

@@ -183,6 +183,7 @@ def test_what_is_missing_is_named_with_its_remedy(tmp_path: Path, monkeypatch: p
     catalogue.check("gymnax/Pendulum-v1/medium", envs.make("gymnax/Pendulum-v1"))  # has a recipe
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("collect")
 def test_a_dataset_with_a_recipe_is_made_when_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(catalogue.FOLDER_VARIABLE, str(tmp_path))

@@ -547,9 +547,11 @@ def in_float64(state: props.State, params: Tree) -> props.State:
     "flags",
     [
         {"behavior": "props"},
-        {"behavior": "props", "stale_reference": True, "advantage_weighting": True},
-        {"behavior": "ros"},
-        {"behavior": "target"},
+        pytest.param(
+            {"behavior": "props", "stale_reference": True, "advantage_weighting": True}, marks=pytest.mark.slow
+        ),
+        pytest.param({"behavior": "ros"}, marks=pytest.mark.slow),
+        pytest.param({"behavior": "target"}, marks=pytest.mark.slow),
     ],
     ids=["props", "stale and weighted", "ros", "target"],
 )

@@ -467,6 +467,7 @@ def test_warp_has_the_parameters_of_mjx_and_room_for_all_contacts(env_id: str) -
     assert rows >= in_jax._impl.nefc
 
 
+@pytest.mark.slow
 def test_warp_frames_the_contacts_of_a_leaning_capsule_as_mujoco_does() -> None:
     mj_model = mujoco.MjModel.from_xml_string(LEANING)
     model = mujoco_warp.model_like(mj_model, mjx.put_model(mj_model, impl="jax"))

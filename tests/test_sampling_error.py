@@ -171,6 +171,7 @@ def assert_target_stayed(trained: Trained) -> None:
         np.testing.assert_array_equal(before, after)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env_id", STEP_SIZES)
 def test_ros_lowers_it_and_its_reverse_raises_it(env_id: str) -> None:
     of_ros = with_ros(env_id)
@@ -181,6 +182,7 @@ def test_ros_lowers_it_and_its_reverse_raises_it(env_id: str) -> None:
     assert reverse > 1.25 * target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env_id", STEP_SIZES)
 def test_props_lowers_it(env_id: str) -> None:
     of_props = trained(env_id, CONFIG)
