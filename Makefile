@@ -73,7 +73,7 @@ test: $(INSTALLED)
 learning: $(INSTALLED)
 	@echo 'training to known scores on Python $(VERSION) ...'
 	@$(QUICK_COMPILES) $(BIN)/python -m pytest -n 2 --dist loadgroup -m slow $(CONTRACTS) $(PYTEST_ARGS)
-	@$(BIN)/python -m pytest -m slow $(addprefix --ignore=,$(CONTRACTS)) $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow $(addprefix --ignore=,$(CONTRACTS)) $(PYTEST_ARGS)
 
 check: $(INSTALLED)
 	@echo 'comparing with reference curves ...'

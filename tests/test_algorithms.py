@@ -136,12 +136,13 @@ def setup(name: str, runs: int) -> Setup:
 
 
 BATCHED = frozenset({"ppo", "sac", "td3_bc"})
-"""`make test` compiles batches of these, and `make learning` of all others, which take half a minute each."""
+"""`make test` compiles batches of these, one of each kind, `make learning` of the others that learn online, and
+`make exhaustive` of the others that learn offline: half a minute each."""
 
 
 def group(name: str) -> Any:
-    marks = [pytest.mark.xdist_group(f"{name} batch"), *([] if name in BATCHED else [pytest.mark.slow])]
-    return pytest.param(name, marks=marks)
+    later = pytest.mark.exhaustive if algorithms.get(name).offline else pytest.mark.slow
+    return pytest.param(name, marks=[pytest.mark.xdist_group(f"{name} batch"), *([] if name in BATCHED else [later])])
 
 
 by_name = pytest.mark.parametrize("name", [group(name) for name in NAMES])

@@ -17,7 +17,7 @@ import analysis
 from analysis import bootstrap
 from rlsuite import cli
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("learning")]
 REPOSITORY = Path(__file__).parent.parent
 
 

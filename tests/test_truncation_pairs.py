@@ -32,7 +32,7 @@ from rlsuite.errors import UserError
 Array = jax.Array
 
 # `make test` tries two learners, one of each kind, on every environment that compiles quickly; `make learning` tries
-# the others on two environments, and those two on the probes; `make exhaustive` tries the rest.
+# the others on two environments; `make exhaustive` tries the rest, probes among them.
 EVERYWHERE = frozenset({"ppo", "sac"})
 FOR_ALL = frozenset({"gymnax/CartPole-v1", "gymnax/Pendulum-v1"})
 assert set(algorithms.REGISTRY) >= EVERYWHERE and set(envs.registered()) >= FOR_ALL
@@ -41,9 +41,9 @@ assert set(algorithms.REGISTRY) >= EVERYWHERE and set(envs.registered()) >= FOR_
 def pair(name: str, env_id: str) -> Any:
     """The parameters and marks of one test."""
     later = []
-    if name not in EVERYWHERE and env_id not in FOR_ALL:
+    if env_id.startswith("probe/") or (name not in EVERYWHERE and env_id not in FOR_ALL):
         later = [pytest.mark.exhaustive]
-    elif name not in EVERYWHERE or env_id.startswith("probe/"):
+    elif name not in EVERYWHERE:
         later = [pytest.mark.slow]
     return pytest.param(name, env_id, marks=[*marks(env_id), *later])
 
