@@ -89,9 +89,8 @@ class Sweep:
 def rows(results: Path) -> dict[str, pa.Table]:
     """Shard -> all columns but the clock's. Asserts that nothing but finished shards is left."""
     folder = results / "faults"
-    left = sorted(
-        path.name for path in folder.iterdir() if path.suffix not in (".parquet", ".arrow", ".json", ".csv", ".png")
-    )
+    results_and_report = (".parquet", ".arrow", ".json", ".html", ".csv", ".tex", ".png", ".pdf")
+    left = sorted(path.name for path in folder.iterdir() if path.suffix not in results_and_report)
     assert not left, left
     tables = {path.stem: pq.read_table(path).drop_columns(["wall_seconds"]) for path in folder.glob("*.parquet")}
     for name, table in tables.items():
