@@ -34,9 +34,9 @@ Statistic: TypeAlias = Callable[[Tasks], Callable[[Counts], Array]]
 """tasks -> counts -> `[block]`: the statistic of every resample in the block. What depends on the scores alone is done
 once."""
 
-BLOCK_ELEMENTS = 1 << 19
+BLOCK_ELEMENTS = 1 << 21
 """A block of resamples holds at most this many counts (one resample, if that is more), of up to 8 bytes with a few
-copies in each thread: it bounds the memory, and fits the processor's cache. Another number gives other resamples."""
+copies in each thread: it bounds the memory. Smaller blocks cost more calls; another number gives other resamples."""
 MANY_RUNS = 256
 """From here on counts are drawn as such."""
 
