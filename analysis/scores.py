@@ -288,6 +288,18 @@ class TaskScores:
     steps_per_second: float
     """Environment steps of all runs together per second of wall time without compiling; NaN if no time is recorded."""
 
+    def of_runs(self, rows: NDArray[np.int64] | slice) -> TaskScores:
+        """With these of its runs alone: `[runs]` places, in this order, any as often as it is named."""
+        return dataclasses.replace(
+            self,
+            curves=self.curves[rows],
+            evaluated=self.evaluated[rows],
+            diverged=self.diverged[rows],
+            running=self.running[rows],
+            seeds=self.seeds[rows],
+            hypers=self.hypers.iloc[rows],
+        )
+
     @property
     def runs(self) -> int:
         """Number of runs that have been evaluated."""

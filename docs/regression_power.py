@@ -35,15 +35,8 @@ Change = Callable[[TaskScores, np.random.Generator], TaskScores]
 
 def draw(task: TaskScores, runs: int, rng: np.random.Generator) -> TaskScores:
     """So many runs of those that there are, with replacement."""
-    rows = rng.integers(task.runs, size=runs)
-    return dataclasses.replace(
-        task,
-        curves=task.curves[rows],
-        evaluated=task.evaluated[rows],
-        diverged=task.diverged[rows],
-        running=task.running[rows],
-        seeds=np.arange(NEW_SEEDS, NEW_SEEDS + runs),
-    )
+    drawn = task.of_runs(rng.integers(task.runs, size=runs))
+    return dataclasses.replace(drawn, seeds=np.arange(NEW_SEEDS, NEW_SEEDS + runs))
 
 
 def untrained(task: TaskScores) -> float:
@@ -102,7 +95,7 @@ def play(
             runs[name] += seeds[name]
             claims[name] = regression.claims(
                 references[name],
-                first(new[name], runs[name]),
+                new[name].of_runs(slice(runs[name])),
                 check.margins.get(name, regression.MARGIN),
                 repetitions=REPETITIONS,
                 seed=int(rng.integers(1 << 31)),
@@ -113,18 +106,6 @@ def play(
         if not waiting:
             break
     return found, sum(runs.values())
-
-
-def first(task: TaskScores, runs: int) -> TaskScores:
-    """The first so many runs."""
-    return dataclasses.replace(
-        task,
-        curves=task.curves[:runs],
-        evaluated=task.evaluated[:runs],
-        diverged=task.diverged[:runs],
-        running=task.running[:runs],
-        seeds=task.seeds[:runs],
-    )
 
 
 def main() -> None:

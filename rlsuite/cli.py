@@ -358,6 +358,7 @@ def run_power(arguments: list[str]) -> int:
     """`rlsuite power FOLDER --label A`: how many seeds a comparison needs, from the runs of a pilot."""
     try:
         from analysis import ResultsError, power
+        from analysis.scores import KINDS
         from analysis.tables import make_console
     except ImportError as error:
         raise missing_extra(error) from error
@@ -380,7 +381,7 @@ def run_power(arguments: list[str]) -> int:
     parser.add_argument("--env", metavar="ENV", help="on this task, or dataset, alone (on all that can be compared)")
     parser.add_argument(
         "--kind",
-        choices=("final", "auc"),
+        choices=tuple(KINDS),
         default="final",
         help="a run's score: its last evaluation, or the mean of all after step 0 (%(default)s)",
     )
