@@ -4,7 +4,7 @@
 steps; for time CQL draws 3 actions of each kind instead of 10, and EDAC and SAC-N have 5 critics. `WEIGHTING` compares
 how transitions are drawn from data that are nearly all bad. Their datasets are made when they are first asked for, by
 `rlsuite collect`'s recipes. All learners share sizes, rates and the discount; what else a method has is as published
-for D4RL. The two rates were chosen by TD3+BC and IQL on one dataset, at seeds that are reported too (docs/offline.md):
+for D4RL. The two rates were chosen by TD3+BC and IQL on one dataset, at seeds that are not reported (docs/offline.md):
 this compares methods at common settings, not each at its best.
 
 `FULL` is for a GPU: `rlsuite sweep experiments/offline.py:FULL` takes a million gradient steps on datasets of three of
@@ -19,30 +19,30 @@ from rlsuite.sweep import Cell, Experiment
 
 STEPS = 1500
 SIZES: dict[str, Any] = {"batch_size": 64, "hidden_sizes": (64, 64)}
-RATES: dict[str, Any] = {"actor_learning_rate": 3e-3, "critic_learning_rate": 3e-3, "discount": 0.99, "tau": 0.02}
+RATES: dict[str, Any] = {"actor_learning_rate": 1e-2, "critic_learning_rate": 1e-2, "discount": 0.99, "tau": 0.02}
 
 LEARNERS: dict[str, tuple[str, Any, Any]] = {
-    "bc": ("bc", bc.Config(**SIZES), bc.Hypers(learning_rate=3e-3)),
+    "bc": ("bc", bc.Config(**SIZES), bc.Hypers(learning_rate=1e-2)),
     "td3_bc": ("td3_bc", td3_bc.Config(**SIZES), td3_bc.Hypers(**RATES)),
-    "iql": ("iql", iql.Config(**SIZES), iql.Hypers(**RATES, value_learning_rate=3e-3)),
+    "iql": ("iql", iql.Config(**SIZES), iql.Hypers(**RATES, value_learning_rate=1e-2)),
     "awac": ("awac", awac.Config(**SIZES), awac.Hypers(**RATES)),
     "cql": (
         "cql",
         cql.Config(batch_size=64, num_actions=3, actor_hidden_sizes=(64, 64), critic_hidden_sizes=(64, 64)),
-        cql.Hypers(**RATES, alpha_learning_rate=3e-3),
+        cql.Hypers(**RATES, alpha_learning_rate=1e-2),
     ),
     "rebrac": ("rebrac", rebrac.Config(**SIZES), rebrac.Hypers(**RATES)),
-    "edac": ("edac", edac.Config(**SIZES, num_critics=5), edac.Hypers(**RATES, alpha_learning_rate=3e-3)),
+    "edac": ("edac", edac.Config(**SIZES, num_critics=5), edac.Hypers(**RATES, alpha_learning_rate=1e-2)),
     "sac_n": (
         "edac",
         edac.Config(**SIZES, num_critics=5, diversity=False),
-        edac.Hypers(**RATES, alpha_learning_rate=3e-3),
+        edac.Hypers(**RATES, alpha_learning_rate=1e-2),
     ),
     "prdc": ("prdc", prdc.Config(**SIZES), prdc.Hypers(**RATES)),
     "a2pr": (
         "a2pr",
         a2pr.Config(**SIZES, critic_hidden_sizes=(64, 64), value_hidden_sizes=(64, 64), vae_hidden_sizes=(64, 64)),
-        a2pr.Hypers(**RATES, value_learning_rate=3e-3),
+        a2pr.Hypers(**RATES, value_learning_rate=1e-2),
     ),
 }
 """label -> (algorithm, Config, Hypers)"""
@@ -58,7 +58,7 @@ for base in ("td3_bc", "iql"):
     LEARNERS[f"{base} + CDSA-style"] = (
         f"{base}+cdsa",
         spec.config(**vars(config), **CORRECTION),
-        spec.hypers(**hypers._asdict(), score_learning_rate=3e-3, dynamics_learning_rate=3e-3),
+        spec.hypers(**hypers._asdict(), score_learning_rate=1e-2, dynamics_learning_rate=1e-2),
     )
 
 ENVIRONMENTS = ("gymnax/Pendulum-v1", "brax/hopper/spring")
