@@ -46,6 +46,8 @@ class Compiled(NamedTuple):
     """the shapes of the runs' state, `[width, ...]`"""
     memory: Memory
     compile_seconds: float
+    segment: Any = None
+    """the training segment as JAX compiled it, for who wants to read the program"""
 
 
 def stack_hypers(hypers: Sequence[Any]) -> Any:
@@ -180,7 +182,7 @@ def compile_programs(
         place=lambda learning: jax.device_put(learning, on_split),
         steps_per_update=algorithm.steps_per_update,
     )
-    return Compiled(programs, learning, memory_of(compiled, learning, mesh.size), time.perf_counter() - began)
+    return Compiled(programs, learning, memory_of(compiled, learning, mesh.size), time.perf_counter() - began, compiled_segment)
 
 
 def memory_of(compiled: Sequence[Any], learning: Any, num_devices: int) -> Memory:

@@ -31,14 +31,13 @@ def start(key: Array, env: Env, num_envs: int) -> EnvCarry:
     return EnvCarry(state, obs)
 
 
-def step(key: Array, env: Env, carry: EnvCarry, action: Array) -> tuple[EnvCarry, Transition]:
+def step(keys: Array, env: Env, carry: EnvCarry, action: Array) -> tuple[EnvCarry, Transition]:
     """One step of every environment; those whose episode ended start a fresh one.
 
-    The transition `[num_envs, ...]` shows what the step led to, never what the reset gave. Initial states are drawn
+    `keys` are `[2, num_envs]`: for the steps, and for the resets. The transition `[num_envs, ...]` shows what the step led to, never what the reset gave. Initial states are drawn
     anew at every reset, not replayed from a cache.
     """
-    num_envs = carry.obs.shape[0]
-    step_keys, reset_keys = jax.random.split(key, (2, num_envs))
+    step_keys, reset_keys = keys
     state, shown = jax.vmap(env.step)(step_keys, carry.state, action)
     fresh_state, fresh_obs = jax.vmap(env.reset)(reset_keys)
     done = shown.terminated | shown.truncated
@@ -52,12 +51,16 @@ def step(key: Array, env: Env, carry: EnvCarry, action: Array) -> tuple[EnvCarry
 
 def collect(key: Array, env: Env, carry: EnvCarry, policy: Policy, num_steps: int) -> tuple[EnvCarry, Transition, Any]:
     """`num_steps` steps of every environment: new carry, transitions and extras, both `[time, num_envs, ...]`."""
+    num_envs = carry.obs.shape[0]
+    # All keys at once: splitting a few in every step takes longer than a cheap environment's step.
+    pairs = jax.vmap(jax.random.split)(jax.random.split(key, num_steps))
+    policy_keys, step_keys = pairs[:, 0], jax.vmap(lambda key: jax.random.split(key, (2, num_envs)))(pairs[:, 1])
 
-    def body(carry: EnvCarry, key: Array) -> tuple[EnvCarry, tuple[Transition, Any]]:
-        policy_key, step_key = jax.random.split(key)
+    def body(carry: EnvCarry, keys: tuple[Array, Array]) -> tuple[EnvCarry, tuple[Transition, Any]]:
+        policy_key, step_keys = keys
         action, extras = policy(policy_key, carry.obs)
-        carry, transition = step(step_key, env, carry, action)
+        carry, transition = step(step_keys, env, carry, action)
         return carry, (transition, extras)
 
-    carry, (transitions, extras) = jax.lax.scan(body, carry, jax.random.split(key, num_steps))
+    carry, (transitions, extras) = jax.lax.scan(body, carry, (policy_keys, step_keys))
     return carry, transitions, extras

@@ -356,7 +356,7 @@ def jax_losses(state: a2pr.State, batch: datasets.Batch, noises: Noises, hypers:
     with_aux = functools.partial(jax.value_and_grad, has_aux=True)
     (of_critic, _), critic_grads = with_aux(a2pr.critic_loss)(state.critics, nets, batch, target)
     (of_value, v), value_grads = with_aux(a2pr.value_loss)(state.value, nets, batch, jnp.minimum(online, target))
-    q_data = a2pr.first_q(nets, state.critics, batch.obs, batch.action)
+    q_data = td3_bc.first_q(nets.td3, state.critics, batch.obs, batch.action)
     weight = hypers.vae_weight * (q_data > v)
     (of_vae, _), vae_grads = with_aux(a2pr.vae_loss)(state.vae, nets, batch, noises.vae, weight)
     of_actor = {

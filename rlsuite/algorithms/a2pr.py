@@ -38,7 +38,7 @@ from envs.core import Box
 from envs.datasets import Batch
 from rlsuite import offline
 from rlsuite.algorithms import td3_bc
-from rlsuite.algorithms.td3_bc import choose, q_values
+from rlsuite.algorithms.td3_bc import choose, first_q, q_values
 from rlsuite.core import Algorithm, Clock, Metrics, Preset, Task, Trial
 from rlsuite.errors import check_positive
 from rlsuite.networks import MLP
@@ -127,13 +127,6 @@ class Networks(NamedTuple):
     """obs and action -> mean and log standard deviation of the latent, side by side"""
     decoder: nn.Module
     """obs and latent -> action before its tanh"""
-
-
-def first_q(networks: Networks, critics: Params, obs: Array, action: Array) -> Array:
-    """The first critic alone: `[...]`."""
-    first = jax.tree.map(lambda leaf: leaf[0], critics)
-    values: Array = networks.td3.critic.apply(first, jnp.concatenate([obs, action], axis=-1))
-    return values[..., 0]
 
 
 def state_value(networks: Networks, value: Params, obs: Array) -> Array:
@@ -226,11 +219,11 @@ def actor_loss(
     Q_1(s, a), `v` `[batch]` is V(s).
     """
     action = choose(networks.td3, actor, batch.obs)
-    q = first_q(networks, state.critics, batch.obs, action)
+    q = first_q(networks.td3, state.critics, batch.obs, action)
     scale = hypers.alpha / jax.lax.stop_gradient(jnp.mean(jnp.abs(q)))
     offered = candidate(config, networks, state.vae, batch.obs, action, noise)
     # Compared only, so no gradient comes through these.
-    advantage_offered = first_q(networks, state.critics, batch.obs, jax.lax.stop_gradient(offered)) - v
+    advantage_offered = first_q(networks.td3, state.critics, batch.obs, jax.lax.stop_gradient(offered)) - v
     advantage_data = q_data - v
     better = jnp.where((advantage_offered >= advantage_data)[:, None], offered, batch.action)
     weight = hypers.mask * ((advantage_offered >= 0.0) | (advantage_data > 0.0))
@@ -304,7 +297,7 @@ def make(config: Config) -> Algorithm:
         step, value_opt = optax.adam(hypers.value_learning_rate).update(grads, state.value_opt)
         state = state._replace(value=optax.apply_updates(state.value, step), value_opt=value_opt)
 
-        q_data = first_q(networks, state.critics, batch.obs, batch.action)
+        q_data = first_q(networks.td3, state.critics, batch.obs, batch.action)
         weight = hypers.vae_weight * (q_data > v)
         noise = jax.random.normal(vae_key, latent_shape)
         grads, vae_metrics = jax.grad(vae_loss, has_aux=True)(state.vae, networks, batch, noise, weight)

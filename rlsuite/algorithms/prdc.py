@@ -32,7 +32,7 @@ from envs.core import Box
 from envs.datasets import STD_FLOOR, Batch, Dataset
 from rlsuite import offline
 from rlsuite.algorithms import td3_bc
-from rlsuite.algorithms.td3_bc import Networks, State, choose, q_values
+from rlsuite.algorithms.td3_bc import Networks, State, choose, first_q, q_values
 from rlsuite.core import Algorithm, Clock, Metrics, Preset, Task, Trial
 from rlsuite.errors import UserError, check_positive
 from rlsuite.nearest import nearest
@@ -107,7 +107,7 @@ def critic_loss(
 def actor_loss(actor: Params, networks: Networks, critics: Params, obs: Array, anchor: Array, hypers: Hypers) -> Array:
     """-lambda mean Q_1(s, mu(s)) + mean (mu(s) - anchor)^2, with lambda = alpha / mean |Q_1| held constant: `[]`."""
     action = choose(networks, actor, obs)
-    q = q_values(networks, critics, obs, action)[0]
+    q = first_q(networks, critics, obs, action)
     scale = hypers.alpha / jax.lax.stop_gradient(jnp.mean(jnp.abs(q)))
     return -scale * jnp.mean(q) + jnp.mean((action - anchor) ** 2)
 

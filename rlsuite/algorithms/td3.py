@@ -139,6 +139,13 @@ def q_values(networks: Networks, critics: Params, obs: Array, action: Array) -> 
     return jax.vmap(lambda params: networks.critic.apply(params, inputs)[..., 0])(critics)
 
 
+def first_q(networks: Networks, critics: Params, obs: Array, action: Array) -> Array:
+    """The first critic alone, for the actor, which needs no other: `[...]`."""
+    first = jax.tree.map(lambda leaf: leaf[0], critics)
+    values: Array = networks.critic.apply(first, jnp.concatenate([obs, action], axis=-1))
+    return values[..., 0]
+
+
 def critic_loss(
     critics: Params, networks: Networks, learner: Learner, batch: Transition, noise: Array, hypers: Hypers
 ) -> tuple[Array, Metrics]:
@@ -157,7 +164,7 @@ def critic_loss(
 
 def actor_loss(actor: Params, networks: Networks, critics: Params, obs: Array) -> Array:
     """-mean Q_1 of the actor's actions, the deterministic policy gradient: `[batch, obs_dim]` -> `[]`."""
-    return -jnp.mean(q_values(networks, critics, obs, choose(networks, actor, obs))[0])
+    return -jnp.mean(first_q(networks, critics, obs, choose(networks, actor, obs)))
 
 
 def make(config: Config) -> Algorithm:

@@ -91,6 +91,13 @@ def q_values(networks: Networks, critics: Params, obs: Array, action: Array) -> 
     return jax.vmap(lambda params: networks.critic.apply(params, inputs)[..., 0])(critics)
 
 
+def first_q(networks: Networks, critics: Params, obs: Array, action: Array) -> Array:
+    """The first critic alone, for the actor, which needs no other: `[...]`."""
+    first = jax.tree.map(lambda leaf: leaf[0], critics)
+    values: Array = networks.critic.apply(first, jnp.concatenate([obs, action], axis=-1))
+    return values[..., 0]
+
+
 def critic_loss(
     critics: Params, networks: Networks, state: State, batch: Batch, noise: Array, hypers: Hypers
 ) -> tuple[Array, Metrics]:
@@ -110,7 +117,7 @@ def critic_loss(
 def actor_loss(actor: Params, networks: Networks, critics: Params, batch: Batch, hypers: Hypers) -> Array:
     """-lambda mean Q_1(s, mu(s)) + mean (mu(s) - a)^2, with lambda = alpha / mean |Q_1| held constant: `[]`."""
     action = choose(networks, actor, batch.obs)
-    q = q_values(networks, critics, batch.obs, action)[0]
+    q = first_q(networks, critics, batch.obs, action)
     scale = hypers.alpha / jax.lax.stop_gradient(jnp.mean(jnp.abs(q)))
     return -scale * jnp.mean(q) + jnp.mean((action - batch.action) ** 2)
 

@@ -1,0 +1,272 @@
+"""This suite beside its peers: the same work in one go on one machine, as tables.
+
+    python docs/peers/compare.py --python PYTHON [--runs 1 16 256] [--json FILE] [BENCHMARK ...]
+
+`make bench` calls it with the interpreter of an environment that has the peers (constraints.txt beside this file): Rejax,
+Stable-Baselines3, and PyTorch for the single files of this folder. Each measurement is a process of its own, one after
+another; compare the rows of one table, and spoil none with other work. `BENCHMARKS` and the peers' files are all that
+anyone needs to check their settings.
+
+A program of this folder is called with a job, one JSON object, and answers with another on its last line:
+
+    algorithm, environment      ppo or sac on a task of gymnax and Gymnasium; or an offline learner and null
+    config, hypers              sizes and rates, by the names of our `Config` and `Hypers`
+    updates                     of each run, after any warm-up. PPO: a rollout and all its epochs. SAC: `num_envs` steps
+                                and `gradient_steps` gradient steps. Offline: a gradient step
+    eval_episodes               played by each run at the end, in the time that is measured
+    runs, threads, repeats      how many are trained, with how many threads (PyTorch), how often
+    rows                        of a dataset of random numbers of Hopper's sizes (offline)
+
+    seconds                     of one training of all runs, from their initialisation on: the fastest of `repeats`
+    compile_seconds             spent before, and not in `seconds`
+    run_updates                 runs * updates
+    peak_bytes                  of the process
+    score                       mean return of the evaluations, or null
+    arrangement, versions       in words; package -> version
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rlsuite import memory
+from rlsuite.local import describe_device
+from rlsuite.progress import quantity
+
+HERE = Path(__file__).parent
+SECONDS = 5.0
+"""how long our side of each measurement takes, roughly; the peers get the same number of updates"""
+REPEATS = 2
+ROWS = 100_000
+RUNS = (1, 16, 256)
+
+
+class Benchmark(NamedTuple):
+    """What is trained, by everyone."""
+
+    algorithm: str
+    environment: str | None
+    config: dict[str, Any]
+    hypers: dict[str, Any]
+    budget: int
+    """updates of one run that a user would ask for; seconds for a run are given for so many"""
+    eval_episodes: int = 10
+
+
+PPO_CONFIG: dict[str, Any] = {
+    "num_envs": 8,
+    "num_steps": 256,
+    "num_epochs": 10,
+    "num_minibatches": 32,
+    "hidden_sizes": (64, 64),
+    "normalize_obs": False,
+    "normalize_reward": False,
+    "normalize_advantage": True,
+    "clip_value": True,
+    "anneal_learning_rate": False,
+}
+PPO_HYPERS = {
+    "learning_rate": 3e-4,
+    "discount": 0.99,
+    "gae_lambda": 0.95,
+    "clip_epsilon": 0.2,
+    "entropy_coef": 0.0,
+    "value_coef": 0.5,
+    "max_grad_norm": 0.5,
+}
+SAC_CONFIG: dict[str, Any] = {
+    "num_envs": 1,
+    "gradient_steps": 1,
+    "batch_size": 256,
+    "buffer_size": 10_000,
+    "warmup_steps": 256,
+    "hidden_sizes": (256, 256),
+}
+RATES = {"actor_learning_rate": 3e-4, "critic_learning_rate": 3e-4, "discount": 0.99, "tau": 0.005}
+SMALL: dict[str, Any] = {"batch_size": 64, "hidden_sizes": (64, 64)}
+LARGE: dict[str, Any] = {"batch_size": 256, "hidden_sizes": (256, 256)}
+
+BENCHMARKS = {
+    "ppo": Benchmark("ppo", "CartPole-v1", PPO_CONFIG, PPO_HYPERS, budget=50),
+    "sac-small": Benchmark(
+        "sac", "Pendulum-v1", SAC_CONFIG | SMALL, {**RATES, "alpha_learning_rate": 3e-4}, budget=20_000
+    ),
+    "sac": Benchmark("sac", "Pendulum-v1", SAC_CONFIG, {**RATES, "alpha_learning_rate": 3e-4}, budget=20_000),
+    "td3_bc-small": Benchmark("td3_bc", None, SMALL, RATES, budget=100_000, eval_episodes=0),
+    "td3_bc": Benchmark("td3_bc", None, LARGE, RATES, budget=100_000, eval_episodes=0),
+    "iql-small": Benchmark("iql", None, SMALL, RATES, budget=100_000, eval_episodes=0),
+    "iql": Benchmark("iql", None, LARGE, RATES, budget=100_000, eval_episodes=0),
+    "prdc": Benchmark("prdc", None, LARGE, RATES, budget=100_000, eval_episodes=0),
+    "a2pr": Benchmark(
+        "a2pr",
+        None,
+        LARGE | {name: (256, 256) for name in ("critic_hidden_sizes", "value_hidden_sizes", "vae_hidden_sizes")},
+        RATES,
+        budget=100_000,
+        eval_episodes=0,
+    ),
+}
+
+
+class Peer(NamedTuple):
+    """How another program is run."""
+
+    title: str
+    file: str
+    algorithms: tuple[str, ...]
+    batches: bool
+    """whether it trains many runs in one process; else a process trains one"""
+    processes: int = 1
+    """side by side, each with a part of the cores"""
+
+
+CORES = memory.num_cores()
+PEERS = (
+    Peer("Rejax", "with_rejax.py", ("ppo", "sac"), batches=True),
+    Peer("PyTorch, stacked", "torch_offline.py", ("td3_bc", "iql"), batches=True),
+    Peer(f"PyTorch, {CORES} threads", "torch_online.py", ("ppo", "sac"), batches=False),
+    Peer(f"PyTorch, {CORES} processes", "torch_online.py", ("ppo", "sac"), batches=False, processes=CORES),
+    Peer(f"Stable-Baselines3, {CORES} processes", "with_sb3.py", ("ppo", "sac"), batches=False, processes=CORES),
+    Peer(f"PyTorch, {CORES} threads", "torch_offline.py", ("td3_bc", "iql", "prdc", "a2pr"), batches=False),
+    Peer(
+        f"PyTorch, {CORES} processes",
+        "torch_offline.py",
+        ("td3_bc", "iql", "prdc", "a2pr"),
+        batches=False,
+        processes=CORES,
+    ),
+)
+
+
+class Found(NamedTuple):
+    """One measurement."""
+
+    peer: str
+    runs: int
+    rate: float
+    """run-updates per second, of all processes together"""
+    compile_seconds: float
+    peak_bytes: int
+    """of all processes together"""
+    score: float | None
+    arrangement: str
+    versions: dict[str, str]
+
+
+def ask(python: str, file: str, job: dict[str, Any], processes: int = 1) -> list[dict[str, Any]]:
+    """The answers of so many processes that do the job side by side.
+
+    Raises:
+        SystemExit: one of them failed; its last line says why.
+    """
+    command = [python, str(HERE / file), json.dumps(job)]
+    running = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(processes)
+    ]
+    answers = []
+    for process in running:
+        said, complaint = process.communicate()
+        if process.returncode != 0:
+            raise SystemExit(f"{file}: {(complaint.strip().splitlines() or ['it failed'])[-1]}; the job was {command[-1]}")
+        answers.append(json.loads(said.splitlines()[-1]))
+    return answers
+
+
+def found_of(title: str, runs: int, answers: list[dict[str, Any]]) -> Found:
+    """Rates and memory of processes that ran side by side add up."""
+    return Found(
+        title,
+        runs,
+        sum(answer["run_updates"] / answer["seconds"] for answer in answers),
+        max(answer["compile_seconds"] for answer in answers),
+        sum(answer["peak_bytes"] for answer in answers),
+        answers[0]["score"],
+        answers[0].get("arrangement", ""),
+        answers[0]["versions"],
+    )
+
+
+def compare(name: str, widths: list[int], python: str) -> list[Found]:
+    """Everyone's measurements of one benchmark."""
+    benchmark = BENCHMARKS[name]
+    found = []
+    job = {
+        **benchmark._asdict(),
+        "seconds": SECONDS,
+        "repeats": REPEATS,
+        "rows": ROWS,
+        "threads": CORES,
+    }
+    for runs in widths:
+        (ours,) = ask(sys.executable, "suite.py", job | {"runs": runs})
+        found.append(found_of("rlsuite", runs, [ours]))
+        same = job | {"runs": runs, "updates": ours["updates"]}
+        for peer in PEERS:
+            if benchmark.algorithm not in peer.algorithms or (runs > 1) != peer.batches and not (
+                runs == 1 and peer.file == "with_rejax.py"
+            ):
+                continue
+            share = same | {"threads": max(1, CORES // peer.processes)}
+            found.append(found_of(peer.title, runs, ask(python, peer.file, share, peer.processes)))
+    return found
+
+
+def print_table(name: str, found: list[Found], widths: list[int]) -> None:
+    """Run-updates per second, and how many times as many this suite does, at each number of runs."""
+    benchmark = BENCHMARKS[name]
+    config = ", ".join(f"{field} {value}" for field, value in benchmark.config.items())
+    print(f"\n### {name}: {benchmark.algorithm} on {benchmark.environment or 'random transitions of Hopper sizes'}\n")
+    print(f"{config}; {', '.join(f'{field} {value}' for field, value in benchmark.hypers.items())}.\n")
+    titles = [f"{runs} run{'s' * (runs > 1)}" for runs in widths]
+    print("| | " + " | ".join(titles) + f" | {benchmark.budget:,} updates of one of {widths[-1]} | compile | peak |")
+    print("|---" * (len(widths) + 4) + "|")
+    rates = {(row.peer, row.runs): row.rate for row in found}
+    for peer in dict.fromkeys(row.peer for row in found):
+        rows = {row.runs: row for row in found if row.peer == peer}
+        last = rows[max(rows)]
+        cells = []
+        for runs in widths:
+            # One that trains a run in each process goes on at the same rate, however many there are.
+            rate = rates.get((peer, runs), last.rate if max(rows) == 1 else None)
+            if rate is None:
+                cells.append("")
+            elif peer == "rlsuite":
+                cells.append(f"{quantity(rate)}")
+            else:
+                cells.append(f"{quantity(rate)} ({rates['rlsuite', runs] / rate:.2g}x)")
+        seconds = benchmark.budget / last.rate
+        print(
+            f"| {peer} | "
+            + " | ".join(cells)
+            + f" | {seconds:.3g} s | {last.compile_seconds:.0f} s | {quantity(last.peak_bytes)}B |",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Measure, and print the tables."""
+    parser = argparse.ArgumentParser(description="This suite beside its peers.")
+    parser.add_argument("benchmarks", nargs="*", default=list(BENCHMARKS), choices=[*BENCHMARKS, []])
+    parser.add_argument("--python", required=True, help="interpreter of the environment that has the peers")
+    parser.add_argument("--runs", type=int, nargs="+", default=list(RUNS))
+    parser.add_argument("--json", type=Path, help="file for every measurement")
+    given = parser.parse_args()
+    print(f"{describe_device()}, {CORES} cores. Run-updates per second; in brackets how many times as many rlsuite does.")
+    measured = {}
+    for name in given.benchmarks:
+        measured[name] = compare(name, given.runs, given.python)
+        print_table(name, measured[name], given.runs)
+        if given.json:
+            rows = {name: [row._asdict() for row in rows] for name, rows in measured.items()}
+            given.json.write_text(json.dumps({"device": describe_device(), "measured": rows}, indent=1))
+    versions = {key: value for rows in measured.values() for row in rows for key, value in row.versions.items()}
+    print("\n" + ", ".join(f"{package} {version}" for package, version in sorted(versions.items())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,275 @@
+"""Where the time of a training segment goes, and how much of the device's arithmetic it uses: two tables.
+
+    python docs/where_time_goes.py [--runs 2] [NAME ...]
+
+Each learner is compiled as `rlsuite run` compiles it, timed, and then traced by JAX's profiler, which gives every
+operation of the compiled program its time. An operation belongs to the part of the suite whose line made it: the
+innermost file of its stack that is named in `PARTS`. Operations are counted from the program's text: two for each
+multiplication of a matrix product, and the bytes of every operand and result. The peaks are measured on this device: the
+product of two large matrices, and a copy. Tracing slows small operations down, so the parts are shares of the traced
+time and the rates are of the time without tracing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import math
+import re
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from peers.suite import random_task
+
+import envs
+from rlsuite import algorithms, batch, memory
+from rlsuite.algorithms import dsac_t, iql, ppo, prdc, sac, td3_bc
+from rlsuite.bench import TOTAL_UPDATES, fitting_count
+from rlsuite.cli import prepare_jax
+from rlsuite.core import Task
+from rlsuite.local import describe_device
+
+SMALL: dict[str, Any] = {"batch_size": 64, "hidden_sizes": (64, 64)}
+LEARNERS: dict[str, tuple[str, str | None, Any]] = {
+    "PPO": ("ppo", "gymnax/CartPole-v1", ppo.Config()),
+    "SAC": ("sac", "gymnax/Pendulum-v1", sac.Config(buffer_size=10_000)),
+    "SAC 64-64": ("sac", "gymnax/Pendulum-v1", sac.Config(buffer_size=10_000, **SMALL)),
+    "DSAC-T": ("dsac_t", "gymnax/Pendulum-v1", dsac_t.Config(buffer_size=10_000)),
+    "TD3+BC": ("td3_bc", None, td3_bc.Config()),
+    "TD3+BC 64-64": ("td3_bc", None, td3_bc.Config(**SMALL)),
+    "IQL": ("iql", None, iql.Config()),
+    "PRDC": ("prdc", None, prdc.Config()),
+}
+"""name -> (algorithm, environment or None for a dataset of random numbers, Config)"""
+ROWS = 100_000
+"""transitions of that dataset"""
+PARTS = {
+    "search": ("rlsuite/nearest.py",),
+    "replay and dataset": ("rlsuite/replay.py", "rlsuite/offline.py", "envs/datasets.py"),
+    "environment": ("envs/", "rlsuite/rollout.py", "gymnax/", "brax/"),
+    "optimiser and targets": ("optax/",),
+    "networks": ("flax/", "rlsuite/networks.py"),
+}
+"""part -> what a file's path contains; in a stack, the innermost file that is named here decides"""
+RANDOM = re.compile(r"jit\((_normal|_uniform|_randint|_shuffle|_gumbel|_threefry|permutation|fold_in)|threefry|random_bits")
+"""names of jax.random's functions, which have no file of their own in a stack"""
+COLUMNS = ("networks", "optimiser and targets", "random numbers", "environment", "replay and dataset", "search", "rest")
+CONTAINERS = ("while", "conditional", "call")
+"""what they contain is traced itself"""
+BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1, "u8": 1, "s8": 1, "s64": 8, "u64": 8, "f64": 8}
+MATRIX, COPIED = 2048, 1 << 26
+
+
+class Instruction(NamedTuple):
+    """One operation of a compiled program."""
+
+    opcode: str
+    part: str
+    operations: int
+    """of its matrix products"""
+    bytes: int
+    """of operands and results"""
+    is_product: bool
+
+
+def stacks(text: str) -> dict[int, list[str]]:
+    """Number of a stack -> its files, innermost first, from the tables at a program's head."""
+
+    def table(title: str, pattern: str) -> dict[int, tuple[str, ...]]:
+        body = re.search(rf"^{title}\n((?:\d+ .*\n)+)", text, re.MULTILINE)
+        lines = body.group(1).splitlines() if body else []
+        found = [re.match(rf"(\d+) {pattern}", line) for line in lines]
+        return {int(match.group(1)): match.groups()[1:] for match in found if match}
+
+    names = table("FileNames", '"(.*)"')
+    locations = table("FileLocations", r"\{file_name_id=(\d+)")
+    frames = table("StackFrames", r"\{file_location_id=(\d+)(?: parent_frame_id=(\d+))?")
+
+    def files(frame: int) -> list[str]:
+        found: list[str] = []
+        while frame in frames and len(found) < 200:
+            location, parent = frames[frame]
+            found.append(names[int(locations[int(location)][0])][0])
+            frame = int(parent or 0) - 1  # written as one more than it is
+        return found
+
+    return {frame: files(frame) for frame in frames}
+
+
+def part_of(files: list[str], name: str) -> str:
+    """The part that an operation belongs to, by its stack and by the name JAX gave it."""
+    if RANDOM.search(name):
+        return "random numbers"
+    for file in files:
+        for part, places in PARTS.items():
+            if any(place in file for place in places):
+                return part
+    return "rest"
+
+
+def sizes(shape: str) -> int:
+    """Bytes of a shape as the program's text writes it, tuples included."""
+    return sum(
+        BYTES.get(dtype, 0) * math.prod(int(n) for n in dims.split(",") if n)
+        for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", shape)
+    )
+
+
+def instructions(text: str) -> dict[str, Instruction]:
+    """Name -> instruction, of all computations of a program's text."""
+    of_frames = stacks(text)
+    lines = {}
+    inside: dict[str, list[str]] = {}
+    computation = ""
+    for line in text.splitlines():
+        if head := re.match(r"\s*(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+            computation = head.group(1)
+        elif found := re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = ((?:\([^=]*?\)|\S+)) ([\w\-]+)\((.*)", line):
+            name, *rest = found.groups()
+            lines[name] = rest
+            inside.setdefault(computation, []).append(name)
+
+    def dims(name: str) -> list[int]:
+        found = re.search(r"\[([\d,]*)\]", lines[name][0])
+        return [int(n) for n in found.group(1).split(",") if n] if found else []
+
+    def products(name: str) -> int:
+        shape, opcode, rest = lines[name]
+        if opcode == "dot":
+            left = re.search(r"%([\w.\-]+)", rest)
+            contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", rest)
+            assert left and contracted
+            depth = math.prod(dims(left.group(1))[int(i)] for i in contracted.group(1).split(",") if i)
+            return 2 * math.prod(dims(name)) * depth
+        called = re.search(r"calls=%?([\w.\-]+)", rest)
+        return sum(products(each) for each in inside.get(called.group(1), [])) if called else 0
+
+    found = {}
+    for name, (shape, opcode, rest) in lines.items():
+        frame = re.search(r"stack_frame_id=(\d+)", rest)
+        title = re.search(r'op_name="([^"]*)"', rest)
+        operands = [each for each in re.findall(r"%([\w.\-]+)", rest.split("), ")[0]) if each in lines]
+        part = part_of(of_frames.get(int(frame.group(1)), []) if frame else [], title.group(1) if title else "")
+        count = products(name)
+        moved = sizes(shape) + sum(sizes(lines[each][0]) for each in operands)
+        found[name] = Instruction(opcode, part, count, moved, count > 0)
+    return found
+
+
+def peaks() -> tuple[float, float]:
+    """Of this machine, all devices together: operations per second of a matrix product, bytes per second of a copy."""
+    devices = jax.local_devices()
+
+    def best(function: Callable[[Any], Any], *arrays: jax.Array) -> float:
+        """Seconds of one call on every device at once."""
+        split = jax.pmap(function)
+        jax.block_until_ready(split(*arrays))
+        seconds = []
+        for _ in range(10):
+            began = time.perf_counter()
+            jax.block_until_ready(split(*arrays))
+            seconds.append(time.perf_counter() - began)
+        return min(seconds)
+
+    square = jnp.ones((len(devices), MATRIX, MATRIX))
+    long = jnp.ones((len(devices), COPIED // 4))
+    products = len(devices) * 2 * MATRIX**3 / best(lambda x: x @ x, square)
+    return products, len(devices) * 2 * COPIED / best(lambda x: x + 1.0, long)
+
+
+class Profile(NamedTuple):
+    """What was found of one learner."""
+
+    rate: float
+    """run-updates per second, all devices together"""
+    shares: dict[str, float]
+    """part -> its share of the traced time"""
+    in_products: float
+    """share of the traced time in matrix products"""
+    operations: float
+    """of matrix products, in one update of one run"""
+    bytes: float
+    """operands and results of everything, in one update of one run"""
+
+
+def profile(name: str, runs: int, rows: int) -> Profile:
+    """Time and trace one learner with so many runs at once, over all devices."""
+    algorithm, environment, config = LEARNERS[name]
+    spec = algorithms.get(algorithm)
+    task = Task(envs.make(environment)) if environment else random_task(spec, rows)
+    compiled = batch.compile_programs(spec.make(config), task, spec.hypers(), runs, 1)
+    programs = compiled.programs
+    of_runs = programs.runs(range(runs), [spec.hypers()] * runs)
+    learning, update = programs.init(of_runs), TOTAL_UPDATES // 2
+
+    def segment(count: int) -> float:
+        nonlocal learning, update
+        began = time.perf_counter()
+        learning = programs.segment(of_runs, learning, update, update + count, TOTAL_UPDATES, 0)
+        jax.block_until_ready(learning)
+        update += count
+        return time.perf_counter() - began
+
+    count = 2 * max(1, round(fitting_count(segment) / 2))  # as many with a delayed actor step as without
+    rate = runs * count / min(segment(count) for _ in range(5))
+    traced = 2 * max(1, min(count, 50) // 2)
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            segment(traced)
+        (file,) = Path(folder).rglob("*.trace.json.gz")
+        events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
+    found = instructions(compiled.segment.as_text())
+    seconds: Counter[str] = Counter()
+    products, operations, moved = 0.0, 0, 0
+    for event in events:
+        operation = found.get(event.get("args", {}).get("hlo_op", ""))
+        if event.get("ph") != "X" or operation is None or operation.opcode in CONTAINERS:
+            continue
+        seconds[operation.part] += event["dur"] / 1e6
+        products += operation.is_product * event["dur"] / 1e6
+        operations += operation.operations
+        moved += operation.bytes
+    total = sum(seconds.values())
+    each = runs * traced
+    return Profile(
+        rate, {part: seconds[part] / total for part in COLUMNS}, products / total, operations / each, moved / each
+    )
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description="Where the time of training goes.")
+    parser.add_argument("learners", nargs="*", default=list(LEARNERS), metavar="NAME")
+    parser.add_argument("--runs", type=int, default=memory.num_cores(), help="at once, over all devices")
+    parser.add_argument("--rows", type=int, default=ROWS, help="transitions of the random dataset")
+    given = parser.parse_args()
+    prepare_jax()
+    product, copied = peaks()
+    print(
+        f"{describe_device()}, {memory.num_cores()} cores; jax {jax.__version__}; {given.runs} runs at once on "
+        f"{jax.local_device_count()} devices; a matrix product {product / 1e9:.0f} GFLOP/s, a copy {copied / 1e9:.1f} GB/s"
+    )
+    found = {name: profile(name, given.runs, given.rows) for name in given.learners}
+    print("\n| | " + " | ".join(COLUMNS) + " | of it in matrix products |\n|---" + "|---" * (len(COLUMNS) + 1) + "|")
+    for name, row in found.items():
+        print(f"| {name} | " + " | ".join(f"{100 * row.shares[part]:.0f} %" for part in COLUMNS), end="")
+        print(f" | {100 * row.in_products:.0f} % |")
+    print("\n| | run-updates/s | GFLOP an update | share of the peak | MB an update | share of the copy's rate |")
+    print("|---" * 6 + "|")
+    for name, row in found.items():
+        print(
+            f"| {name} | {row.rate:.3g} | {row.operations / 1e9:.4g} | {100 * row.rate * row.operations / product:.0f} % | "
+            f"{row.bytes / 1e6:.3g} | {100 * row.rate * row.bytes / copied:.0f} % |"
+        )
+
+
+if __name__ == "__main__":
+    main()
