@@ -9,8 +9,8 @@ on two cores (AVX2), these are the fastest, for one run and for many:
   with a batch of its own. (16 runs of 256 x 256 and a batch of 256: baddbmm 103 GFLOP/s on two threads, matmul 99,
   einsum 92, a loop over the runs 84. One run's twin critics: 1.2 to 1.5 times as fast as two `nn.Sequential`.)
 - One backward pass for the sum of all losses that belong to one moment, only into the parameters that learn from it.
-- One Adam with `fused=True` (a step of two critics: 0.25 ms; `foreach` 0.8 ms, plain 1.1 ms), and `torch._foreach_lerp_`
-  for the targets.
+- One Adam with `fused=True` (a step of two critics: 0.25 ms; `foreach` 0.8 ms, plain 1.1 ms), and
+  `torch._foreach_lerp_` for the targets.
 - One table of transitions and one gather for a batch; the columns of observation and action lie side by side in it.
 
 Needs torch, and SciPy for PRDC's k-d tree; neither JAX nor rlsuite. PRDC and A2PR are for a single run.
