@@ -4,7 +4,7 @@
     python docs/offline_speed.py --memory
 
 The dataset is random numbers of Hopper's sizes. The first table has run-updates per second of many runs in one program
-beside the gradient steps of one run in one PyTorch process (offline_speed_torch.py), all on this machine. PyTorch may
+beside the gradient steps of one run in one PyTorch process (peers/torch_offline.py), all on this machine. PyTorch may
 be installed in an environment of its own, whose interpreter `--torch-python` names. The second table has the memory of
 TD3+BC by the compiler's account and by the process' peak, on a million transitions unless told otherwise. Each row is
 measured in a process of its own, one after another. Compare the rows of one table; a busy machine spoils them.
@@ -30,7 +30,7 @@ from envs import datasets
 from envs.core import Box, EpisodeState, TimeStep
 from envs.datasets import Dataset, Records
 from rlsuite import algorithms, batch, memory
-from rlsuite.bench import SEGMENTS, TOTAL_UPDATES, fitting_count
+from rlsuite.bench import SEGMENT_SECONDS, SEGMENTS, TOTAL_UPDATES, fitting_count
 from rlsuite.core import Task
 from rlsuite.local import describe_device
 from rlsuite.progress import quantity
@@ -40,6 +40,8 @@ EPISODE = 1_000
 ALGORITHMS = ("td3_bc", "iql", "prdc", "a2pr")
 WIDTHS = (1, 16, 256)
 MEMORY_WIDTHS = (1, 64, 256)
+TORCH_TRIAL = 20
+"""gradient steps that tell how fast PyTorch is"""
 
 
 @struct.dataclass
@@ -160,12 +162,19 @@ def in_new_process(job: Job) -> Row:
 
 def with_torch(python: str, job: Job, threads: int) -> str:
     """The PyTorch side of a job: its updates per second, or what is missing."""
-    asked = {"rows": job.rows, "algorithm": job.algorithm, "threads": threads, **dataclasses.asdict(config_of(job))}
-    command = (python, str(Path(__file__).with_name("offline_speed_torch.py")), json.dumps(asked))
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        return (done.stderr.strip().splitlines() or ["it failed"])[-1]
-    return quantity(json.loads(done.stdout)["updates_per_second"])
+    sizes, hypers = dataclasses.asdict(config_of(job)), algorithms.get(job.algorithm).hypers()._asdict()
+    asked = {"algorithm": job.algorithm, "config": sizes, "hypers": hypers, "rows": job.rows, "threads": threads}
+    updates, seconds = TORCH_TRIAL, SEGMENT_SECONDS
+    # First a few steps, to see how many fill a segment.
+    for repeats in (1, SEGMENTS):
+        updates = max(2, round(updates * SEGMENT_SECONDS / seconds))
+        asked |= {"runs": 1, "updates": updates, "repeats": repeats, "eval_episodes": 0}
+        command = (python, str(Path(__file__).parent / "peers" / "torch_offline.py"), json.dumps(asked))
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            return (done.stderr.strip().splitlines() or ["it failed"])[-1]
+        seconds = json.loads(done.stdout.splitlines()[-1])["seconds"]
+    return quantity(updates / seconds)
 
 
 def print_speed(names: list[str], widths: list[int], torch_python: str, job: Job) -> None:

@@ -1,0 +1,166 @@
+"""Stable-Baselines3's side of the table that compare.py makes: trains what a JSON job says and prints how long it took.
+
+    python docs/peers/sb3.py '{"algorithm": "ppo", "environment": "CartPole-v1", "config": {...}, ...}'
+
+One run of its own PPO or SAC on Gymnasium's environments, with the job's sizes, update ratio and evaluation, and its
+own normalisation. Its clipped value loss is that of the clipped value alone, where the others take the larger of both.
+Needs stable_baselines3; neither JAX nor rlsuite.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from typing import Any
+
+import gymnasium
+import stable_baselines3
+import torch
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+Job = dict[str, Any]
+
+
+class Stopwatch(BaseCallback):
+    """When the last step of the warm-up was over."""
+
+    def __init__(self, warmup_steps: int) -> None:
+        super().__init__()
+        self.warmup_steps = warmup_steps
+        self.began = 0.0
+
+    def _on_training_start(self) -> None:
+        self.began = time.perf_counter()
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps <= self.warmup_steps:
+            self.began = time.perf_counter()
+        return True
+
+
+def envs_of(job: Job, num_envs: int, training: bool) -> VecEnv:
+    """Environments side by side, normalised for PPO as its config says."""
+    config = job["config"]
+    envs = make_vec_env(job["environment"], num_envs, seed=0 if training else 1)
+    if not (config.get("normalize_obs") or config.get("normalize_reward")):
+        return envs
+    rewards = training and config["normalize_reward"]
+    return VecNormalize(envs, training, config["normalize_obs"], rewards, gamma=job["hypers"]["discount"])
+
+
+def ppo(job: Job, envs: VecEnv, seed: int) -> BaseAlgorithm:
+    config, hypers = job["config"], job["hypers"]
+    rate, sizes = hypers["learning_rate"], config["hidden_sizes"]
+    return PPO(
+        "MlpPolicy",
+        envs,
+        learning_rate=(lambda remaining: rate * remaining) if config["anneal_learning_rate"] else rate,
+        n_steps=config["num_steps"],
+        batch_size=config["num_envs"] * config["num_steps"] // config["num_minibatches"],
+        n_epochs=config["num_epochs"],
+        gamma=hypers["discount"],
+        gae_lambda=hypers["gae_lambda"],
+        clip_range=hypers["clip_epsilon"],
+        clip_range_vf=hypers["clip_epsilon"] if config["clip_value"] else None,
+        normalize_advantage=config["normalize_advantage"],
+        ent_coef=hypers["entropy_coef"],
+        vf_coef=0.5 * hypers["value_coef"],  # its value loss is not halved
+        max_grad_norm=hypers["max_grad_norm"],
+        policy_kwargs={"net_arch": {"pi": sizes, "vf": sizes}, "activation_fn": torch.nn.Tanh},
+        seed=seed,
+        device="cpu",
+    )
+
+
+def sac(job: Job, envs: VecEnv, seed: int) -> BaseAlgorithm:
+    config, hypers = job["config"], job["hypers"]
+    alpha, action_dim = hypers["initial_alpha"], envs.action_space.shape[0]
+    return SAC(
+        "MlpPolicy",
+        envs,
+        learning_rate=hypers["critic_learning_rate"],
+        buffer_size=min(config["buffer_size"], steps_of(job)),
+        learning_starts=warmup_of(job),
+        batch_size=config["batch_size"],
+        tau=hypers["tau"],
+        gamma=hypers["discount"],
+        train_freq=1,
+        gradient_steps=config["gradient_steps"],
+        ent_coef=f"auto_{alpha}" if config["learn_alpha"] else alpha,
+        target_entropy=-hypers["target_entropy_scale"] * action_dim,
+        policy_kwargs={"net_arch": config["hidden_sizes"]},
+        seed=seed,
+        device="cpu",
+    )
+
+
+LEARNERS = {"ppo": ppo, "sac": sac}
+
+
+def warmup_of(job: Job) -> int:
+    """Steps of all environments before learning starts, in whole updates."""
+    num_envs = job["config"]["num_envs"]
+    return -(-job["config"].get("warmup_steps", 0) // num_envs) * num_envs
+
+
+def steps_of(job: Job) -> int:
+    """Environment steps of the whole training."""
+    return warmup_of(job) + job["updates"] * job["config"]["num_envs"] * job["config"].get("num_steps", 1)
+
+
+def check(job: Job) -> None:
+    """Exit with one line if Stable-Baselines3 does not do what the job asks for."""
+    if job["algorithm"] not in LEARNERS:
+        sys.exit(f"algorithm={job['algorithm']!r} is not asked of Stable-Baselines3; choose one of {sorted(LEARNERS)}")
+    if job["runs"] > 1:
+        sys.exit(f"runs={job['runs']}: Stable-Baselines3 trains one run; start a process for each")
+    rates = {name: value for name, value in job["hypers"].items() if name.endswith("_learning_rate")}
+    if len(set(rates.values())) > 1:
+        sys.exit(f"{rates}: Stable-Baselines3's SAC has one learning rate; set all to the same")
+    if job["config"].get("policy_delay", 1) != 1:
+        sys.exit(f"policy_delay={job['config']['policy_delay']}: Stable-Baselines3's SAC has none; set it to 1")
+
+
+def measure(job: Job) -> dict[str, Any]:
+    """Train and evaluate, `repeats` times from the beginning."""
+    check(job)
+    torch.set_num_threads(job["threads"])
+    timed, score = [], None
+    for seed in range(job["repeats"]):
+        envs = envs_of(job, job["config"]["num_envs"], training=True)
+        model = LEARNERS[job["algorithm"]](job, envs, seed)
+        stopwatch, began = Stopwatch(warmup_of(job)), time.perf_counter()
+        model.learn(steps_of(job), callback=stopwatch, log_interval=None)
+        if job["eval_episodes"]:
+            outside = envs_of(job, job["eval_episodes"], training=False)
+            if isinstance(outside, VecNormalize):
+                outside.obs_rms = envs.obs_rms
+            returned, _ = evaluate_policy(model, outside, n_eval_episodes=job["eval_episodes"])
+            score = float(returned) if score is None else score
+        timed.append((time.perf_counter() - stopwatch.began, stopwatch.began - began))
+    seconds, warmup_seconds = min(timed)
+    return {
+        "seconds": seconds,
+        "warmup_seconds": warmup_seconds,
+        "compile_seconds": 0.0,
+        "run_updates": job["updates"],
+        "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "score": score,
+        "arrangement": "one",
+        "versions": {
+            "stable_baselines3": stable_baselines3.__version__,
+            "torch": torch.__version__,
+            "gymnasium": gymnasium.__version__,
+        },
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(json.loads(sys.argv[1]))))
