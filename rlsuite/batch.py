@@ -182,7 +182,9 @@ def compile_programs(
         place=lambda learning: jax.device_put(learning, on_split),
         steps_per_update=algorithm.steps_per_update,
     )
-    return Compiled(programs, learning, memory_of(compiled, learning, mesh.size), time.perf_counter() - began, compiled_segment)
+    return Compiled(
+        programs, learning, memory_of(compiled, learning, mesh.size), time.perf_counter() - began, compiled_segment
+    )
 
 
 def memory_of(compiled: Sequence[Any], learning: Any, num_devices: int) -> Memory:

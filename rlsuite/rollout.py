@@ -34,8 +34,8 @@ def start(key: Array, env: Env, num_envs: int) -> EnvCarry:
 def step(keys: Array, env: Env, carry: EnvCarry, action: Array) -> tuple[EnvCarry, Transition]:
     """One step of every environment; those whose episode ended start a fresh one.
 
-    `keys` are `[2, num_envs]`: for the steps, and for the resets. The transition `[num_envs, ...]` shows what the step led to, never what the reset gave. Initial states are drawn
-    anew at every reset, not replayed from a cache.
+    `keys` are `[2, num_envs]`: for the steps, and for the resets. The transition `[num_envs, ...]` shows what the step
+    led to, never what the reset gave. Initial states are drawn anew at every reset, not replayed from a cache.
     """
     step_keys, reset_keys = keys
     state, shown = jax.vmap(env.step)(step_keys, carry.state, action)

@@ -2,10 +2,10 @@
 
     python docs/peers/compare.py --python PYTHON [--runs 1 16 256] [--json FILE] [BENCHMARK ...]
 
-`make bench` calls it with the interpreter of an environment that has the peers (constraints.txt beside this file): Rejax,
-Stable-Baselines3, and PyTorch for the single files of this folder. Each measurement is a process of its own, one after
-another; compare the rows of one table, and spoil none with other work. `BENCHMARKS` and the peers' files are all that
-anyone needs to check their settings.
+`make bench` calls it with the interpreter of an environment that has the peers (constraints.txt beside this file):
+Rejax, Stable-Baselines3, and PyTorch for the single files of this folder. Each measurement is a process of its own, one
+after another; compare the rows of one table, and spoil none with other work. `BENCHMARKS` and the peers' files are all
+that anyone needs to check their settings.
 
 A program of this folder is called with a job, one JSON object, and answers with another on its last line:
 
@@ -14,10 +14,11 @@ A program of this folder is called with a job, one JSON object, and answers with
     updates                     of each run, after any warm-up. PPO: a rollout and all its epochs. SAC: `num_envs` steps
                                 and `gradient_steps` gradient steps. Offline: a gradient step
     eval_episodes               played by each run at the end, in the time that is measured
-    runs, threads, repeats      how many are trained, with how many threads (PyTorch), how often
+    runs, threads, repeats      how many are trained by the process, with how many threads (PyTorch), how often
     rows                        of a dataset of random numbers of Hopper's sizes (offline)
 
-    seconds                     of one training of all runs, from their initialisation on: the fastest of `repeats`
+    seconds                     of one training of all runs with its evaluation: the fastest of `repeats`
+    warmup_seconds              of SAC's first steps without learning, where `seconds` leaves them out
     compile_seconds             spent before, and not in `seconds`
     run_updates                 runs * updates
     peak_bytes                  of the process
@@ -120,15 +121,20 @@ class Peer(NamedTuple):
     file: str
     algorithms: tuple[str, ...]
     batches: bool
-    """whether it trains many runs in one process; else a process trains one"""
+    """whether a process trains many runs; else it trains one, and more would follow at the same rate"""
     processes: int = 1
-    """side by side, each with a part of the cores"""
+    """side by side, each with its part of the runs and of the cores"""
+
+    def runs_of_each(self, runs: int) -> int:
+        """Of so many runs, those that one process trains; 0 where this peer is not asked."""
+        return runs // self.processes if self.batches else int(runs == 1)
 
 
 CORES = memory.num_cores()
 PEERS = (
     Peer("Rejax", "with_rejax.py", ("ppo", "sac"), batches=True),
     Peer("PyTorch, stacked", "torch_offline.py", ("td3_bc", "iql"), batches=True),
+    Peer(f"PyTorch, stacked in {CORES} processes", "torch_offline.py", ("td3_bc", "iql"), True, processes=CORES),
     Peer(f"PyTorch, {CORES} threads", "torch_online.py", ("ppo", "sac"), batches=False),
     Peer(f"PyTorch, {CORES} processes", "torch_online.py", ("ppo", "sac"), batches=False, processes=CORES),
     Peer(f"Stable-Baselines3, {CORES} processes", "with_sb3.py", ("ppo", "sac"), batches=False, processes=CORES),
@@ -172,7 +178,9 @@ def ask(python: str, file: str, job: dict[str, Any], processes: int = 1) -> list
     for process in running:
         said, complaint = process.communicate()
         if process.returncode != 0:
-            raise SystemExit(f"{file}: {(complaint.strip().splitlines() or ['it failed'])[-1]}; the job was {command[-1]}")
+            raise SystemExit(
+                f"{file}: {(complaint.strip().splitlines() or ['it failed'])[-1]}; the job was {command[-1]}"
+            )
         answers.append(json.loads(said.splitlines()[-1]))
     return answers
 
@@ -182,7 +190,7 @@ def found_of(title: str, runs: int, answers: list[dict[str, Any]]) -> Found:
     return Found(
         title,
         runs,
-        sum(answer["run_updates"] / answer["seconds"] for answer in answers),
+        sum(answer["run_updates"] / (answer["seconds"] + answer.get("warmup_seconds", 0.0)) for answer in answers),
         max(answer["compile_seconds"] for answer in answers),
         sum(answer["peak_bytes"] for answer in answers),
         answers[0]["score"],
@@ -207,11 +215,10 @@ def compare(name: str, widths: list[int], python: str) -> list[Found]:
         found.append(found_of("rlsuite", runs, [ours]))
         same = job | {"runs": runs, "updates": ours["updates"]}
         for peer in PEERS:
-            if benchmark.algorithm not in peer.algorithms or (runs > 1) != peer.batches and not (
-                runs == 1 and peer.file == "with_rejax.py"
-            ):
+            each = peer.runs_of_each(runs)
+            if not each or benchmark.algorithm not in peer.algorithms:
                 continue
-            share = same | {"threads": max(1, CORES // peer.processes)}
+            share = same | {"runs": each, "threads": max(1, CORES // peer.processes)}
             found.append(found_of(peer.title, runs, ask(python, peer.file, share, peer.processes)))
     return found
 
@@ -231,7 +238,7 @@ def print_table(name: str, found: list[Found], widths: list[int]) -> None:
         last = rows[max(rows)]
         cells = []
         for runs in widths:
-            # One that trains a run in each process goes on at the same rate, however many there are.
+            # One run in each process: more would follow at the same rate.
             rate = rates.get((peer, runs), last.rate if max(rows) == 1 else None)
             if rate is None:
                 cells.append("")
@@ -256,7 +263,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, nargs="+", default=list(RUNS))
     parser.add_argument("--json", type=Path, help="file for every measurement")
     given = parser.parse_args()
-    print(f"{describe_device()}, {CORES} cores. Run-updates per second; in brackets how many times as many rlsuite does.")
+    print(
+        f"{describe_device()}, {CORES} cores. Run-updates per second; in brackets how many times as many rlsuite does."
+    )
     measured = {}
     for name in given.benchmarks:
         measured[name] = compare(name, given.runs, given.python)

@@ -93,10 +93,7 @@ def work_of(job: dict[str, Any]) -> planning.Work:
     spec = algorithms.get(job["algorithm"])
     sizes = {name: tuple(value) if isinstance(value, list) else value for name, value in job["config"].items()}
     config, hypers = spec.config(**sizes), spec.hypers(**job["hypers"])
-    if job["environment"]:
-        task = Task(envs.make(f"gymnax/{job['environment']}"))
-    else:
-        task = random_task(spec, job["rows"])
+    task = Task(envs.make(f"gymnax/{job['environment']}")) if job["environment"] else random_task(spec, job["rows"])
     algorithm = spec.make(config)
     episodes = max(job["eval_episodes"], 1)
     return planning.Work(job["algorithm"], config, algorithm, task, hypers, job["runs"], TOTAL_UPDATES, episodes)

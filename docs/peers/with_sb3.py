@@ -1,6 +1,6 @@
 """Stable-Baselines3's side of the table that compare.py makes: trains what a JSON job says and prints how long it took.
 
-    python docs/peers/sb3.py '{"algorithm": "ppo", "environment": "CartPole-v1", "config": {...}, ...}'
+    python docs/peers/with_sb3.py '{"algorithm": "ppo", "environment": "CartPole-v1", "config": {...}, ...}'
 
 One run of its own PPO or SAC on Gymnasium's environments, with the job's sizes, update ratio and evaluation, and its
 own normalisation. Its clipped value loss is that of the clipped value alone, where the others take the larger of both.
