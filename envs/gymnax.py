@@ -26,6 +26,9 @@ MinAtar's own code, and again we keep that:
 
 from __future__ import annotations
 
+import importlib
+import sys
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -79,8 +82,7 @@ class Gymnax:
 
 def build(env_id: str, max_episode_steps: int) -> Gymnax:
     """The task `env_id`, a key of `TASKS`, with gymnax' default parameters."""
-    import gymnax  # Late, so that listing environments imports no simulator.
-
+    gymnax = _import()  # Late, so that listing environments imports no simulator.
     with jax.ensure_compile_time_eval():
         template, params = gymnax.make(env_id.removeprefix("gymnax/"))
         params = parameters(params)
@@ -98,3 +100,26 @@ def build(env_id: str, max_episode_steps: int) -> Gymnax:
         action_space=action_space,
         max_episode_steps=max_episode_steps,
     )
+
+
+class _Later(ModuleType):
+    """Stands for a module until one of its names is asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+def _import() -> Any:
+    """gymnax, without loading the plotting libraries that it imports for its pictures: they take 2 seconds."""
+    stand_ins = {name: _Later(name) for name in ("matplotlib.pyplot", "seaborn") if name not in sys.modules}
+    sys.modules.update(stand_ins)
+    try:
+        return importlib.import_module("gymnax")
+    finally:
+        for name, module in stand_ins.items():
+            if sys.modules.get(name) is module:
+                del sys.modules[name]

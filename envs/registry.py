@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import importlib
 import importlib.metadata
 import re
 import warnings
@@ -103,16 +102,15 @@ def _make(task_id: str, chosen: tuple[Chosen, ...], max_episode_steps: int) -> E
     if chosen:
         return chosen[-1].apply(_make(task_id, chosen[:-1], max_episode_steps))
     family = _family(task_id)
-    if family.PACKAGE is not None:
-        try:
-            importlib.import_module(family.PACKAGE)
-        except ImportError as error:
-            raise MissingPackageError(
-                f"environment {task_id!r} needs the package {family.PACKAGE!r} ({error}); "
-                f"install it with: {family.INSTALL}"
-            ) from error
     lapack.one_matrix_at_a_time()
-    env: Env = family.build(task_id, max_episode_steps)
+    try:
+        env: Env = family.build(task_id, max_episode_steps)
+    except ImportError as error:
+        if family.PACKAGE is None:
+            raise
+        raise MissingPackageError(
+            f"environment {task_id!r} needs the package {family.PACKAGE!r} ({error}); install it with: {family.INSTALL}"
+        ) from error
     return env
 
 

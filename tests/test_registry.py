@@ -238,3 +238,15 @@ def test_wrappers_of_a_family_come_first(family: None) -> None:
     assert str(error.value) == (
         "wrapper 'heavier' changes the simulator of 'gymnax/Pendulum-v1'; write it before 'reward_scale'"
     )
+
+
+def test_gymnax_loads_no_plotting_library_until_somebody_draws() -> None:
+    script = """
+import sys, envs
+envs.make("gymnax/CartPole-v1")
+assert not {"seaborn", "matplotlib.pyplot"} & sys.modules.keys(), "loaded, or a stand-in left behind"
+from gymnax.environments.misc import pong
+import seaborn
+assert pong.sns.color_palette is seaborn.color_palette
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
