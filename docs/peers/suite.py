@@ -58,29 +58,31 @@ class Still:
         return EpisodeState(state.physics, state.steps + 1), shown
 
 
-def random_dataset(rows: int) -> Dataset:
-    """Episodes of `EPISODE` random transitions, truncated at their ends."""
-    rng = np.random.default_rng(0)
-
-    def normal(*shape: int) -> np.ndarray:
-        return rng.normal(size=shape).astype(np.float32)
-
-    def action() -> np.ndarray:
-        return rng.uniform(-1.0, 1.0, (rows, ACTION_DIM)).astype(np.float32)
-
+def dataset_of(obs: np.ndarray, action: np.ndarray) -> Dataset:
+    """Episodes of `EPISODE` transitions `[rows, ...]`, truncated at their ends; rewards are random numbers."""
+    rows = len(obs)
     episode = np.arange(rows) // EPISODE
+    last = np.diff(episode, append=-1) != 0
+    after = np.arange(rows) + ~last
     records = Records(
-        obs=normal(rows, OBS_DIM),
-        action=action(),
-        reward=normal(rows),
-        next_obs=normal(rows, OBS_DIM),
-        next_action=action(),
+        obs=obs,
+        action=action,
+        reward=np.random.default_rng(1).normal(size=rows).astype(np.float32),
+        next_obs=obs[after],
+        next_action=action[after],
         terminated=np.zeros(rows, bool),
-        truncated=np.diff(episode, append=-1) != 0,
+        truncated=last,
         episode=episode,
         episode_return=np.zeros(episode[-1] + 1),
     )
     return datasets.build("random", records, Still().action_space, source="random numbers")
+
+
+def random_dataset(rows: int) -> Dataset:
+    """Random numbers of Hopper's sizes: observations normal, actions uniform."""
+    rng = np.random.default_rng(0)
+    obs = rng.normal(size=(rows, OBS_DIM)).astype(np.float32)
+    return dataset_of(obs, rng.uniform(-1.0, 1.0, (rows, ACTION_DIM)).astype(np.float32))
 
 
 def random_task(spec: AlgorithmSpec, rows: int) -> Task:

@@ -1,0 +1,114 @@
+"""PRDC's search beside SciPy's k-d tree: time of one batch of queries, and whether both find the same neighbour.
+
+    python docs/search_speed.py [--rows 1000000] [--runs 1 16 256] [--queries 256]
+
+The transitions are of Hopper's sizes. Those of "smooth" lie along trajectories, as a simulator's do: sums of a few slow
+waves in each coordinate, with other phases in every episode. "random" is the worst case for every tree: independent
+numbers in 14 dimensions. Queries are transitions with some noise in the action, which is what an actor asks for. Here
+the queries of all runs are one call; SciPy answers the same ones in a call for each run, with all cores. Both have
+built their tree before. Distances are compared in float64, of neighbours that were found in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import scipy
+from peers import suite
+from peers.suite import ACTION_DIM, OBS_DIM
+from scipy.spatial import KDTree
+
+from envs.datasets import Blocks, with_blocks
+from rlsuite import memory
+from rlsuite.cli import prepare_jax
+from rlsuite.local import describe_device
+from rlsuite.nearest import nearest
+
+BETA = 2.0
+"""PRDC's weight of the observation"""
+NOISE = 0.1
+REPEATS = 3
+
+
+def smooth(rows: int, rng: np.random.Generator) -> np.ndarray:
+    """`[rows, dim]` along trajectories of `suite.EPISODE` steps."""
+    dim, waves = OBS_DIM + ACTION_DIM, 4
+    step = np.arange(rows) % suite.EPISODE
+    episode = np.arange(rows) // suite.EPISODE
+    periods = rng.uniform(20.0, 200.0, waves)
+    mixing = rng.normal(size=(waves, dim)) / np.sqrt(waves)
+    phases = rng.uniform(0.0, 2.0 * np.pi, (episode[-1] + 1, waves))
+    return (np.sin(2.0 * np.pi * step[:, None] / periods + phases[episode]) @ mixing).astype(np.float32)
+
+
+def independent(rows: int, rng: np.random.Generator) -> np.ndarray:
+    """`[rows, dim]` normal numbers."""
+    return rng.normal(size=(rows, OBS_DIM + ACTION_DIM)).astype(np.float32)
+
+
+def best(function: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of the fastest of several calls, and what the last one gave."""
+    seconds = []
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        answer = function()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds), answer
+
+
+def measure(points: np.ndarray, tree: KDTree, blocks: Blocks, runs: int, queries: int) -> tuple[float, float, float]:
+    """Seconds here and in SciPy, and how much farther our neighbours are than SciPy's, relative, at the most."""
+    rng = np.random.default_rng(1)
+    weight = weights()
+    asked = points[rng.integers(len(points), size=(runs, queries))].copy()
+    asked[..., OBS_DIM:] += NOISE * rng.normal(size=(runs, queries, ACTION_DIM)).astype(np.float32)
+    on_device = jax.device_put(asked)
+    search = jax.jit(lambda blocks, asked: jax.vmap(lambda query: nearest(blocks, query, weight))(asked))
+    jax.block_until_ready(search(blocks, on_device))
+    here, found = best(lambda: np.asarray(search(blocks, on_device)))
+    there, distances = best(lambda: [tree.query(weight * each, workers=-1)[0] for each in asked])
+    ours = np.linalg.norm((weight * (points[found] - asked)).astype(np.float64), axis=-1)
+    return here, there, float(np.max((ours - np.stack(distances)) / ours))
+
+
+def weights() -> np.ndarray:
+    """`[dim]`: PRDC's of the observation, and 1."""
+    return np.concatenate([np.full(OBS_DIM, BETA), np.ones(ACTION_DIM)]).astype(np.float32)
+
+
+def main() -> None:
+    """Print a row for each dataset and number of runs."""
+    parser = argparse.ArgumentParser(description="PRDC's search beside SciPy's k-d tree.")
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--runs", type=int, nargs="+", default=[1, 16, 256])
+    parser.add_argument("--queries", type=int, default=256, help="of each run")
+    given = parser.parse_args()
+    prepare_jax()
+    print(
+        f"{describe_device()}, {memory.num_cores()} cores; jax {jax.__version__}, scipy {scipy.__version__}; "
+        f"{given.rows:,} transitions, {given.queries} queries of each run; times are for those of one run"
+    )
+    print("\n| transitions | runs | here | SciPy | SciPy's over ours | neighbours farther than SciPy's by |")
+    print("|---|---|---|---|---|---|")
+    for name, draw in (("smooth", smooth), ("random", independent)):
+        points = draw(given.rows, np.random.default_rng(0))
+        points[:, OBS_DIM:] = np.tanh(points[:, OBS_DIM:])
+        blocks = with_blocks(suite.dataset_of(points[:, :OBS_DIM], points[:, OBS_DIM:])).blocks
+        assert blocks is not None
+        tree = KDTree(weights() * points)
+        for runs in given.runs:
+            here, there, excess = measure(points, tree, blocks, runs, given.queries)
+            print(
+                f"| {name} | {runs} | {1e3 * here / runs:.3g} ms | {1e3 * there / runs:.3g} ms | {there / here:.2g} | "
+                f"{excess:.1e} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
