@@ -4,12 +4,14 @@ PYTHON ?= python3
 SWEEP ?= experiments/quick.py
 RESULTS ?= results/quick
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 KILLS ?= 200
 SEED ?= 0
 
 VERSION := $(shell '$(PYTHON)' -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 VENV := .venv-$(VERSION)
 BIN := $(VENV)/bin
+PEERS := .venv-peers-$(VERSION)
 # Written last, so that an interrupted installation starts again.
 INSTALLED := $(VENV)/.installed
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
@@ -34,7 +36,7 @@ help:
 	@echo 'make exhaustive the tests of environments that compile for long'
 	@echo 'make soak       kill a sweep KILLS=$(KILLS) times at moments of SEED=$(SEED), resume, compare every row'
 	@echo 'make lint       ruff (lint and format) and mypy'
-	@echo 'make bench      measure speed'
+	@echo 'make bench      speed of this suite and of its peers; BENCH_ARGS="ppo sac --runs 1 16" to choose'
 	@echo 'make clean      remove environments, caches and build outputs; results/ stays'
 	@echo
 	@echo 'Another Python (3.11 or newer): make test PYTHON=/path/to/python3.12'
@@ -93,9 +95,17 @@ lint: $(INSTALLED)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(INSTALLED)
-	@echo 'measuring speed ...'
-	@$(BIN)/rlsuite bench
+bench: $(INSTALLED) $(PEERS)/.installed
+	@echo 'measuring this suite beside its peers (half an hour) ...'
+	@$(BIN)/python docs/peers/compare.py --python $(PEERS)/bin/python $(BENCH_ARGS)
+
+# Apart from the suite's: the peers want other versions of what both use.
+$(PEERS)/.installed: docs/peers/constraints.txt
+	@echo 'setting up $(PEERS) (two minutes and 6 GB, once) ...'
+	@'$(PYTHON)' -m venv --clear $(PEERS)
+	@$(PEERS)/bin/python -m pip install --disable-pip-version-check -qq -c $< rejax gymnax==0.0.9 six \
+	    stable-baselines3 torch scipy
+	@touch $@
 
 clean:
 	@echo 'removing environments, caches and build outputs; results/ stays'

@@ -253,10 +253,12 @@ def profile(name: str, runs: int, rows: int) -> Profile:
 def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description="Where the time of training goes.")
-    parser.add_argument("learners", nargs="*", default=list(LEARNERS), metavar="NAME")
+    parser.add_argument("learners", nargs="*", metavar="NAME", help=f"of {', '.join(LEARNERS)} (all)")
     parser.add_argument("--runs", type=int, default=memory.num_cores(), help="at once, over all devices")
     parser.add_argument("--rows", type=int, default=ROWS, help="transitions of the random dataset")
     given = parser.parse_args()
+    if unknown := set(given.learners) - set(LEARNERS):
+        parser.error(f"unknown learner {unknown.pop()!r}; choose from {', '.join(LEARNERS)}")
     prepare_jax()
     product, copied = peaks()
     print(
@@ -264,7 +266,7 @@ def main() -> None:
         f"{jax.local_device_count()} devices; a matrix product takes {product / 1e9:.0f} GFLOP/s, a copy "
         f"{copied / 1e9:.1f} GB/s"
     )
-    found = {name: profile(name, given.runs, given.rows) for name in given.learners}
+    found = {name: profile(name, given.runs, given.rows) for name in given.learners or LEARNERS}
     print("\n| | " + " | ".join(COLUMNS) + " | of it in matrix products |\n|---" + "|---" * (len(COLUMNS) + 1) + "|")
     for name, row in found.items():
         print(f"| {name} | " + " | ".join(f"{100 * row.shares[part]:.0f} %" for part in COLUMNS), end="")

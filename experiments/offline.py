@@ -3,9 +3,9 @@
 `EXPERIMENT` is for two cores: two physics tasks, three datasets of each, 32 seeds, small networks and 1500 gradient
 steps; for time CQL draws 3 actions of each kind instead of 10, and EDAC and SAC-N have 5 critics. `WEIGHTING` compares
 how transitions are drawn from data that are nearly all bad. Their datasets are made when they are first asked for, by
-`rlsuite collect`'s recipes. All learners share sizes, rates and the discount; what else a method has is as published
-for D4RL. The two rates were chosen by TD3+BC and IQL on one dataset, at seeds that are not reported (docs/offline.md):
-this compares methods at common settings, not each at its best.
+`rlsuite collect`'s recipes. On a task all learners share sizes, rates and the discount; what else a method has is
+as published for D4RL. `CHOICE` is how the two rates of each task were found: by TD3+BC and IQL on its medium data, at
+seeds that are not reported. So methods are compared at common settings, not each at its best.
 
 `FULL` is for a GPU: `rlsuite sweep experiments/offline.py:FULL` takes a million gradient steps on datasets of three of
 Gymnasium's tasks, a million transitions each, everyone with the settings of its own paper or code.
@@ -19,55 +19,55 @@ from rlsuite.sweep import Cell, Experiment
 
 STEPS = 1500
 SIZES: dict[str, Any] = {"batch_size": 64, "hidden_sizes": (64, 64)}
-RATES: dict[str, Any] = {"actor_learning_rate": 1e-2, "critic_learning_rate": 1e-2, "discount": 0.99, "tau": 0.02}
-
-LEARNERS: dict[str, tuple[str, Any, Any]] = {
-    "bc": ("bc", bc.Config(**SIZES), bc.Hypers(learning_rate=1e-2)),
-    "td3_bc": ("td3_bc", td3_bc.Config(**SIZES), td3_bc.Hypers(**RATES)),
-    "iql": ("iql", iql.Config(**SIZES), iql.Hypers(**RATES, value_learning_rate=1e-2)),
-    "awac": ("awac", awac.Config(**SIZES), awac.Hypers(**RATES)),
-    "cql": (
-        "cql",
-        cql.Config(batch_size=64, num_actions=3, actor_hidden_sizes=(64, 64), critic_hidden_sizes=(64, 64)),
-        cql.Hypers(**RATES, alpha_learning_rate=1e-2),
-    ),
-    "rebrac": ("rebrac", rebrac.Config(**SIZES), rebrac.Hypers(**RATES)),
-    "edac": ("edac", edac.Config(**SIZES, num_critics=5), edac.Hypers(**RATES, alpha_learning_rate=1e-2)),
-    "sac_n": (
-        "edac",
-        edac.Config(**SIZES, num_critics=5, diversity=False),
-        edac.Hypers(**RATES, alpha_learning_rate=1e-2),
-    ),
-    "prdc": ("prdc", prdc.Config(**SIZES), prdc.Hypers(**RATES)),
-    "a2pr": (
-        "a2pr",
-        a2pr.Config(**SIZES, critic_hidden_sizes=(64, 64), value_hidden_sizes=(64, 64), vae_hidden_sizes=(64, 64)),
-        a2pr.Hypers(**RATES, value_learning_rate=1e-2),
-    ),
-}
-"""label -> (algorithm, Config, Hypers)"""
-
+RATES = {"gymnax/Pendulum-v1": (1e-2, 0.02), "brax/hopper/spring": (1e-2, 0.02)}
+"""environment -> the learning rate of all networks, and the target rate tau"""
 CORRECTION: dict[str, Any] = {
     "model_batch_size": 64,
     "score_hidden_sizes": (64, 64),
     "dynamics_hidden_sizes": (64, 64),
 }
-for base in ("td3_bc", "iql"):
-    spec = algorithms.get(f"{base}+cdsa")
-    _, config, hypers = LEARNERS[base]
-    LEARNERS[f"{base} + CDSA-style"] = (
-        f"{base}+cdsa",
-        spec.config(**vars(config), **CORRECTION),
-        spec.hypers(**hypers._asdict(), score_learning_rate=1e-2, dynamics_learning_rate=1e-2),
-    )
 
-ENVIRONMENTS = ("gymnax/Pendulum-v1", "brax/hopper/spring")
+
+def learners(rate: float, tau: float) -> dict[str, tuple[str, Any, Any]]:
+    """label -> (algorithm, Config, Hypers), at this learning rate and target rate."""
+    rates = {"actor_learning_rate": rate, "critic_learning_rate": rate, "discount": 0.99, "tau": tau}
+    networks_of_cql: dict[str, Any] = {"actor_hidden_sizes": (64, 64), "critic_hidden_sizes": (64, 64)}
+    networks_of_a2pr = {name: (64, 64) for name in ("critic_hidden_sizes", "value_hidden_sizes", "vae_hidden_sizes")}
+    of_edac = edac.Hypers(**rates, alpha_learning_rate=rate)
+    found: dict[str, tuple[str, Any, Any]] = {
+        "bc": ("bc", bc.Config(**SIZES), bc.Hypers(learning_rate=rate)),
+        "td3_bc": ("td3_bc", td3_bc.Config(**SIZES), td3_bc.Hypers(**rates)),
+        "iql": ("iql", iql.Config(**SIZES), iql.Hypers(**rates, value_learning_rate=rate)),
+        "awac": ("awac", awac.Config(**SIZES), awac.Hypers(**rates)),
+        "cql": (
+            "cql",
+            cql.Config(batch_size=64, num_actions=3, **networks_of_cql),
+            cql.Hypers(**rates, alpha_learning_rate=rate),
+        ),
+        "rebrac": ("rebrac", rebrac.Config(**SIZES), rebrac.Hypers(**rates)),
+        "edac": ("edac", edac.Config(**SIZES, num_critics=5), of_edac),
+        "sac_n": ("edac", edac.Config(**SIZES, num_critics=5, diversity=False), of_edac),
+        "prdc": ("prdc", prdc.Config(**SIZES), prdc.Hypers(**rates)),
+        "a2pr": ("a2pr", a2pr.Config(**SIZES, **networks_of_a2pr), a2pr.Hypers(**rates, value_learning_rate=rate)),
+    }
+    for base in ("td3_bc", "iql"):
+        spec = algorithms.get(f"{base}+cdsa")
+        _, config, hypers = found[base]
+        found[f"{base} + CDSA-style"] = (
+            f"{base}+cdsa",
+            spec.config(**vars(config), **CORRECTION),
+            spec.hypers(**hypers._asdict(), score_learning_rate=rate, dynamics_learning_rate=rate),
+        )
+    return found
+
+
+LEARNERS = {environment: learners(*rates) for environment, rates in RATES.items()}
 TIERS = ("medium", "medium-replay", "medium-expert")
 
 
 def cell(label: str, environment: str, tier: str, sampling: str = "uniform", suffix: str = "") -> Cell:
-    """One learner of `LEARNERS` on one dataset at 32 seeds."""
-    algorithm, config, hypers = LEARNERS[label]
+    """One learner on one dataset at 32 seeds."""
+    algorithm, config, hypers = LEARNERS[environment][label]
     return Cell(
         algorithm,
         environment,
@@ -88,10 +88,10 @@ EXPERIMENT = Experiment(
     description="offline learners on six datasets of two physics tasks, 32 seeds each",
     cells=tuple(
         each
-        for environment in ENVIRONMENTS
+        for environment in RATES
         for tier in TIERS
         for each in (
-            *(cell(label, environment, tier) for label in LEARNERS),
+            *(cell(label, environment, tier) for label in LEARNERS[environment]),
             cell("bc", environment, tier, "top=0.1", " top 10"),
         )
     ),
@@ -102,7 +102,7 @@ WEIGHTING = Experiment(
     description="how transitions are drawn where 5 % of them are an expert's and the others random, 32 seeds each",
     cells=tuple(
         cell(label, environment, "random-expert-5", sampling, suffix)
-        for environment in ENVIRONMENTS
+        for environment in RATES
         for label in ("bc", "td3_bc", "iql")
         for sampling, suffix in (
             ("uniform", ""),
@@ -110,6 +110,30 @@ WEIGHTING = Experiment(
             ("return_weighted=0.1", " RW"),
             ("top=0.1", " top 10"),
         )
+    ),
+)
+
+TRIED = tuple((rate, tau) for rate in (3e-4, 1e-3, 3e-3, 1e-2) for tau in (0.005, 0.02))
+"""rates that `RATES` was chosen from"""
+
+CHOICE = Experiment(
+    name="offline_rates",
+    description="two learners at all rates on one dataset of each task, 16 seeds that are reported nowhere else",
+    cells=tuple(
+        Cell(
+            label,
+            environment,
+            steps=STEPS,
+            seeds=16,
+            first_seed=1000,
+            config=LEARNERS[environment][label][1],
+            hypers=tuple(learners(*rates)[label][2] for rates in TRIED),
+            evaluations=5,
+            eval_episodes=4,
+            dataset=f"{environment}/medium",
+        )
+        for environment in RATES
+        for label in ("td3_bc", "iql")
     ),
 )
 

@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlsuite import memory
+from rlsuite.cli import prepare_jax
 from rlsuite.local import describe_device
 from rlsuite.progress import quantity
 
@@ -258,16 +259,19 @@ def print_table(name: str, found: list[Found], widths: list[int]) -> None:
 def main() -> None:
     """Measure, and print the tables."""
     parser = argparse.ArgumentParser(description="This suite beside its peers.")
-    parser.add_argument("benchmarks", nargs="*", default=list(BENCHMARKS), choices=[*BENCHMARKS, []])
+    parser.add_argument("benchmarks", nargs="*", metavar="BENCHMARK", help=f"of {', '.join(BENCHMARKS)} (all)")
     parser.add_argument("--python", required=True, help="interpreter of the environment that has the peers")
     parser.add_argument("--runs", type=int, nargs="+", default=list(RUNS))
     parser.add_argument("--json", type=Path, help="file for every measurement")
     given = parser.parse_args()
+    if unknown := set(given.benchmarks) - set(BENCHMARKS):
+        parser.error(f"unknown benchmark {unknown.pop()!r}; choose from {', '.join(BENCHMARKS)}")
+    prepare_jax()
     print(
         f"{describe_device()}, {CORES} cores. Run-updates per second; in brackets how many times as many rlsuite does."
     )
     measured = {}
-    for name in given.benchmarks:
+    for name in given.benchmarks or BENCHMARKS:
         measured[name] = compare(name, given.runs, given.python)
         print_table(name, measured[name], given.runs)
         if given.json:
