@@ -1,8 +1,9 @@
 """The plan of a shard: how many runs train at once, on how many devices, within how much memory.
 
 Wider is not always faster: on a processor the states of many runs leave its caches, on an accelerator narrow programs
-leave it idle. So a few widths are tried on the real program, beginning with a good guess and going on in the direction
-that pays, while trying costs little against the training ahead. What was measured is kept for the next time.
+leave it idle. So a few widths are tried on the real program, beginning with a good guess and going on in each direction
+while it pays, as long as trying costs little against the training ahead. Both directions, because a processor may be at
+its best twice, before a cache is full and when all caches are. What was measured is kept for the next time.
 """
 
 from __future__ import annotations
@@ -163,8 +164,6 @@ def choose(work: Work, limits: Limits) -> Plan:
         i = first + step
         while 0 <= i < len(widths) and worth_trying(widths[i], widths[best]) and rate(widths[i]) > known[widths[best]]:
             best, i = i, i + step
-        if best != first:
-            break  # wider is faster, so narrower is not
     # The best may not fit: where nothing that was tried did, or where its speed is known from a time with more memory.
     compiled = tried.get(widths[best]) or compile_for(work, widths[best], devices)
     while known.get(widths[best]) == 0.0 or bytes_of(compiled) > budget:

@@ -10,7 +10,7 @@ that anyone needs to check their settings.
 A program of this folder is called with a job, one JSON object, and answers with another on its last line:
 
     algorithm, environment      ppo or sac on a task of gymnax and Gymnasium; or an offline learner and null
-    config, hypers              sizes and rates, by the names of our `Config` and `Hypers`
+    config, hypers              all of our `Config` and `Hypers`
     updates                     of each run, after any warm-up. PPO: a rollout and all its epochs. SAC: `num_envs` steps
                                 and `gradient_steps` gradient steps. Offline: a gradient step
     eval_episodes               played by each run at the end, in the time that is measured
@@ -29,21 +29,22 @@ A program of this folder is called with a job, one JSON object, and answers with
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlsuite import memory
+from rlsuite import algorithms, memory
 from rlsuite.cli import prepare_jax
 from rlsuite.local import describe_device
 from rlsuite.progress import quantity
 
 HERE = Path(__file__).parent
-SECONDS = 5.0
-"""how long our side of each measurement takes, roughly; the peers get the same number of updates"""
 REPEATS = 2
+SHORTER = 8
+"""how many times fewer updates a peer gets that trains one run in a process"""
 ROWS = 100_000
 RUNS = (1, 16, 256)
 
@@ -58,6 +59,8 @@ class Benchmark(NamedTuple):
     budget: int
     """updates of one run that a user would ask for; seconds for a run are given for so many"""
     eval_episodes: int = 10
+    seconds: float = 4.0
+    """how long our side of each measurement takes, roughly; the peers get the same number of updates"""
 
 
 PPO_CONFIG: dict[str, Any] = {
@@ -98,7 +101,16 @@ BENCHMARKS = {
     "sac-small": Benchmark(
         "sac", "Pendulum-v1", SAC_CONFIG | SMALL, {**RATES, "alpha_learning_rate": 3e-4}, budget=20_000
     ),
-    "sac": Benchmark("sac", "Pendulum-v1", SAC_CONFIG, {**RATES, "alpha_learning_rate": 3e-4}, budget=20_000),
+    "sac": Benchmark(
+        # Longer and with less around it, or at 256 runs most of the time would be warm-up and evaluation.
+        "sac",
+        "Pendulum-v1",
+        SAC_CONFIG | {"warmup_steps": 64},
+        {**RATES, "alpha_learning_rate": 3e-4},
+        budget=20_000,
+        eval_episodes=1,
+        seconds=12.0,
+    ),
     "td3_bc-small": Benchmark("td3_bc", None, SMALL, RATES, budget=100_000, eval_episodes=0),
     "td3_bc": Benchmark("td3_bc", None, LARGE, RATES, budget=100_000, eval_episodes=0),
     "iql-small": Benchmark("iql", None, SMALL, RATES, budget=100_000, eval_episodes=0),
@@ -203,10 +215,12 @@ def found_of(title: str, runs: int, answers: list[dict[str, Any]]) -> Found:
 def compare(name: str, widths: list[int], python: str) -> list[Found]:
     """Everyone's measurements of one benchmark."""
     benchmark = BENCHMARKS[name]
+    spec = algorithms.get(benchmark.algorithm)
     found = []
     job = {
         **benchmark._asdict(),
-        "seconds": SECONDS,
+        "config": dataclasses.asdict(spec.config(**benchmark.config)),
+        "hypers": spec.hypers(**benchmark.hypers)._asdict(),
         "repeats": REPEATS,
         "rows": ROWS,
         "threads": CORES,
@@ -220,6 +234,8 @@ def compare(name: str, widths: list[int], python: str) -> list[Found]:
             if not each or benchmark.algorithm not in peer.algorithms:
                 continue
             share = same | {"runs": each, "threads": max(1, CORES // peer.processes)}
+            if not peer.batches:
+                share["updates"] = -(-ours["updates"] // SHORTER)  # slower by far, and no faster for more of them
             found.append(found_of(peer.title, runs, ask(python, peer.file, share, peer.processes)))
     return found
 
