@@ -226,7 +226,7 @@ def profile(name: str, runs: int, rows: int) -> Profile:
 
     count = 2 * max(1, round(fitting_count(segment) / 2))  # as many with a delayed actor step as without
     rate = runs * count / min(segment(count) for _ in range(5))
-    traced = 2 * max(1, min(count, 50) // 2)
+    traced = 2 * max(1, min(count // 4, 20) // 2)  # reading a long trace takes minutes
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             segment(traced)
