@@ -63,5 +63,5 @@ def test_the_optimiser_is_recognised_by_its_file(script: ModuleType) -> None:
 
 def test_bytes_are_those_of_operands_and_result(script: ModuleType) -> None:
     text = jax.jit(lambda x, y: x @ y).lower(jnp.ones((8, 16)), jnp.ones((16, 4))).compile().as_text()
-    (product,) = [each for each in script.instructions(text).values() if each.is_product and each.bytes]
-    assert (product.operations, product.bytes) == (2 * 8 * 16 * 4, 4 * (8 * 16 + 16 * 4 + 8 * 4))
+    products = {each[2:4] for each in script.instructions(text).values() if each.is_product}
+    assert products == {(2 * 8 * 16 * 4, 4 * (8 * 16 + 16 * 4 + 8 * 4))}
