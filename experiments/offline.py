@@ -19,7 +19,7 @@ from rlsuite.sweep import Cell, Experiment
 
 STEPS = 1500
 SIZES: dict[str, Any] = {"batch_size": 64, "hidden_sizes": (64, 64)}
-RATES = {"gymnax/Pendulum-v1": (1e-2, 0.02), "brax/hopper/spring": (1e-2, 0.02)}
+RATES = {"gymnax/Pendulum-v1": (1e-2, 0.02), "brax/hopper/spring": (3e-4, 0.005)}
 """environment -> the learning rate of all networks, and the target rate tau"""
 CORRECTION: dict[str, Any] = {
     "model_batch_size": 64,
