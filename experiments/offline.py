@@ -11,6 +11,7 @@ seeds that are not reported. So methods are compared at common settings, not eac
 Gymnasium's tasks, a million transitions each, everyone with the settings of its own paper or code.
 """
 
+import dataclasses
 from typing import Any
 
 from rlsuite import algorithms
@@ -32,7 +33,11 @@ def learners(rate: float, tau: float) -> dict[str, tuple[str, Any, Any]]:
     """label -> (algorithm, Config, Hypers), at this learning rate and target rate."""
     rates = {"actor_learning_rate": rate, "critic_learning_rate": rate, "discount": 0.99, "tau": tau}
     networks_of_cql: dict[str, Any] = {"actor_hidden_sizes": (64, 64), "critic_hidden_sizes": (64, 64)}
-    networks_of_a2pr = {name: (64, 64) for name in ("critic_hidden_sizes", "value_hidden_sizes", "vae_hidden_sizes")}
+    networks_of_a2pr: dict[str, Any] = {
+        "critic_hidden_sizes": (64, 64),
+        "value_hidden_sizes": (64, 64),
+        "vae_hidden_sizes": (64, 64),
+    }
     of_edac = edac.Hypers(**rates, alpha_learning_rate=rate)
     found: dict[str, tuple[str, Any, Any]] = {
         "bc": ("bc", bc.Config(**SIZES), bc.Hypers(learning_rate=rate)),
@@ -120,17 +125,11 @@ CHOICE = Experiment(
     name="offline_rates",
     description="two learners at all rates on one dataset of each task, 16 seeds that are reported nowhere else",
     cells=tuple(
-        Cell(
-            label,
-            environment,
-            steps=STEPS,
+        dataclasses.replace(
+            cell(label, environment, "medium"),
             seeds=16,
             first_seed=1000,
-            config=LEARNERS[environment][label][1],
             hypers=tuple(learners(*rates)[label][2] for rates in TRIED),
-            evaluations=5,
-            eval_episodes=4,
-            dataset=f"{environment}/medium",
         )
         for environment in RATES
         for label in ("td3_bc", "iql")
