@@ -225,7 +225,8 @@ def actor_loss(
     old_log_density = log_density((drawn.u - old_mean) * jnp.exp(-old_log_std), old_log_std, drawn.u)
     log_prob = log_q_prob(drawn.log_density, hypers.tsallis_q)
     old_log_prob = log_q_prob(old_log_density, hypers.tsallis_q)
-    first_q = q_values(networks, learner.critics, obs, drawn.action)[0]
+    first_critic = jax.tree.map(lambda leaf: leaf[:1], learner.critics)
+    (first_q,) = q_values(networks, first_critic, obs, drawn.action)
     of_old = hypers.tsallis_q * (hypers.entropy_coef - kl_weight) * old_log_prob
     penalty = hypers.regularization * (jnp.mean(drawn.mean**2) + jnp.mean(drawn.log_std**2))
     loss = jnp.mean(kl_weight * log_prob + of_old - first_q) + penalty
