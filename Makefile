@@ -96,7 +96,7 @@ lint: $(INSTALLED)
 	@$(BIN)/mypy
 
 bench: $(INSTALLED) $(PEERS)/.installed
-	@echo 'measuring this suite beside its peers (half an hour) ...'
+	@echo 'measuring this suite beside its peers (about an hour) ...'
 	@$(BIN)/python docs/peers/compare.py --python $(PEERS)/bin/python $(BENCH_ARGS)
 
 # Apart from the suite's: the peers want other versions of what both use.

@@ -31,7 +31,7 @@ from peers.suite import random_task
 import envs
 from rlsuite import algorithms, batch, memory
 from rlsuite.algorithms import dsac_t, iql, ppo, prdc, sac, td3_bc
-from rlsuite.bench import TOTAL_UPDATES, fitting_count
+from rlsuite.bench import fitting_count, segments_of
 from rlsuite.cli import prepare_jax
 from rlsuite.core import Task
 from rlsuite.local import describe_device
@@ -51,16 +51,16 @@ LEARNERS: dict[str, tuple[str, str | None, Any]] = {
 ROWS = 100_000
 """transitions of that dataset"""
 PARTS = {
+    "networks": ("flax/", "rlsuite/networks.py"),
+    "optimiser and targets": ("optax/",),
     "search": ("rlsuite/nearest.py",),
     "replay and dataset": ("rlsuite/replay.py", "rlsuite/offline.py", "envs/datasets.py"),
     "environment": ("envs/", "rlsuite/rollout.py", "gymnax/", "brax/"),
-    "optimiser and targets": ("optax/",),
-    "networks": ("flax/", "rlsuite/networks.py"),
 }
-"""part -> what a file's path contains; in a stack, the innermost file that is named here decides"""
+"""part -> what a file's path contains; the first that fits, of the innermost file of a stack that is named here"""
 RANDOM = re.compile(r"jit\((_normal|_uniform|_randint|_shuffle|_gumbel|permutation)|threefry|random_bits|fold_in")
 """names of jax.random's functions, which have no file of their own in a stack"""
-COLUMNS = ("networks", "optimiser and targets", "random numbers", "environment", "replay and dataset", "search", "rest")
+COLUMNS = (*PARTS, "random numbers", "rest")
 CONTAINERS = ("while", "conditional", "call")
 """what they contain is traced itself"""
 BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1, "u8": 1, "s8": 1, "s64": 8, "u64": 8, "f64": 8}
@@ -76,7 +76,11 @@ class Instruction(NamedTuple):
     """of its matrix products"""
     bytes: int
     """of operands and results"""
-    is_product: bool
+
+    @property
+    def is_product(self) -> bool:
+        """Whether there is a matrix product in it."""
+        return self.operations > 0
 
 
 def stacks(text: str) -> dict[int, list[str]]:
@@ -161,7 +165,7 @@ def instructions(text: str) -> dict[str, Instruction]:
         moved = sizes(shape) + sum(sizes(lines[each][0]) for each in operands)
         if part == "rest" and count:
             part = "networks"
-        found[name] = Instruction(opcode, part, count, moved, count > 0)
+        found[name] = Instruction(opcode, part, count, moved)
     return found
 
 
@@ -212,18 +216,7 @@ def profile(name: str, runs: int, rows: int) -> Profile:
     spec = algorithms.get(algorithm)
     task = Task(envs.make(environment)) if environment else random_task(spec, rows)
     compiled = batch.compile_programs(spec.make(config), task, spec.hypers(), runs, 1)
-    programs = compiled.programs
-    of_runs = programs.runs(range(runs), [spec.hypers()] * runs)
-    learning, update = programs.init(of_runs), TOTAL_UPDATES // 2
-
-    def segment(count: int) -> float:
-        nonlocal learning, update
-        began = time.perf_counter()
-        learning = programs.segment(of_runs, learning, update, update + count, TOTAL_UPDATES, 0)
-        jax.block_until_ready(learning)
-        update += count
-        return time.perf_counter() - began
-
+    segment = segments_of(compiled.programs, spec.hypers(), runs)
     count = 2 * max(1, round(fitting_count(segment) / 2))  # as many with a delayed actor step as without
     rate = runs * count / min(segment(count) for _ in range(5))
     traced = 2 * max(1, min(count // 4, 20) // 2)  # reading a long trace takes minutes

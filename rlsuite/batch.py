@@ -46,7 +46,7 @@ class Compiled(NamedTuple):
     """the shapes of the runs' state, `[width, ...]`"""
     memory: Memory
     compile_seconds: float
-    segment: Any = None
+    segment: Any
     """the training segment as JAX compiled it, for who wants to read the program"""
 
 

@@ -24,6 +24,7 @@ from rlsuite.core import Task
 from rlsuite.local import describe_device
 from rlsuite.plan import Limits
 from rlsuite.progress import quantity, say
+from rlsuite.train import Programs
 
 SEGMENTS = 5
 """timed segments for each row; the fastest counts, which other work on the machine disturbs least"""
@@ -78,7 +79,7 @@ def measure(name: str, runs: int, limits: Limits, began: float) -> Row:
     """
     work = work_of(name, runs)
     plan = planning.choose(work, limits)
-    segment = segments_of(plan, work)
+    segment = segments_of(plan.compiled.programs, work.hypers, min(plan.lanes, runs))
     segment(1)
     ready = time.time() - began
     count = fitting_count(segment)
@@ -88,7 +89,7 @@ def measure(name: str, runs: int, limits: Limits, began: float) -> Row:
     share = runs / (at_once * -(-runs // plan.lanes))  # of the lanes, over all chunks: the last one may not be full
     if runs > 1:
         one = work_of(name, 1)
-        alone = segments_of(planning.choose(one, limits._replace(width=None)), one)
+        alone = segments_of(planning.choose(one, limits._replace(width=None)).compiled.programs, one.hypers, 1)
         alone_count = fitting_count(alone)
         against = []
         for _ in range(SEGMENTS):
@@ -102,11 +103,9 @@ def measure(name: str, runs: int, limits: Limits, began: float) -> Row:
     return Row(runs, at_once, plan.devices, rate, steps, median(against), ready, plan.peak_memory, peak)
 
 
-def segments_of(plan: planning.Plan, work: planning.Work) -> Callable[[int], float]:
+def segments_of(programs: Programs, hypers: Any, at_once: int) -> Callable[[int], float]:
     """A function that trains so many updates from the middle of the budget on, and says how many seconds they took."""
-    programs = plan.compiled.programs
-    at_once = min(plan.lanes, work.num_runs)
-    on_devices = programs.runs(range(at_once), [work.hypers] * at_once)
+    on_devices = programs.runs(range(at_once), [hypers] * at_once)
     learning = programs.init(on_devices)
     update = TOTAL_UPDATES // 2
 

@@ -42,7 +42,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., li
 
         def compile_for(work: Work, width: int, devices: int) -> batch.Compiled:
             widths.append(width)
-            return batch.Compiled(width, None, batch.Memory(0, bytes_(width)), 1.0)  # type: ignore[arg-type]
+            return batch.Compiled(width, None, batch.Memory(0, bytes_(width)), 1.0, None)  # type: ignore[arg-type]
 
         monkeypatch.setattr(plan, "compile_for", compile_for)
         monkeypatch.setattr(plan, "measure", lambda work, compiled: speed(compiled.programs))

@@ -340,7 +340,7 @@ class MadeUp:
             {"loss": ShapeDtypeStruct((width,), np.float64)},
         )
         programs = Programs(width, runs, init, segment, checkup, lambda learning: learning, algorithm.steps_per_update)
-        return batch.Compiled(programs, learning, batch.Memory(learning=8, peak=64), 90.0)
+        return batch.Compiled(programs, learning, batch.Memory(learning=8, peak=64), 90.0, None)
 
 
 @pytest.fixture

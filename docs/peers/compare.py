@@ -23,7 +23,9 @@ A program of this folder is called with a job, one JSON object, and answers with
     run_updates                 runs * updates
     peak_bytes                  of the process
     score                       mean return of the evaluations, or null
-    arrangement, versions       in words; package -> version
+    arrangement, versions       in words; package -> version, for ours also the device
+
+This program itself starts no JAX: on an accelerator it would hold the memory that the ones it calls need.
 """
 
 from __future__ import annotations
@@ -37,8 +39,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlsuite import algorithms, memory
-from rlsuite.cli import prepare_jax
-from rlsuite.local import describe_device
 from rlsuite.progress import quantity
 
 HERE = Path(__file__).parent
@@ -282,17 +282,14 @@ def main() -> None:
     given = parser.parse_args()
     if unknown := set(given.benchmarks) - set(BENCHMARKS):
         parser.error(f"unknown benchmark {unknown.pop()!r}; choose from {', '.join(BENCHMARKS)}")
-    prepare_jax()
-    print(
-        f"{describe_device()}, {CORES} cores. Run-updates per second; in brackets how many times as many rlsuite does."
-    )
+    print(f"{CORES} cores. Run-updates per second; in brackets how many times as many rlsuite does.")
     measured = {}
     for name in given.benchmarks or BENCHMARKS:
         measured[name] = compare(name, given.runs, given.python)
         print_table(name, measured[name], given.runs)
         if given.json:
             rows = {name: [row._asdict() for row in rows] for name, rows in measured.items()}
-            given.json.write_text(json.dumps({"device": describe_device(), "measured": rows}, indent=1))
+            given.json.write_text(json.dumps(rows, indent=1))
     versions = {key: value for rows in measured.values() for row in rows for key, value in row.versions.items()}
     print("\n" + ", ".join(f"{package} {version}" for package, version in sorted(versions.items())))
 

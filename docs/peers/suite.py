@@ -24,14 +24,14 @@ from envs.core import Box, EpisodeState, TimeStep
 from envs.datasets import Dataset, Records
 from rlsuite import algorithms, memory
 from rlsuite import plan as planning
+from rlsuite.bench import TOTAL_UPDATES
 from rlsuite.cli import prepare_jax
 from rlsuite.core import AlgorithmSpec, Task
+from rlsuite.local import describe_device
 from rlsuite.plan import Limits
 
 OBS_DIM, ACTION_DIM = 11, 3
 EPISODE = 1_000
-TOTAL_UPDATES = 1_000_000
-"""the budget whose beginning is timed: long enough that measuring widths is worth it"""
 
 
 @struct.dataclass
@@ -146,7 +146,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         "peak_bytes": memory.peak_bytes(),
         "score": float(np.mean(scores)) if scores else None,
         "arrangement": f"{plan.devices} x {plan.width}",
-        "versions": {"jax": jax.__version__},
+        "versions": {"jax": jax.__version__, "device": describe_device()},
     }
 
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from answer import Job, Training, answer_of
 from scipy.spatial import KDTree
 
 OBS_DIM, ACTION_DIM = 11, 3
@@ -40,7 +40,6 @@ WARM_UP = 10
 """gradient steps of a learner that is thrown away: threads start and memory is taken before anything is timed"""
 
 Tensor = torch.Tensor
-Job = dict[str, Any]
 Step = Callable[[int], None]
 """One gradient step of every run, given its number."""
 
@@ -320,15 +319,9 @@ def measure(job: Job) -> dict[str, Any]:
         return time.perf_counter() - began
 
     learn(WARM_UP)
-    return {
-        "seconds": min(learn(job["updates"]) for _ in range(job["repeats"])),
-        "compile_seconds": 0.0,
-        "run_updates": job["runs"] * job["updates"],
-        "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-        "score": None,
-        "arrangement": f"{job['runs']} stacked" if job["runs"] > 1 else "one",
-        "versions": {"torch": torch.__version__},
-    }
+    arrangement = f"{job['runs']} stacked" if job["runs"] > 1 else "one"
+    versions = {"torch": torch.__version__}
+    return answer_of(job, lambda _: Training(learn(job["updates"])), versions, arrangement=arrangement)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 import torch
+from answer import Job, Training, answer_of
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import nn
 from torch.nn import functional
@@ -31,7 +31,6 @@ CLIP = 10.0
 """of normalised observations and rewards, in standard deviations"""
 
 Tensor = torch.Tensor
-Job = dict[str, Any]
 Act = Callable[[Tensor], np.ndarray]
 """The evaluation policy: observations `[n, obs_dim]` -> actions."""
 
@@ -346,26 +345,15 @@ def measure(job: Job) -> dict[str, Any]:
     """Train and evaluate, `repeats` times from the beginning."""
     check(job)
     torch.set_num_threads(job["threads"])
-    timed, score = [], None
-    for seed in range(job["repeats"]):
+
+    def train(seed: int) -> Training:
         torch.manual_seed(seed)
         trained = LEARNERS[job["algorithm"]][0](job)
         began = time.perf_counter()
-        if job["eval_episodes"]:
-            returned = evaluate(job["environment"], trained.act, job["eval_episodes"])
-            score = returned if score is None else score
-        timed.append((trained.seconds + time.perf_counter() - began, trained.warmup_seconds))
-    seconds, warmup_seconds = min(timed)
-    return {
-        "seconds": seconds,
-        "warmup_seconds": warmup_seconds,
-        "compile_seconds": 0.0,
-        "run_updates": job["updates"],
-        "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-        "score": score,
-        "arrangement": "one",
-        "versions": {"torch": torch.__version__, "gymnasium": gymnasium.__version__},
-    }
+        score = evaluate(job["environment"], trained.act, job["eval_episodes"]) if job["eval_episodes"] else None
+        return Training(trained.seconds + time.perf_counter() - began, trained.warmup_seconds, score)
+
+    return answer_of(job, train, {"torch": torch.__version__, "gymnasium": gymnasium.__version__})
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ in compare.py.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from importlib.metadata import version
@@ -18,6 +17,7 @@ from typing import Any
 
 import jax
 import rejax
+from answer import Training, answer_of
 from rejax.evaluate import evaluate
 
 
@@ -82,20 +82,15 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     began = time.perf_counter()
     train = jax.jit(jax.vmap(algorithm.train)).lower(keys).compile()
     compile_seconds = time.perf_counter() - began
-    timed = []
-    for _ in range(job["repeats"]):
+
+    def again(seed: int) -> Training:
+        """The same seeds each time."""
         began = time.perf_counter()
         _, (_, returns) = jax.block_until_ready(train(keys))
-        timed.append(time.perf_counter() - began)
-    return {
-        "seconds": min(timed),
-        "compile_seconds": compile_seconds,
-        "run_updates": job["runs"] * job["updates"],
-        "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-        "score": float(returns[:, -1].mean()),
-        "arrangement": f"{job['runs']} at once",
-        "versions": {"rejax": version("rejax"), "jax": jax.__version__},
-    }
+        return Training(time.perf_counter() - began, score=float(returns[:, -1].mean()))
+
+    versions = {"rejax": version("rejax"), "jax": jax.__version__}
+    return answer_of(job, again, versions, compile_seconds, f"{job['runs']} at once")
 
 
 if __name__ == "__main__":

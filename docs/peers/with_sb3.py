@@ -10,7 +10,6 @@ Needs stable_baselines3; neither JAX nor rlsuite.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from typing import Any
@@ -18,14 +17,13 @@ from typing import Any
 import gymnasium
 import stable_baselines3
 import torch
+from answer import Job, Training, answer_of
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
-
-Job = dict[str, Any]
 
 
 class Stopwatch(BaseCallback):
@@ -132,34 +130,27 @@ def measure(job: Job) -> dict[str, Any]:
     """Train and evaluate, `repeats` times from the beginning."""
     check(job)
     torch.set_num_threads(job["threads"])
-    timed, score = [], None
-    for seed in range(job["repeats"]):
+
+    def train(seed: int) -> Training:
         envs = envs_of(job, job["config"]["num_envs"], training=True)
         model = LEARNERS[job["algorithm"]](job, envs, seed)
         stopwatch, began = Stopwatch(warmup_of(job)), time.perf_counter()
         model.learn(steps_of(job), callback=stopwatch, log_interval=None)
+        score = None
         if job["eval_episodes"]:
             outside = envs_of(job, job["eval_episodes"], training=False)
             if isinstance(outside, VecNormalize):
                 outside.obs_rms = envs.obs_rms
             returned, _ = evaluate_policy(model, outside, n_eval_episodes=job["eval_episodes"])
-            score = float(returned) if score is None else score
-        timed.append((time.perf_counter() - stopwatch.began, stopwatch.began - began))
-    seconds, warmup_seconds = min(timed)
-    return {
-        "seconds": seconds,
-        "warmup_seconds": warmup_seconds,
-        "compile_seconds": 0.0,
-        "run_updates": job["updates"],
-        "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-        "score": score,
-        "arrangement": "one",
-        "versions": {
-            "stable_baselines3": stable_baselines3.__version__,
-            "torch": torch.__version__,
-            "gymnasium": gymnasium.__version__,
-        },
+            score = float(returned)
+        return Training(time.perf_counter() - stopwatch.began, stopwatch.began - began, score)
+
+    versions = {
+        "stable_baselines3": stable_baselines3.__version__,
+        "torch": torch.__version__,
+        "gymnasium": gymnasium.__version__,
     }
+    return answer_of(job, train, versions)
 
 
 if __name__ == "__main__":
