@@ -2,7 +2,7 @@
 
     python docs/offline_memory.py [--algorithm td3_bc] [--rows 1000000] [--widths 1 64 256]
 
-The dataset is random numbers of Hopper's sizes. Given are the memory by the compiler's account and the process' peak,
+The dataset has Hopper's sizes. Given are the memory by the compiler's account and the process' peak,
 each row in a process of its own. Speed is in the tables of `make bench`.
 """
 
@@ -15,7 +15,7 @@ import sys
 from typing import NamedTuple
 
 import jax
-from peers.suite import random_task
+from peers.suite import still_task
 
 from rlsuite import algorithms, batch, memory
 from rlsuite.local import describe_device
@@ -38,7 +38,7 @@ class Row(NamedTuple):
 def measure(algorithm: str, runs: int, rows: int) -> Row:
     """Compile and take one update, in this process."""
     spec = algorithms.get(algorithm)
-    task = random_task(spec, rows)
+    task = still_task(spec, rows)
     one_device = jax.local_devices()[:1]
     compiled = batch.compile_programs(spec.make(spec.config()), task, spec.hypers(), runs, 1, one_device)
     programs = compiled.programs

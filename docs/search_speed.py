@@ -19,8 +19,8 @@ from typing import Any
 import jax
 import numpy as np
 import scipy
-from peers import suite
-from peers.suite import ACTION_DIM, OBS_DIM
+from peers.suite import dataset_of
+from peers.transitions import ACTION_DIM, OBS_DIM, independent, smooth
 from scipy.spatial import KDTree
 
 from envs.datasets import Blocks, with_blocks
@@ -33,22 +33,6 @@ BETA = 2.0
 """PRDC's weight of the observation"""
 NOISE = 0.1
 REPEATS = 3
-
-
-def smooth(rows: int, rng: np.random.Generator) -> np.ndarray:
-    """`[rows, dim]` along trajectories of `suite.EPISODE` steps."""
-    dim, waves = OBS_DIM + ACTION_DIM, 4
-    step = np.arange(rows) % suite.EPISODE
-    episode = np.arange(rows) // suite.EPISODE
-    periods = rng.uniform(20.0, 200.0, waves)
-    mixing = rng.normal(size=(waves, dim)) / np.sqrt(waves)
-    phases = rng.uniform(0.0, 2.0 * np.pi, (episode[-1] + 1, waves))
-    return (np.sin(2.0 * np.pi * step[:, None] / periods + phases[episode]) @ mixing).astype(np.float32)
-
-
-def independent(rows: int, rng: np.random.Generator) -> np.ndarray:
-    """`[rows, dim]` normal numbers."""
-    return rng.normal(size=(rows, OBS_DIM + ACTION_DIM)).astype(np.float32)
 
 
 def best(function: Callable[[], Any]) -> tuple[float, Any]:
@@ -96,9 +80,9 @@ def main() -> None:
     print("\n| transitions | runs | here | SciPy | SciPy's over ours | neighbours farther than SciPy's by |")
     print("|---|---|---|---|---|---|")
     for name, draw in (("smooth", smooth), ("random", independent)):
-        points = draw(given.rows, np.random.default_rng(0))
-        points[:, OBS_DIM:] = np.tanh(points[:, OBS_DIM:])
-        blocks = with_blocks(suite.dataset_of(points[:, :OBS_DIM], points[:, OBS_DIM:])).blocks
+        obs, action = draw(given.rows)
+        points = np.concatenate([obs, action], axis=1)
+        blocks = with_blocks(dataset_of(obs, action)).blocks
         assert blocks is not None
         tree = KDTree(weights() * points)
         for runs in given.runs:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from peers.suite import random_task
+from peers.suite import still_task
 
 import envs
 from rlsuite import algorithms, batch, memory
@@ -47,7 +47,7 @@ LEARNERS: dict[str, tuple[str, str | None, Any]] = {
     "IQL": ("iql", None, iql.Config()),
     "PRDC": ("prdc", None, prdc.Config()),
 }
-"""name -> (algorithm, environment or None for a dataset of random numbers, Config)"""
+"""name -> (algorithm, environment or None for a dataset of smooth transitions, Config)"""
 ROWS = 100_000
 """transitions of that dataset"""
 PARTS = {
@@ -214,7 +214,7 @@ def profile(name: str, runs: int, rows: int) -> Profile:
     """Time and trace one learner with so many runs at once, over all devices."""
     algorithm, environment, config = LEARNERS[name]
     spec = algorithms.get(algorithm)
-    task = Task(envs.make(environment)) if environment else random_task(spec, rows)
+    task = Task(envs.make(environment)) if environment else still_task(spec, rows)
     compiled = batch.compile_programs(spec.make(config), task, spec.hypers(), runs, 1)
     segment = segments_of(compiled.programs, spec.hypers(), runs)
     count = 2 * max(1, round(fitting_count(segment) / 2))  # as many with a delayed actor step as without
@@ -248,7 +248,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Where the time of training goes.")
     parser.add_argument("learners", nargs="*", metavar="NAME", help=f"of {', '.join(LEARNERS)} (all)")
     parser.add_argument("--runs", type=int, default=memory.num_cores(), help="at once, over all devices")
-    parser.add_argument("--rows", type=int, default=ROWS, help="transitions of the random dataset")
+    parser.add_argument("--rows", type=int, default=ROWS, help="transitions of the dataset of offline learners")
     given = parser.parse_args()
     if unknown := set(given.learners) - set(LEARNERS):
         parser.error(f"unknown learner {unknown.pop()!r}; choose from {', '.join(LEARNERS)}")

@@ -1,6 +1,6 @@
 """This suite beside its peers: the same work in one go on one machine, as tables.
 
-    python docs/peers/compare.py --python PYTHON [--runs 1 16 256] [--json FILE] [BENCHMARK ...]
+    python docs/peers/compare.py --python PYTHON [--runs 1 16 256] [--peers PEER ...] [--json FILE] [BENCHMARK ...]
 
 `make bench` calls it with the interpreter of an environment that has the peers (constraints.txt beside this file):
 Rejax, Stable-Baselines3, and PyTorch for the single files of this folder. Each measurement is a process of its own, one
@@ -15,7 +15,9 @@ A program of this folder is called with a job, one JSON object, and answers with
                                 and `gradient_steps` gradient steps. Offline: a gradient step
     eval_episodes               played by each run at the end, in the time that is measured
     runs, threads, repeats      how many are trained by the process, with how many threads (PyTorch), how often
-    rows                        of a dataset of random numbers of Hopper's sizes (offline)
+    device                      cpu, cuda or cuda graphs, to `torch_offline`; JAX takes an accelerator where it sees one
+    rows                        of a dataset of Hopper's sizes, see transitions.py (offline)
+    width                       runs at once on each device; null lets rlsuite choose. Peers take all at once
 
     seconds                     of one training of all runs with its evaluation: the fastest of `repeats`
     warmup_seconds              of SAC's first steps without learning, where `seconds` leaves them out
@@ -33,6 +35,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +44,7 @@ from typing import Any, NamedTuple
 from rlsuite import algorithms, memory
 from rlsuite.progress import quantity
 
-HERE = Path(__file__).parent
+DOCS = Path(__file__).resolve().parent.parent
 REPEATS = 2
 SHORTER = 8
 """how many times fewer updates a peer gets that trains one run in a process"""
@@ -131,12 +134,14 @@ class Peer(NamedTuple):
     """How another program is run."""
 
     title: str
-    file: str
+    module: str
     algorithms: tuple[str, ...]
     batches: bool
     """whether a process trains many runs; else it trains one, and more would follow at the same rate"""
     processes: int = 1
     """side by side, each with its part of the runs and of the cores"""
+    device: str = "cpu"
+    """what the job says to a peer of `torch_offline`; the others do not ask"""
 
     def runs_of_each(self, runs: int) -> int:
         """Of so many runs, those that one process trains; 0 where this peer is not asked."""
@@ -144,22 +149,26 @@ class Peer(NamedTuple):
 
 
 CORES = memory.num_cores()
-PEERS = (
-    Peer("Rejax", "with_rejax.py", ("ppo", "sac"), batches=True),
-    Peer("PyTorch, stacked", "torch_offline.py", ("td3_bc", "iql"), batches=True),
-    Peer(f"PyTorch, stacked in {CORES} processes", "torch_offline.py", ("td3_bc", "iql"), True, processes=CORES),
-    Peer(f"PyTorch, {CORES} threads", "torch_online.py", ("ppo", "sac"), batches=False),
-    Peer(f"PyTorch, {CORES} processes", "torch_online.py", ("ppo", "sac"), batches=False, processes=CORES),
-    Peer(f"Stable-Baselines3, {CORES} processes", "with_sb3.py", ("ppo", "sac"), batches=False, processes=CORES),
-    Peer(f"PyTorch, {CORES} threads", "torch_offline.py", ("td3_bc", "iql", "prdc", "a2pr"), batches=False),
-    Peer(
-        f"PyTorch, {CORES} processes",
-        "torch_offline.py",
-        ("td3_bc", "iql", "prdc", "a2pr"),
-        batches=False,
-        processes=CORES,
+ONLINE, STACKED, OFFLINE = ("ppo", "sac"), ("td3_bc", "iql"), ("td3_bc", "iql", "prdc", "a2pr")
+ON_CPU = {
+    "rejax": Peer("Rejax", "with_rejax", ONLINE, batches=True),
+    "stacked": Peer("PyTorch, stacked", "torch_offline", STACKED, batches=True),
+    "stacked-processes": Peer(
+        f"PyTorch, stacked in {CORES} processes", "torch_offline", STACKED, batches=True, processes=CORES
     ),
-)
+    "online-threads": Peer(f"PyTorch, {CORES} threads", "torch_online", ONLINE, batches=False),
+    "online-processes": Peer(f"PyTorch, {CORES} processes", "torch_online", ONLINE, batches=False, processes=CORES),
+    "sb3": Peer(f"Stable-Baselines3, {CORES} processes", "with_sb3", ONLINE, batches=False, processes=CORES),
+    "offline-threads": Peer(f"PyTorch, {CORES} threads", "torch_offline", OFFLINE, batches=False),
+    "offline-processes": Peer(f"PyTorch, {CORES} processes", "torch_offline", OFFLINE, batches=False, processes=CORES),
+}
+ON_GPU = {
+    "cuda": Peer("PyTorch, CUDA, stacked", "torch_offline", STACKED, batches=True, device="cuda"),
+    "cuda-graphs": Peer("PyTorch, CUDA graphs, stacked", "torch_offline", STACKED, batches=True, device="cuda graphs"),
+    "cuda-one": Peer("PyTorch, CUDA, one run", "torch_offline", ("prdc", "a2pr"), batches=False, device="cuda"),
+    "cuda-graphs-one": Peer("PyTorch, CUDA graphs, one run", "torch_offline", ("a2pr",), False, device="cuda graphs"),
+}
+PEERS = ON_CPU | ON_GPU
 
 
 class Found(NamedTuple):
@@ -177,22 +186,23 @@ class Found(NamedTuple):
     versions: dict[str, str]
 
 
-def ask(python: str, file: str, job: dict[str, Any], processes: int = 1) -> list[dict[str, Any]]:
+def ask(python: str, module: str, job: dict[str, Any], processes: int = 1) -> list[dict[str, Any]]:
     """The answers of so many processes that do the job side by side.
 
     Raises:
         SystemExit: one of them failed; its last line says why.
     """
-    command = [python, str(HERE / file), json.dumps(job)]
+    command = [python, "-m", f"peers.{module}", json.dumps(job)]
     running = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(processes)
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=DOCS)
+        for _ in range(processes)
     ]
     answers = []
     for process in running:
         said, complaint = process.communicate()
         if process.returncode != 0:
             raise SystemExit(
-                f"{file}: {(complaint.strip().splitlines() or ['it failed'])[-1]}; the job was {command[-1]}"
+                f"{module}: {(complaint.strip().splitlines() or ['it failed'])[-1]}; the job was {command[-1]}"
             )
         answers.append(json.loads(said.splitlines()[-1]))
     return answers
@@ -212,31 +222,32 @@ def found_of(title: str, runs: int, answers: list[dict[str, Any]]) -> Found:
     )
 
 
-def compare(name: str, widths: list[int], python: str) -> list[Found]:
+def compare(name: str, given: argparse.Namespace) -> list[Found]:
     """Everyone's measurements of one benchmark."""
-    benchmark = BENCHMARKS[name]
+    benchmark, python = BENCHMARKS[name], given.python
     spec = algorithms.get(benchmark.algorithm)
     found = []
     job = {
         **benchmark._asdict(),
         "config": dataclasses.asdict(spec.config(**benchmark.config)),
         "hypers": spec.hypers(**benchmark.hypers)._asdict(),
-        "repeats": REPEATS,
-        "rows": ROWS,
+        "updates": given.updates,
+        "repeats": given.repeats,
+        "rows": given.rows,
         "threads": CORES,
     }
-    for runs in widths:
-        (ours,) = ask(sys.executable, "suite.py", job | {"runs": runs})
+    for runs in given.runs:
+        (ours,) = ask(sys.executable, "suite", job | {"runs": runs, "width": runs if given.at_once else None})
         found.append(found_of("rlsuite", runs, [ours]))
         same = job | {"runs": runs, "updates": ours["updates"]}
-        for peer in PEERS:
+        for peer in (PEERS[key] for key in given.peers):
             each = peer.runs_of_each(runs)
             if not each or benchmark.algorithm not in peer.algorithms:
                 continue
-            share = same | {"runs": each, "threads": max(1, CORES // peer.processes)}
+            share = same | {"runs": each, "threads": max(1, CORES // peer.processes), "device": peer.device}
             if not peer.batches:
                 share["updates"] = -(-ours["updates"] // SHORTER)  # slower by far, and no faster for more of them
-            found.append(found_of(peer.title, runs, ask(python, peer.file, share, peer.processes)))
+            found.append(found_of(peer.title, runs, ask(python, peer.module, share, peer.processes)))
     return found
 
 
@@ -244,7 +255,7 @@ def print_table(name: str, found: list[Found], widths: list[int]) -> None:
     """Run-updates per second, and how many times as many this suite does, at each number of runs."""
     benchmark = BENCHMARKS[name]
     config = ", ".join(f"{field} {value}" for field, value in benchmark.config.items())
-    print(f"\n### {name}: {benchmark.algorithm} on {benchmark.environment or 'random transitions of Hopper sizes'}\n")
+    print(f"\n### {name}: {benchmark.algorithm} on {benchmark.environment or 'transitions of Hopper sizes'}\n")
     print(f"{config}; {', '.join(f'{field} {value}' for field, value in benchmark.hypers.items())}.\n")
     titles = [f"{runs} run{'s' * (runs > 1)}" for runs in widths]
     print("| | " + " | ".join(titles) + f" | {benchmark.budget:,} updates of one of {widths[-1]} | compile | peak |")
@@ -278,14 +289,27 @@ def main() -> None:
     parser.add_argument("benchmarks", nargs="*", metavar="BENCHMARK", help=f"of {', '.join(BENCHMARKS)} (all)")
     parser.add_argument("--python", required=True, help="interpreter of the environment that has the peers")
     parser.add_argument("--runs", type=int, nargs="+", default=list(RUNS))
+    parser.add_argument(
+        "--peers", nargs="*", default=list(ON_CPU), metavar="PEER", help=f"of {', '.join(PEERS)} (those for processors)"
+    )
+    parser.add_argument("--rows", type=int, default=ROWS, help="transitions of the dataset of offline learners")
+    parser.add_argument("--updates", type=int, help="of each run; by default as many as take rlsuite some seconds")
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="of each measurement; the fastest counts")
+    parser.add_argument(
+        "--at-once", action="store_true", help="have rlsuite train all runs at once instead of choosing a width"
+    )
     parser.add_argument("--json", type=Path, help="file for every measurement")
     given = parser.parse_args()
+    if os.sep in given.python:
+        given.python = os.path.abspath(given.python)  # it is called from another folder
     if unknown := set(given.benchmarks) - set(BENCHMARKS):
         parser.error(f"unknown benchmark {unknown.pop()!r}; choose from {', '.join(BENCHMARKS)}")
+    if unknown := set(given.peers) - set(PEERS):
+        parser.error(f"unknown peer {unknown.pop()!r}; choose from {', '.join(PEERS)}")
     print(f"{CORES} cores. Run-updates per second; in brackets how many times as many rlsuite does.")
     measured = {}
     for name in given.benchmarks or BENCHMARKS:
-        measured[name] = compare(name, given.runs, given.python)
+        measured[name] = compare(name, given)
         print_table(name, measured[name], given.runs)
         if given.json:
             rows = {name: [row._asdict() for row in rows] for name, rows in measured.items()}

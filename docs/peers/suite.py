@@ -1,6 +1,6 @@
 """This suite's side of the table that compare.py makes: trains what a JSON job says and prints how long it took.
 
-    python docs/peers/suite.py '{"algorithm": "ppo", "environment": "CartPole-v1", "runs": 16, ...}'
+    cd docs; python -m peers.suite '{"algorithm": "ppo", "environment": "CartPole-v1", "runs": 16, ...}'
 
 Planned, compiled and cut into chunks as `rlsuite run` does it. The job and the answer are described in compare.py.
 """
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from peers.transitions import ACTION_DIM, EPISODE, OBS_DIM, smooth
 
 import envs
 from envs import datasets
@@ -29,9 +30,6 @@ from rlsuite.cli import prepare_jax
 from rlsuite.core import AlgorithmSpec, Task
 from rlsuite.local import describe_device
 from rlsuite.plan import Limits
-
-OBS_DIM, ACTION_DIM = 11, 3
-EPISODE = 1_000
 
 
 @struct.dataclass
@@ -75,27 +73,20 @@ def dataset_of(obs: np.ndarray, action: np.ndarray) -> Dataset:
         episode=episode,
         episode_return=np.zeros(episode[-1] + 1),
     )
-    return datasets.build("random", records, Still().action_space, source="random numbers")
+    return datasets.build("still", records, Still().action_space, source="docs/peers/transitions.py")
 
 
-def random_dataset(rows: int) -> Dataset:
-    """Random numbers of Hopper's sizes: observations normal, actions uniform."""
-    rng = np.random.default_rng(0)
-    obs = rng.normal(size=(rows, OBS_DIM)).astype(np.float32)
-    return dataset_of(obs, rng.uniform(-1.0, 1.0, (rows, ACTION_DIM)).astype(np.float32))
-
-
-def random_task(spec: AlgorithmSpec, rows: int) -> Task:
-    """`Still`, with so many random transitions as this algorithm wants them."""
-    return Task(Still(), spec.prepare(random_dataset(rows)))
+def still_task(spec: AlgorithmSpec, rows: int) -> Task:
+    """`Still`, with so many transitions along smooth trajectories, as this algorithm wants them."""
+    return Task(Still(), spec.prepare(dataset_of(*smooth(rows))))
 
 
 def work_of(job: dict[str, Any]) -> planning.Work:
-    """What the job trains: on a task of gymnax, or on random transitions."""
+    """What the job trains: on a task of gymnax, or offline on `still_task`."""
     spec = algorithms.get(job["algorithm"])
     sizes = {name: tuple(value) if isinstance(value, list) else value for name, value in job["config"].items()}
     config, hypers = spec.config(**sizes), spec.hypers(**job["hypers"])
-    task = Task(envs.make(f"gymnax/{job['environment']}")) if job["environment"] else random_task(spec, job["rows"])
+    task = Task(envs.make(f"gymnax/{job['environment']}")) if job["environment"] else still_task(spec, job["rows"])
     algorithm = spec.make(config)
     episodes = max(job["eval_episodes"], 1)
     return planning.Work(job["algorithm"], config, algorithm, task, hypers, job["runs"], TOTAL_UPDATES, episodes)
@@ -117,7 +108,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     began = time.perf_counter()
     work = work_of(job)
     # What was measured before is used and kept, as in every other command.
-    plan = planning.choose(work, Limits())
+    plan = planning.choose(work, Limits(width=job["width"]))
     programs = plan.compiled.programs
     ready = time.perf_counter() - began
     warmup = -(-job["config"].get("warmup_steps", 0) // work.algorithm.steps_per_update)

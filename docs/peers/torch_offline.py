@@ -1,6 +1,6 @@
 """PyTorch's side of the table that compare.py makes, offline: learns what a JSON job says and prints how long it took.
 
-    python docs/peers/torch_offline.py '{"algorithm": "td3_bc", "runs": 16, "rows": 100000, "config": {...}, ...}'
+    cd docs; python -m peers.torch_offline '{"algorithm": "td3_bc", "runs": 16, "rows": 100000, "config": {...}, ...}'
 
 TD3+BC, IQL, PRDC and A2PR on random numbers of Hopper's sizes, which are held as normalised already. The arrangement,
 for one run and for many, with what led to it (256 x 256 networks, batch 256, two cores with AVX2 that others used too):
@@ -13,6 +13,9 @@ for one run and for many, with what led to it (256 x 256 networks, batch 256, tw
 - `torch._foreach_lerp_` for the targets: 0.035 ms, a multiplication and an addition for each tensor 0.1 ms.
 - One backward pass for the sum of all losses that belong to one moment, only into the parameters that learn from it;
   one table of transitions and one gather for a batch. These two do less work and were not timed apart.
+
+With a job's `device` "cuda" the same runs on the GPU, with matrix products in TF32, as JAX does them there; with "cuda
+graphs" the launches of a gradient step are captured once and replayed. PRDC asks its tree on the host, and stays eager.
 
 Needs torch, and SciPy for PRDC's k-d tree; neither JAX nor rlsuite. PRDC and A2PR are for a single run.
 """
@@ -29,10 +32,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from answer import Job, Training, answer_of
+from peers.answer import Job, Training, answer_of
+from peers.transitions import ACTION_DIM, EPISODE, OBS_DIM, smooth
 from scipy.spatial import KDTree
 
-OBS_DIM, ACTION_DIM = 11, 3
 COLUMNS = (OBS_DIM, ACTION_DIM, OBS_DIM, 1, 1)
 """of the table: obs, action, next_obs, reward, terminated"""
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
@@ -41,7 +44,17 @@ WARM_UP = 10
 
 Tensor = torch.Tensor
 Step = Callable[[int], None]
-"""One gradient step of every run, given its number."""
+
+
+class Learner(NamedTuple):
+    """What learns, in two parts of which the second stays on the device."""
+
+    schedule: Step
+    """sets the learning rates of the gradient step of this number"""
+    step: Step
+    """one gradient step of every run, given its number modulo `period`"""
+    period: int
+    """gradient steps after which the same is done again"""
 
 
 class Batch(NamedTuple):
@@ -56,17 +69,21 @@ class Batch(NamedTuple):
     """both side by side, as critics take them"""
 
 
-def random_table(rows: int) -> Tensor:
-    """Random transitions `[rows, sum of COLUMNS]`."""
-    rng = np.random.default_rng(0)
-    parts = [rng.normal(size=(rows, width)) for width in COLUMNS]
-    parts[1], parts[4] = rng.uniform(-1.0, 1.0, parts[1].shape), np.zeros((rows, 1))
-    return torch.as_tensor(np.concatenate(parts, axis=1, dtype=np.float32))
+def make_table(rows: int, device: str) -> Tensor:
+    """Transitions `[rows, sum of COLUMNS]` with random rewards."""
+    obs, action = smooth(rows)
+    after = np.minimum(np.arange(rows) + 1, rows - 1)
+    after[EPISODE - 1 :: EPISODE] = np.arange(rows)[EPISODE - 1 :: EPISODE]
+    reward = np.random.default_rng(1).normal(size=(rows, 1))
+    parts = (obs, action, obs[after], reward, np.zeros((rows, 1)))
+    return torch.as_tensor(np.concatenate(parts, axis=1, dtype=np.float32)).to(device)
 
 
 def sample(table: Tensor, runs: int, batch_size: int) -> Batch:
     """Transitions drawn with replacement, others for each run."""
-    rows = table.index_select(0, torch.randint(len(table), (runs * batch_size,))).view(runs, batch_size, -1)
+    rows = table.index_select(0, torch.randint(len(table), (runs * batch_size,), device=table.device)).view(
+        runs, batch_size, -1
+    )
     obs, action, next_obs, reward, terminated = rows.split(COLUMNS, dim=-1)
     return Batch(obs, action, next_obs, reward[..., 0], terminated[..., 0], rows[..., : OBS_DIM + ACTION_DIM])
 
@@ -74,12 +91,12 @@ def sample(table: Tensor, runs: int, batch_size: int) -> Batch:
 class MLP:
     """`copies` networks with ReLU between their layers: `[copies, batch, in]` -> `[copies, batch, out]`."""
 
-    def __init__(self, copies: int, sizes: Sequence[int]) -> None:
+    def __init__(self, copies: int, sizes: Sequence[int], device: str = "cpu") -> None:
         """PyTorch's default initialisation."""
         self.layers: list[tuple[Tensor, Tensor]] = []
         for fan_in, fan_out in itertools.pairwise(sizes):
             bound = fan_in**-0.5
-            weight, bias = (torch.empty(copies, n, fan_out).uniform_(-bound, bound) for n in (fan_in, 1))
+            weight, bias = (torch.empty(copies, n, fan_out, device=device).uniform_(-bound, bound) for n in (fan_in, 1))
             self.layers.append((weight.requires_grad_(), bias.requires_grad_()))
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -123,7 +140,7 @@ def descend(optimizer: torch.optim.Adam, parameters: list[Tensor], loss: Tensor)
 
 
 def adam(rate: float, parameters: list[Tensor]) -> torch.optim.Adam:
-    return torch.optim.Adam(parameters, lr=rate, fused=True)
+    return torch.optim.Adam(parameters, lr=rate, fused=True, capturable=parameters[0].is_cuda)
 
 
 @torch.no_grad()
@@ -136,8 +153,9 @@ class TD3:
 
     def __init__(self, job: Job, hidden: Sequence[int], critic_hidden: Sequence[int]) -> None:
         runs, self.hypers, self.delay = job["runs"], job["hypers"], job["config"]["policy_delay"]
-        self.actor = MLP(runs, (OBS_DIM, *hidden, ACTION_DIM))
-        critics = MLP(2 * runs, (OBS_DIM + ACTION_DIM, *critic_hidden, 1))
+        device = job["device"].split()[0]
+        self.actor = MLP(runs, (OBS_DIM, *hidden, ACTION_DIM), device)
+        critics = MLP(2 * runs, (OBS_DIM + ACTION_DIM, *critic_hidden, 1), device)
         self.critics, self.first_critic = Twins(critics), critics.constant(runs)
         self.target_actor, self.target_critics = self.actor.clone(), Twins(critics.clone())
         self.actor_opt = adam(self.hypers["actor_learning_rate"], self.actor.parameters)
@@ -170,7 +188,11 @@ def mean_square(x: Tensor) -> Tensor:
     return x.square().mean(dim=(-2, -1))
 
 
-def td3_bc(table: Tensor, job: Job) -> Step:
+def constant_rates(index: int) -> None:
+    """A schedule that leaves all learning rates."""
+
+
+def td3_bc(table: Tensor, job: Job) -> Learner:
     config = job["config"]
     learner = TD3(job, config["hidden_sizes"], config["hidden_sizes"])
 
@@ -180,44 +202,55 @@ def td3_bc(table: Tensor, job: Job) -> Step:
         if index % learner.delay == 0:
             learner.learn_actor(batch, lambda action: mean_square(action - batch.action))
 
-    return step
+    return Learner(constant_rates, step, learner.delay)
 
 
-def prdc(table: Tensor, job: Job) -> Step:
+def prdc(table: Tensor, job: Job) -> Learner:
     config, beta = job["config"], job["hypers"]["beta"]
     learner = TD3(job, config["hidden_sizes"], config["hidden_sizes"])
     obs, actions, *_ = table.split(COLUMNS, dim=1)
-    tree = KDTree(torch.cat([beta * obs, actions], dim=1).numpy())
+    tree = KDTree(torch.cat([beta * obs, actions], dim=1).cpu().numpy())
 
     def step(index: int) -> None:
         batch = sample(table, 1, config["batch_size"])
         learner.learn_critics(batch)
 
         def distance(action: Tensor) -> Tensor:
-            query = torch.cat([beta * batch.obs, action.detach()], dim=-1).numpy()
+            query = torch.cat([beta * batch.obs, action.detach()], dim=-1).cpu().numpy()
             _, row = tree.query(query, k=[config["k"]], workers=job["threads"])
-            return mean_square(action - actions[torch.as_tensor(row[..., 0])])
+            return mean_square(action - actions[torch.as_tensor(row[..., 0]).to(actions.device)])
 
         if index % learner.delay == 0:
             learner.learn_actor(batch, distance)
 
-    return step
+    return Learner(constant_rates, step, learner.delay)
 
 
-def iql(table: Tensor, job: Job) -> Step:
-    config, hypers, runs = job["config"], job["hypers"], job["runs"]
+def iql(table: Tensor, job: Job) -> Learner:
+    config, hypers, runs, device = job["config"], job["hypers"], job["runs"], job["device"].split()[0]
     hidden = config["hidden_sizes"]
-    actor, value = MLP(runs, (OBS_DIM, *hidden, ACTION_DIM)), MLP(runs, (OBS_DIM, *hidden, 1))
-    critics = Twins(MLP(2 * runs, (OBS_DIM + ACTION_DIM, *hidden, 1)))
+    actor, value = MLP(runs, (OBS_DIM, *hidden, ACTION_DIM), device), MLP(runs, (OBS_DIM, *hidden, 1), device)
+    critics = Twins(MLP(2 * runs, (OBS_DIM + ACTION_DIM, *hidden, 1), device))
     target_critics = Twins(critics.net.clone())
-    log_std = torch.zeros(runs, 1, ACTION_DIM, requires_grad=True)
+    log_std = torch.zeros(runs, 1, ACTION_DIM, requires_grad=True, device=device)
     groups = [
         {"params": [*actor.parameters, log_std], "lr": hypers["actor_learning_rate"]},
         {"params": value.parameters, "lr": hypers["value_learning_rate"]},
         {"params": critics.net.parameters, "lr": hypers["critic_learning_rate"]},
     ]
-    optimizer = torch.optim.Adam(groups, fused=True)
+    on_gpu = table.is_cuda
+    if on_gpu:  # where a captured step reads it
+        groups[0]["lr"] = torch.tensor(groups[0]["lr"], device=device)
+    optimizer = torch.optim.Adam(groups, fused=True, capturable=on_gpu)
     parameters = [parameter for group in groups for parameter in group["params"]]
+
+    def schedule(index: int) -> None:
+        rate = hypers["actor_learning_rate"] * 0.5 * (1.0 + math.cos(math.pi * index / job["updates"]))
+        group = optimizer.param_groups[0]
+        if on_gpu:
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
     def step(index: int) -> None:
         batch = sample(table, runs, config["batch_size"])
@@ -234,20 +267,19 @@ def iql(table: Tensor, job: Job) -> Step:
         log_prob = (-0.5 * error.square() - bounded - 0.5 * math.log(2.0 * math.pi)).sum(dim=-1)
         # All three are of the networks before this step and share none that learns: one backward pass and one Adam.
         loss = (of_value + of_critics - weight * log_prob).sum() / config["batch_size"]
-        groups_now = optimizer.param_groups
-        groups_now[0]["lr"] = hypers["actor_learning_rate"] * 0.5 * (1.0 + math.cos(math.pi * index / job["updates"]))
         descend(optimizer, parameters, loss)
         follow(target_critics.net.parameters, critics.net.parameters, hypers["tau"])
 
-    return step
+    return Learner(schedule, step, 1)
 
 
-def a2pr(table: Tensor, job: Job) -> Step:
+def a2pr(table: Tensor, job: Job) -> Learner:
     config, hypers = job["config"], job["hypers"]
     learner = TD3(job, config["hidden_sizes"], config["critic_hidden_sizes"])
-    value, hidden = MLP(1, (OBS_DIM, *config["value_hidden_sizes"], 1)), config["vae_hidden_sizes"]
-    encoder = MLP(1, (OBS_DIM + ACTION_DIM, *hidden, 4 * ACTION_DIM))
-    decoder = MLP(1, (OBS_DIM + 2 * ACTION_DIM, *hidden, ACTION_DIM))
+    hidden, device = config["vae_hidden_sizes"], job["device"].split()[0]
+    value = MLP(1, (OBS_DIM, *config["value_hidden_sizes"], 1), device)
+    encoder = MLP(1, (OBS_DIM + ACTION_DIM, *hidden, 4 * ACTION_DIM), device)
+    decoder = MLP(1, (OBS_DIM + 2 * ACTION_DIM, *hidden, ACTION_DIM), device)
     vae = [*encoder.parameters, *decoder.parameters]
     value_opt = adam(hypers["value_learning_rate"], value.parameters)
     vae_opt = adam(hypers["vae_learning_rate"], vae)
@@ -284,11 +316,12 @@ def a2pr(table: Tensor, job: Job) -> Step:
         if index % learner.delay == 0:
             learner.learn_actor(batch, distance)
 
-    return step
+    return Learner(constant_rates, step, learner.delay)
 
 
 LEARNERS = {"a2pr": a2pr, "iql": iql, "prdc": prdc, "td3_bc": td3_bc}
 STACKED = ("iql", "td3_bc")
+CAPTURED = ("a2pr", "iql", "td3_bc")
 
 
 def check(job: Job) -> None:
@@ -297,6 +330,8 @@ def check(job: Job) -> None:
         sys.exit(f"algorithm={job['algorithm']!r} is not written in PyTorch here; choose one of {sorted(LEARNERS)}")
     if job["runs"] > 1 and job["algorithm"] not in STACKED:
         sys.exit(f"runs={job['runs']}: {job['algorithm']} is written for one run; only {STACKED} are stacked")
+    if job["device"].endswith("graphs") and job["algorithm"] not in CAPTURED:
+        sys.exit(f"{job['algorithm']} asks the host in every step, which no CUDA graph holds; leave device at 'cuda'")
     as_written = {"deterministic": False, "normalize_reward": False, "detach_reconstruction": False}
     as_written |= {"sample_candidates": False, "reward_shift": 0.0, "reward_scale": 1.0}
     for name, value in {**job["config"], **job["hypers"]}.items():
@@ -304,24 +339,54 @@ def check(job: Job) -> None:
             sys.exit(f"{name}={value} is not written in PyTorch here; leave it at {as_written[name]}")
 
 
+def captured(learner: Learner) -> Step:
+    """The learner's step as CUDA graphs, one for each step of its period."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for index in range(WARM_UP * learner.period):
+            learner.step(index)
+    torch.cuda.current_stream().wait_stream(aside)
+    graphs = [torch.cuda.CUDAGraph() for _ in range(learner.period)]
+    for index, graph in enumerate(graphs):
+        with torch.cuda.graph(graph):
+            learner.step(index)
+    return lambda index: graphs[index % learner.period].replay()
+
+
 def measure(job: Job) -> dict[str, Any]:
     """Learn for the job's gradient steps, `repeats` times from the beginning."""
     check(job)
     torch.set_num_threads(job["threads"])
     torch.manual_seed(0)
-    table = random_table(job["rows"])
+    on_gpu, graphs = job["device"] != "cpu", job["device"].endswith("graphs")
+    if on_gpu:
+        torch.set_float32_matmul_precision("high")
+    table = make_table(job["rows"], job["device"].split()[0])
+    capturing = []
 
     def learn(updates: int) -> float:
-        step = LEARNERS[job["algorithm"]](table, job)
+        learner = LEARNERS[job["algorithm"]](table, job)
+        began = time.perf_counter()
+        step = captured(learner) if graphs else learner.step
+        capturing.append(time.perf_counter() - began)
+        if on_gpu:
+            torch.cuda.synchronize()
         began = time.perf_counter()
         for index in range(updates):
+            learner.schedule(index)
             step(index)
+        if on_gpu:
+            torch.cuda.synchronize()
         return time.perf_counter() - began
 
     learn(WARM_UP)
     arrangement = f"{job['runs']} stacked" if job["runs"] > 1 else "one"
     versions = {"torch": torch.__version__}
-    return answer_of(job, lambda _: Training(learn(job["updates"])), versions, arrangement=arrangement)
+    answer = answer_of(
+        job, lambda _: Training(learn(job["updates"])), versions, compile_seconds=capturing[0], arrangement=arrangement
+    )
+    return answer | ({"peak_bytes": torch.cuda.max_memory_allocated()} if on_gpu else {})
 
 
 if __name__ == "__main__":

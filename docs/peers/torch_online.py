@@ -1,6 +1,6 @@
 """PyTorch's side of the table that compare.py makes, online: trains what a JSON job says and prints how long it took.
 
-    python docs/peers/torch_online.py '{"algorithm": "ppo", "environment": "CartPole-v1", "config": {...}, ...}'
+    cd docs; python -m peers.torch_online '{"algorithm": "ppo", "environment": "CartPole-v1", "config": {...}, ...}'
 
 One run of PPO on CartPole or of SAC on Pendulum, in one file and with the details that CleanRL's scripts have and this
 suite's docstrings name, on Gymnasium's own environments. Written to be fast in plain PyTorch: values of a whole rollout
@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 import torch
-from answer import Job, Training, answer_of
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from peers.answer import Job, Training, answer_of
 from torch import nn
 from torch.nn import functional
 

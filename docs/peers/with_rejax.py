@@ -1,6 +1,6 @@
 """Rejax' side of the table that compare.py makes: trains what a JSON job says and prints how long it took.
 
-    python docs/peers/with_rejax.py '{"algorithm": "ppo", "environment": "CartPole-v1", "runs": 16, ...}'
+    cd docs; python -m peers.with_rejax '{"algorithm": "ppo", "environment": "CartPole-v1", "runs": 16, ...}'
 
 All seeds in one `jax.vmap` of Rejax' own `train`, as its README shows it, compiled ahead of time. Needs rejax and
 gymnax 0.0.9 (with a newer one it does not run), in an environment without rlsuite. The job and the answer are described
@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 import rejax
-from answer import Training, answer_of
+from peers.answer import Training, answer_of
 from rejax.evaluate import evaluate
 
 
@@ -90,7 +90,9 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         return Training(time.perf_counter() - began, score=float(returns[:, -1].mean()))
 
     versions = {"rejax": version("rejax"), "jax": jax.__version__}
-    return answer_of(job, again, versions, compile_seconds, f"{job['runs']} at once")
+    answer = answer_of(job, again, versions, compile_seconds, f"{job['runs']} at once")
+    on_device = jax.local_devices()[0].memory_stats()  # None where devices are processor cores
+    return answer | ({"peak_bytes": on_device["peak_bytes_in_use"]} if on_device else {})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Stable-Baselines3's side of the table that compare.py makes: trains what a JSON job says and prints how long it took.
 
-    python docs/peers/with_sb3.py '{"algorithm": "ppo", "environment": "CartPole-v1", "config": {...}, ...}'
+    cd docs; python -m peers.with_sb3 '{"algorithm": "ppo", "environment": "CartPole-v1", "config": {...}, ...}'
 
 One run of its own PPO or SAC on Gymnasium's environments, with the job's sizes, update ratio and evaluation, and its
 own normalisation. Its clipped value loss is that of the clipped value alone, where the others take the larger of both.
@@ -17,7 +17,7 @@ from typing import Any
 import gymnasium
 import stable_baselines3
 import torch
-from answer import Job, Training, answer_of
+from peers.answer import Job, Training, answer_of
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
