@@ -1,6 +1,6 @@
 """Steps per second of environments in batch, against C MuJoCo, as a table.
 
-    python docs/env_speed.py [--envs 1,64,1024] [ENVIRONMENT ...]
+    python docs/env_speed.py [--envs 1,64,1024] [--without-c] [ENVIRONMENT ...]
 
 Actions are random and drawn beforehand; episodes are not reset, so that the numbers are those of the simulators. For a
 MuJoCo task, C MuJoCo is timed beside it: in Gymnasium's vector environment, and in the threads that evaluations use.
@@ -94,6 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Steps per second of environments in batch.")
     parser.add_argument("environments", nargs="*", default=DEFAULT)
     parser.add_argument("--envs", default="1,64,1024")
+    parser.add_argument("--without-c", action="store_true", help="leave out C MuJoCo, which takes long to make so many")
     options = parser.parse_args()
     numbers = [int(number) for number in options.envs.split(",")]
     warnings.simplefilter("ignore")
@@ -103,7 +104,7 @@ def main() -> None:
     for env_id in options.environments:
         env = envs.make(env_id)
         ways: list[tuple[str, Callable[[Any, int], float]]] = [(envs.info(env_id).backend, compiled)]
-        if isinstance(env, Mujoco):
+        if isinstance(env, Mujoco) and not options.without_c:
             ways += [("Gymnasium", in_gymnasium), ("C MuJoCo in threads", in_threads)]
         for name, way in ways:
             print(f"| {env_id} | {name} |" + "".join(f" {way(env, number):.3g} |" for number in numbers), flush=True)
