@@ -2,7 +2,7 @@
 # What docs/gpu.md shows, on a machine with one GPU:
 #
 #     bash docs/on_gpu.sh compile OUT    everything once, side by side: programs are compiled and kept, faults seen
-#     bash docs/on_gpu.sh measure OUT    everything again, one after another, timed
+#     bash docs/on_gpu.sh measure OUT    everything again, one after another, timed; ONLY="search iql" chooses
 #     bash docs/on_gpu.sh learn OUT      PPO on Hopper
 #
 # PYTHON runs this suite, PEERS_PYTHON the peers (docs/peers/constraints.txt). Each command has a time limit and a file
@@ -21,6 +21,7 @@ export PYTHONUNBUFFERED=1 TF_CPP_MIN_LOG_LEVEL=2
 timed() {
     local name=$1 seconds=$2 began=$SECONDS
     shift 2
+    [[ -z ${ONLY:-} || " $ONLY " == *" $name "* ]] || return
     [ "$began" -lt "${LIMIT:-3600}" ] || { echo "$name: not begun, no time"; return; }
     timeout "$seconds" "$@" >"$out/$name.txt" 2>"$out/$name.err"
     local status=$?
