@@ -8,14 +8,16 @@ the exception: XLA compiles for it otherwise, which changes the order of sums.)
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -71,6 +73,28 @@ def place(task: Task, devices: Sequence[jax.Device]) -> Task:
     return placed
 
 
+def has_the_fault() -> bool:
+    """Whether this jaxlib may crash where a program is split over devices."""
+    return tuple(map(int, jaxlib.__version__.split(".")[:2])) >= (0, 11)
+
+
+@contextlib.contextmanager
+def sound_partitioner() -> Iterator[None]:
+    """Lower and compile with GSPMD, where Shardy is at fault.
+
+    Shardy of jaxlib 0.11.2 reads memory that is not its own (ManualComputationUnusedInputsPattern) when it drops unused
+    inputs of a `shard_map` around a step of MJX, and the process dies. What each device computes is written out in our
+    programs, so there is nothing to partition, and both say the same.
+    """
+    before = jax.config.values["jax_use_shardy_partitioner"]
+    jax.config.update("jax_use_shardy_partitioner", before and not has_the_fault())
+    try:
+        yield
+    finally:
+        jax.config.update("jax_use_shardy_partitioner", before)
+
+
+@sound_partitioner()
 def compile_programs(
     algorithm: Algorithm,
     task: Task,
