@@ -57,16 +57,19 @@ def main() -> None:
     given = parser.parse_args()
     if given.job:
         print(json.dumps(measure(*json.loads(given.job))))
+        print(describe_device())
         return
-    print(f"{describe_device()}; jax {jax.__version__}; {given.algorithm}, {given.rows:,} transitions")
+    print(f"jax {jax.__version__}; {given.algorithm}, {given.rows:,} transitions")
     print("\n| runs | dataset | state of all runs | of one | programs' peak | process' peak |")
     print("|---|---|---|---|---|---|")
     for width in given.widths:
         command = (sys.executable, __file__, "--job", json.dumps([given.algorithm, width, given.rows]))
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        row = Row(*json.loads(done.stdout.splitlines()[-1]))
+        *_, found, device = done.stdout.splitlines()
+        row = Row(*json.loads(found))
         cells = (row.dataset, row.learning, row.learning / width, row.peak, row.resident)
         print(f"| {width} | " + " | ".join(f"{size / 1e6:,.1f} MB" for size in cells) + " |", flush=True)
+    print(f"\n{device}")
 
 
 if __name__ == "__main__":

@@ -143,17 +143,20 @@ def work_of(name: str, runs: int) -> planning.Work:
 def bench(names: Sequence[str], widths: Sequence[int], limits: Limits, output: Path | None = None) -> None:
     """Print a row for each (benchmark, number of runs), each measured in a process of its own; write all to `output`.
 
-    The processes are started one after another, so that none disturbs another and each has its own peak memory.
+    The processes are started one after another, so that none disturbs another and each has its own peak memory. This
+    one leaves the device alone: JAX would take most of an accelerator's memory for it.
     """
-    say(f"{describe_device()}; jax {jax.__version__}; learning included; {memory.num_cores()} cores")
-    say(
-        f"{'':30} {'runs':>5} {'at once':>8} {'updates/s':>10} {'steps/s':>8} {'against 1 run':>14} {'ready':>7} "
-        f"{'planned':>8} {'peak':>8}"
-    )
-    table = []
+    table: list[dict[str, Any]] = []
+    device = ""
     for name in names:
         for runs in widths:
-            row = in_new_process(name, runs, limits)
+            row, device = in_new_process(name, runs, limits)
+            if not table:
+                say(f"{device}; jax {jax.__version__}; learning included; {memory.num_cores()} cores")
+                say(
+                    f"{'':30} {'runs':>5} {'at once':>8} {'updates/s':>10} {'steps/s':>8} {'against 1 run':>14} "
+                    f"{'ready':>7} {'planned':>8} {'peak':>8}"
+                )
             table.append({"benchmark": name, **row._asdict()})
             at_once = f"{row.devices}x{-(-row.at_once // row.devices)}"
             title = f"{name} {BENCHMARKS[name].environment}"
@@ -163,24 +166,25 @@ def bench(names: Sequence[str], widths: Sequence[int], limits: Limits, output: P
                 f"{quantity(row.planned_bytes):>7}B {quantity(row.peak_bytes):>7}B"
             )
     if output is not None:
-        output.write_text(json.dumps({"device": describe_device(), "jax": jax.__version__, "rows": table}, indent=1))
+        output.write_text(json.dumps({"device": device, "jax": jax.__version__, "rows": table}, indent=1))
 
 
-def in_new_process(name: str, runs: int, limits: Limits) -> Row:
-    """`measure` in a process of its own."""
+def in_new_process(name: str, runs: int, limits: Limits) -> tuple[Row, str]:
+    """`measure` in a process of its own, and the device in words."""
     job = json.dumps([name, runs, *limits])
     command = (sys.executable, "-m", "rlsuite.bench", job, repr(time.time()))
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return Row(*json.loads(done.stdout.splitlines()[-1]))
+    row, device = json.loads(done.stdout.splitlines()[-1])
+    return Row(*row), device
 
 
 def main(job: str, began: str) -> None:
-    """One row, as JSON on the last line."""
+    """One row and the device, as JSON on the last line."""
     from rlsuite.cli import prepare_jax
 
     prepare_jax()
     name, runs, *limits = json.loads(job)
-    print(json.dumps(measure(name, runs, Limits(*limits), float(began))))
+    print(json.dumps([measure(name, runs, Limits(*limits), float(began)), describe_device()]))
 
 
 if __name__ == "__main__":
