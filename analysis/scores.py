@@ -457,6 +457,7 @@ def score(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> Scores:
     for manifest in shard_manifests:
         budgets[manifest["environment"]] = max(int(manifest["steps"]), budgets.get(manifest["environment"], 0))
     tasks = {}
+    played: dict[tuple[int, int], list[str]] = {}
     floors = _floors(frame, references)
     planned = {(manifest["experiment"], manifest["shard"]): len(manifest["seeds"]) for manifest in shard_manifests}
     for (label, environment), rows in frame.groupby(["label", "environment"], sort=True):
@@ -466,7 +467,7 @@ def score(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> Scores:
         tasks[label, environment] = task
         notes += _pooling_notes(rows, where)
         if task.offline:
-            notes.append(_online_note(task, rows, shard_manifests, where))
+            played.setdefault(_episodes_played(task, rows, shard_manifests), []).append(where)
         if task.running.any():
             notes.append(
                 f"{where}: still running, or interrupted; {task.counted.sum():,} of {task.planned:,} runs have come to "
@@ -478,6 +479,10 @@ def score(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> Scores:
                 f"{where}: {ended} of {task.runs} runs end before the budget of {budget:,} steps; "
                 "their final score is that of their last evaluation"
             )
+    # Whoever chooses by an offline learner's scores has tuned on so much of the environment.
+    for (total, of_a_run), cells in played.items():
+        whose = cells[0] if len(cells) == 1 else f"each of {len(cells)} offline cells"
+        notes.append(f"{whose}: {total:,} episodes were played to evaluate, {of_a_run:,} a run")
     return Scores(tasks, references, budgets, tuple(notes))
 
 
@@ -488,12 +493,12 @@ def by_task(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> tuple[p
     return frame, [{**m, "environment": m.get("dataset", m["environment"])} for m in shard_manifests]
 
 
-def _online_note(task: TaskScores, rows: pd.DataFrame, shard_manifests: Sequence[Manifest], where: str) -> str:
-    """How much of the environment an offline comparison has seen: whoever chooses by these scores has tuned on it."""
+def _episodes_played(task: TaskScores, rows: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> tuple[int, int]:
+    """How many episodes a comparison has seen of the environment: of all runs together, and of one."""
     episodes = {(m["experiment"], m["shard"]): int(m.get("eval_episodes", 1)) for m in shard_manifests}
     played = rows[["experiment", "shard"]].itertuples(index=False, name=None)
     total = sum(episodes.get(shard, 1) for shard in played)
-    return f"{where}: {total:,} episodes were played to evaluate, {total // task.runs:,} a run"
+    return total, total // task.runs
 
 
 def of_metric(frame: pd.DataFrame, name: str) -> pd.DataFrame:

@@ -149,8 +149,8 @@ def test_the_report_takes_the_dataset_for_the_task(trained: Any) -> None:
     np.testing.assert_allclose(task.mean_of_last(1), task.final)
     summary = summarise(scores, repetitions=40)
     assert {"final_iqm", "last_iqm"} <= set(summary["statistic"])
-    # Two runs, seven evaluations of three episodes.
-    assert any("42 episodes were played to evaluate, 21 a run" in note for note in scores.notes)
+    # Two labels of two runs, seven evaluations of three episodes.
+    assert "each of 2 offline cells: 42 episodes were played to evaluate, 21 a run" in scores.notes
 
 
 @pytest.mark.xdist_group("offline run")
