@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,10 +34,10 @@ def evaluate(
     episodes = Episodes(jnp.zeros(num_episodes), jnp.zeros(num_episodes, jnp.int32))
     act = jax.vmap(algorithm.act, in_axes=(0, None, None, 0))
 
-    def going_on(loop: tuple) -> Array:  # type: ignore[type-arg]
+    def going_on(loop: tuple[Any, ...]) -> Array:
         return ~jnp.all(loop[-1])
 
-    def play(loop: tuple) -> tuple:  # type: ignore[type-arg]
+    def play(loop: tuple[Any, ...]) -> tuple[Any, ...]:
         t, env_state, obs, episodes, over = loop
         act_keys, step_keys = jax.random.split(jax.random.fold_in(loop_key, t), (2, num_episodes))
         action = act(act_keys, task, state, obs)

@@ -63,10 +63,10 @@ def value_bias(
     def criticise(t: Array, obs: Array) -> Critique:
         return jax.vmap(critique)(jax.random.split(jax.random.fold_in(loop_key, 2 * t), num_episodes), obs)
 
-    def going_on(loop: tuple) -> Array:  # type: ignore[type-arg]
+    def going_on(loop: tuple[Any, ...]) -> Array:
         return ~jnp.all(loop[-1])
 
-    def play(loop: tuple) -> tuple:  # type: ignore[type-arg]
+    def play(loop: tuple[Any, ...]) -> tuple[Any, ...]:
         t, env_state, now, sums, over = loop
         step_keys = jax.random.split(jax.random.fold_in(loop_key, 2 * t + 1), num_episodes)
         env_state, shown = jax.vmap(env.step)(step_keys, env_state, now.action)
