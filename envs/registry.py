@@ -15,10 +15,12 @@ module. Such packages are looked for when an id is not one of ours, or when all 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import importlib.metadata
 import re
+import sys
 import warnings
 from collections.abc import Mapping
 from types import ModuleType
@@ -104,7 +106,9 @@ def _make(task_id: str, chosen: tuple[Chosen, ...], max_episode_steps: int) -> E
     family = _family(task_id)
     lapack.one_matrix_at_a_time()
     try:
-        env: Env = family.build(task_id, max_episode_steps)
+        # What simulators print while they are imported must not get into tables and JSON of who asked for one.
+        with contextlib.redirect_stdout(sys.stderr):
+            env: Env = family.build(task_id, max_episode_steps)
     except ImportError as error:
         if family.PACKAGE is None:
             raise

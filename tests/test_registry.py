@@ -250,3 +250,18 @@ import seaborn
 assert pong.sns.color_palette is seaborn.color_palette
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_what_a_simulator_prints_stays_out_of_the_output(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def build(task_id: str, max_episode_steps: int) -> Env:
+        print("Failed to import warp")
+        return cartpole
+
+    cartpole = envs.make("gymnax/CartPole-v1")
+    monkeypatch.setattr(gymnax, "build", build)
+    envs.make("gymnax/Acrobot-v1", max_episode_steps=7)
+    registry._make.cache_clear()
+    shown = capsys.readouterr()
+    assert shown.out == "" and "Failed to import warp" in shown.err
