@@ -5,8 +5,9 @@
 The transitions are of Hopper's sizes. Those of "smooth" lie along trajectories, as a simulator's do: sums of a few slow
 waves in each coordinate, with other phases in every episode. "random" is the worst case for every tree: independent
 numbers in 14 dimensions. Queries are transitions with some noise in the action, which is what an actor asks for. Here
-the queries of all runs are one call; SciPy answers the same ones in a call for each run, with all cores. Both have
-built their tree before. Distances are compared in float64, of neighbours that were found in float32.
+the queries of all runs are one call, split over the devices; SciPy answers the same ones in a call for each run, with
+all cores. Both have built their tree before. Distances are compared in float64, of neighbours that were found in
+float32.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 import scipy
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from peers.suite import dataset_of
 from peers.transitions import ACTION_DIM, OBS_DIM, independent, smooth
 from scipy.spatial import KDTree
@@ -51,10 +53,19 @@ def measure(points: np.ndarray, tree: KDTree, blocks: Blocks, runs: int, queries
     weight = weights()
     asked = points[rng.integers(len(points), size=(runs, queries))].copy()
     asked[..., OBS_DIM:] += NOISE * rng.normal(size=(runs, queries, ACTION_DIM)).astype(np.float32)
-    on_device = jax.device_put(asked)
-    search = jax.jit(lambda blocks, asked: jax.vmap(lambda query: nearest(blocks, query, weight))(asked))
-    jax.block_until_ready(search(blocks, on_device))
-    here, found = best(lambda: np.asarray(search(blocks, on_device)))
+    # As in training: split over the devices, each of which has the dataset.
+    mesh = Mesh(np.asarray(jax.local_devices()[:runs]), ("runs",))
+    split, whole = PartitionSpec("runs"), PartitionSpec()
+    on_devices = jax.device_put(asked, NamedSharding(mesh, split))
+    placed = jax.device_put(blocks, NamedSharding(mesh, whole))
+
+    def of_device(blocks: Blocks, asked: jax.Array) -> jax.Array:
+        found: jax.Array = jax.vmap(lambda query: nearest(blocks, query, weight))(asked)
+        return found
+
+    search = jax.jit(jax.shard_map(of_device, mesh=mesh, in_specs=(whole, split), out_specs=split, check_vma=False))
+    jax.block_until_ready(search(placed, on_devices))
+    here, found = best(lambda: np.asarray(search(placed, on_devices)))
     there, distances = best(lambda: [tree.query(weight * each, workers=-1)[0] for each in asked])
     ours = np.linalg.norm((weight * (points[found] - asked)).astype(np.float64), axis=-1)
     return here, there, float(np.max((ours - np.stack(distances)) / ours))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,18 +73,22 @@ class Batch(NamedTuple):
 class Blocks:
     """Observations and actions of a dataset in blocks of rows that lie close together, for `rlsuite/nearest.py`.
 
-    Their axes are the other way round than in `Dataset.rows`, so that a processor works on many rows at once.
+    As many blocks make a group as there are groups, or about so many. Axes are the other way round than in
+    `Dataset.rows`, so that a processor works on many rows at once.
     """
 
     points: Array
-    """`[blocks, obs_dim + action_dim, rows of a block]` float32: obs and action as in `Dataset.rows`; the last block
-    may be padded with `PADDING`"""
+    """`[groups * blocks of a group, obs_dim + action_dim, rows of a block]` float32: obs and action as in
+    `Dataset.rows`; the last ones may be `PADDING`"""
     row: Array
-    """`[blocks, rows of a block]` int32: which row of `Dataset.rows` it is; 0 in the padding"""
+    """`[groups * blocks of a group, rows of a block]` int32: which row of `Dataset.rows` it is; 0 in the padding"""
     low: Array
-    """`[obs_dim + action_dim, blocks]`: the least that each block holds, without the padding"""
+    """`[obs_dim + action_dim, groups, blocks of a group]`: the least that each block holds, without the padding"""
     high: Array
-    """`[obs_dim + action_dim, blocks]`: the most"""
+    """as `low`: the most"""
+    group_low: Array
+    """`[obs_dim + action_dim, groups]`: the least that each group holds"""
+    group_high: Array
 
 
 PADDING = 1e18
@@ -368,7 +373,7 @@ def weigh(dataset: Dataset, probability: np.ndarray) -> Dataset:
 
 # --- Which transitions lie close together -----------------------------------------------------------------------------
 
-LEAST_ROWS, MOST_BLOCKS = 128, 4096
+BLOCK_ROWS = 128
 SPREAD_FROM = 1024
 """rows of which the spread of a block is measured"""
 
@@ -376,14 +381,14 @@ SPREAD_FROM = 1024
 def with_blocks(dataset: Dataset) -> Dataset:
     """The dataset with `blocks`: cut in halves across the widest direction again and again, as a k-d tree is built.
 
-    Blocks have `LEAST_ROWS` rows, or as many as keep them at `MOST_BLOCKS` (times less than 2). Which direction is the
-    widest is judged with observations in standard deviations; that and the size only matter for the speed of a search.
+    Which direction is the widest is judged with observations in standard deviations; that only matters for the speed of
+    a search.
     """
     points = np.asarray(dataset.rows)[:, : dataset.obs_dim + dataset.space.dim]
     n, dim = points.shape
-    size = LEAST_ROWS
-    while size * MOST_BLOCKS < n:
-        size *= 2
+    size = BLOCK_ROWS
+    members = math.isqrt(-(-n // size) - 1) + 1  # blocks of a group
+    groups = -(-n // (size * members))
     scale = np.concatenate([np.asarray(dataset.obs_std) + STD_FLOOR, np.ones(dataset.space.dim, np.float32)])
     order = np.arange(n)
     pending = [(0, n)]
@@ -394,19 +399,28 @@ def with_blocks(dataset: Dataset) -> Dataset:
         part = order[first:stop]
         some = points[part[:: -(-len(part) // SPREAD_FROM)]]
         widest = np.argmax(np.ptp(some, axis=0) / scale)
-        # A whole number of blocks on the left, so that only the last one of all is not full.
-        left = size * ((-(-len(part) // size) + 1) // 2)
+        # A whole number of groups or blocks on the left, so that only the last ones of all are not full.
+        unit = size * members if len(part) > size * members else size
+        left = unit * ((-(-len(part) // unit) + 1) // 2)
         order[first:stop] = part[np.argpartition(points[part, widest], left - 1)]
         pending += [(first, first + left), (first + left, stop)]
-    count = -(-n // size)
+    count = groups * members
     row = np.zeros(count * size, np.int32)
     row[:n] = order
     there = (np.arange(count * size) < n).reshape(count, 1, size)
-    of_block = points[row].reshape(count, size, dim).swapaxes(1, 2)
+    of_block = np.where(there, points[row].reshape(count, size, dim).swapaxes(1, 2), np.float32(PADDING))
+    low = of_block.min(axis=2)
+    high = np.where(there, of_block, np.float32(-np.inf)).max(axis=2)
+
+    def by_group(of_blocks: np.ndarray) -> np.ndarray:
+        return of_blocks.T.reshape(dim, groups, members)
+
     leaves: dict[str, Any] = {
-        "points": np.where(there, of_block, np.float32(PADDING)),
+        "points": of_block,
         "row": row.reshape(count, size),
-        "low": np.where(there, of_block, np.float32(np.inf)).min(axis=2).T.copy(),
-        "high": np.where(there, of_block, np.float32(-np.inf)).max(axis=2).T.copy(),
+        "low": by_group(low).copy(),
+        "high": by_group(np.maximum(low, high)).copy(),  # a block of padding alone is as far away as that
+        "group_low": by_group(low).min(axis=2),
+        "group_high": by_group(high).max(axis=2),
     }
     return dataclasses.replace(dataset, blocks=Blocks(**leaves))

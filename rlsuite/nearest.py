@@ -3,9 +3,10 @@
 Distances are sqrt(sum_j (w_j (x_j - q_j))^2), with weights of the run: a run scales differences, never the dataset.
 They are computed as they stand here, because |x|^2 - 2 x q + |q|^2 would lose their digits for what lies close.
 
-`envs.datasets.with_blocks` has put rows that lie close together into blocks with bounding boxes, once on the host. A
-search bounds the distance to every box from below, then looks into the boxes in the order of their bounds, and ends
-when the next bound is no less than the distance that it has found. On smooth data it sees a few blocks of thousands.
+`envs.datasets.with_blocks` has put rows that lie close together into blocks, and blocks into groups, each with a
+bounding box, once on the host. A search bounds the distance to the box of every group from below and opens groups in
+the order of their bounds; in an open group it does the same with the blocks. It ends when the next bound is no less
+than the distance that it has found. On smooth data it sees a few blocks of thousands.
 
 How many blocks it must see differs between queries. So that none waits for another one, queries are searched one after
 another on a CPU, those of all runs of a batch in one loop (`custom_vmap`: a plain `vmap` would make the runs wait).
@@ -15,7 +16,7 @@ of one query, or of `WIDE`, whatever the number of runs.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ from envs.datasets import Blocks
 Array = jax.Array
 
 WIDE = 4096
-"""queries at once on an accelerator: 64 MB of bounds for a million transitions"""
+"""queries at once on an accelerator"""
 SLACK = 1e-5
 """what rounding may add to a bound, relative; it has about 1e-7 for each coordinate"""
 NEVER = np.int32(np.iinfo(np.int32).max)
@@ -79,45 +80,98 @@ def nearest(blocks: Blocks, query: Array, weight: Array, k: int = 1, width: int 
     return rows
 
 
+class _Search(NamedTuple):
+    """Where the search for one query stands. Keys are those of `_keys`, `NEVER` where there is none left."""
+
+    group: Array
+    """`[]` key of the next group"""
+    block: Array
+    """`[]` key of the next block in the open group"""
+    opened: Array
+    """`[]` number of the open group"""
+    blocks: Array
+    """`[blocks of a group]` keys of its blocks"""
+    distances: Array
+    """`[k]` bits of the squared distances of the nearest rows so far, nearest first"""
+    where: Array
+    """`[k]` where they are"""
+
+
 def _search(blocks: Blocks, query: Array, weight: Array, k: int) -> Array:
     """`nearest` for one query `[dim]`, with weights of its own: `[]`.
 
     Squared distances are compared by their bits, which have the order of the numbers, since none is negative: CPUs
-    find the least of many integers at once, but not of many floats. The lowest bits of a block's bound are its number,
-    so that the least bound comes with its block, no two are equal, and the next one is the least that is larger.
+    find the least of many integers at once, but not of many floats.
     """
-    count, size = blocks.row.shape
-    number = np.int32((1 << (count - 1).bit_length()) - 1)
-    gaps = [
-        jnp.maximum(jnp.maximum(low - x, x - high), 0.0)
-        for x, low, high in zip(query, blocks.low, blocks.high, strict=True)
-    ]
-    bounds = (_bits((1.0 - SLACK) * _sum_of_squares(gaps, weight)) & ~number) | jnp.arange(count, dtype=jnp.int32)
+    _, groups, members = blocks.low.shape
+    size = blocks.row.shape[1]
     place = jnp.arange(k + size, dtype=jnp.int32)
+    of_groups = _keys(query, weight, blocks.group_low, blocks.group_high)
 
-    def unfinished(carry: tuple[Array, Array, Array]) -> Array:
-        bound, distances, _ = carry
-        return (bound < NEVER) & ((bound & ~number) < distances[-1])
+    def may_hold(key: Array, count: int, distances: Array) -> Array:
+        """Whether what has this key, one of so many, may hold a row that is nearer than those that are known."""
+        return (key < NEVER) & ((key & ~_numbers(count)) < distances[-1])
 
-    def look(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        """Into the block of this bound. Kept are the k nearest so far, nearest first: distances, and where they are."""
-        bound, distances, where = carry
-        block = bound & number
+    def block_next(search: _Search) -> Array:
+        return may_hold(search.block, members, search.distances)
+
+    def unfinished(search: _Search) -> Array:
+        return block_next(search) | may_hold(search.group, groups, search.distances)
+
+    def open_group(search: _Search) -> _Search:
+        opened = search.group & _numbers(groups)
+        low, high = (jax.lax.dynamic_index_in_dim(x, opened, 1, keepdims=False) for x in (blocks.low, blocks.high))
+        keys = _keys(query, weight, low, high)
+        return search._replace(group=_after(of_groups, search.group), block=jnp.min(keys), opened=opened, blocks=keys)
+
+    def look(search: _Search) -> _Search:
+        """Into the next block, and keep the k nearest of its rows and of those that were kept before."""
+        block = search.opened * members + (search.block & _numbers(members))
         points = jax.lax.dynamic_index_in_dim(blocks.points, block, keepdims=False)
         differences = [row - x for x, row in zip(query, points, strict=True)]
-        left = jnp.concatenate([distances, _bits(_sum_of_squares(differences, weight))])
+        left = jnp.concatenate([search.distances, _bits(_sum_of_squares(differences, weight))])
         kept = []
         for _ in range(k):
             least = jnp.min(left)
             at = jnp.min(jnp.where(left == least, place, NEVER))
-            kept.append((least, jnp.where(at < k, where[jnp.minimum(at, k - 1)], block * size + at - k)))
+            kept.append((least, jnp.where(at < k, search.where[jnp.minimum(at, k - 1)], block * size + at - k)))
             left = jnp.where(place == at, NEVER, left)
         distances, where = (jnp.stack(column) for column in zip(*kept, strict=True))
-        return jnp.min(jnp.where(bounds > bound, bounds, NEVER)), distances, where
+        return search._replace(block=_after(search.blocks, search.block), distances=distances, where=where)
 
-    nothing = jnp.full(k, NEVER), jnp.zeros(k, jnp.int32)
-    _, _, where = jax.lax.while_loop(unfinished, look, (jnp.min(bounds), *nothing))
-    return blocks.row.reshape(-1)[where[-1]]
+    never, zero = jnp.full(k, NEVER), jnp.int32(0)
+    start = _Search(
+        jnp.min(of_groups), jnp.int32(NEVER), zero, jnp.full(members, NEVER), never, jnp.zeros(k, jnp.int32)
+    )
+    found = jax.lax.while_loop(
+        unfinished, lambda search: jax.lax.cond(block_next(search), look, open_group, search), start
+    )
+    return blocks.row.reshape(-1)[found.where[-1]]
+
+
+def _keys(query: Array, weight: Array, low: Array, high: Array) -> Array:
+    """Of boxes `[dim, n]`: the bits of a lower bound of their squared distance, `[n]` int32.
+
+    The lowest bits are a box's number, so that the least key comes with its box, no two are equal, and the next one is
+    the least that is larger.
+    """
+    gaps = [
+        jnp.maximum(jnp.maximum(of_low - x, x - of_high), 0.0)
+        for x, of_low, of_high in zip(query, low, high, strict=True)
+    ]
+    count = low.shape[1]
+    bits = _bits((1.0 - SLACK) * _sum_of_squares(gaps, weight))
+    return (bits & ~_numbers(count)) | jnp.arange(count, dtype=jnp.int32)
+
+
+def _numbers(count: int) -> np.int32:
+    """The bits that hold the number of one box of so many."""
+    return np.int32((1 << (count - 1).bit_length()) - 1)
+
+
+def _after(keys: Array, key: Array) -> Array:
+    """The next of the keys, `NEVER` after the last."""
+    return jnp.min(jnp.where(keys > key, keys, NEVER))
 
 
 def _sum_of_squares(differences: list[Array], weight: Array) -> Array:
