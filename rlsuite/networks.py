@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -34,18 +35,24 @@ def orthogonal(gain: float) -> Callable[..., Array]:
     """
 
     def init(key: Array, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32) -> Array:
-        normal = jax.random.normal(key, (max(shape), min(shape)), dtype)
-
-        def next_column(j: Array, q: Array) -> Array:
-            column = normal[:, j]
-            for _ in range(2):
-                column = column - q @ (q.T @ column)  # columns that are still to come are 0
-            return q.at[:, j].set(column / jnp.linalg.norm(column))
-
-        q = jax.lax.fori_loop(0, min(shape), next_column, jnp.zeros_like(normal))
-        return gain * (q if shape[0] >= shape[1] else q.T)
+        return gain * _orthogonal(key, shape, dtype)
 
     return init
+
+
+# Jitted, because Flax asks for the shape whenever a network is applied, and JAX keeps what it has traced.
+@partial(jax.jit, static_argnames=("shape", "dtype"))
+def _orthogonal(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
+    normal = jax.random.normal(key, (max(shape), min(shape)), dtype)
+
+    def next_column(j: Array, q: Array) -> Array:
+        column = normal[:, j]
+        for _ in range(2):
+            column = column - q @ (q.T @ column)  # columns that are still to come are 0
+        return q.at[:, j].set(column / jnp.linalg.norm(column))
+
+    q = jax.lax.fori_loop(0, min(shape), next_column, jnp.zeros_like(normal))
+    return q if shape[0] >= shape[1] else q.T
 
 
 class MLP(nn.Module):

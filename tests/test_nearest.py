@@ -90,10 +90,12 @@ def queries(dataset: Dataset, count: int, seed: int) -> np.ndarray:
     return query
 
 
+@pytest.mark.parametrize("beta", [BETA, 0.0])
 @pytest.mark.parametrize("width", [1, 64])
-def test_ten_thousand_random_queries_as_scipy(width: int) -> None:
+def test_ten_thousand_random_queries_as_scipy(width: int, beta: float) -> None:
+    """With a beta of 0 in two dimensions, where the nearest row often lies just across the side of a box."""
     dataset = random_dataset(20_000)
-    weight, query = weights(dataset, BETA), queries(dataset, 10_000, 1)
+    weight, query = weights(dataset, beta), queries(dataset, 10_000, 1)
     row = search(dataset.blocks, query, weight, width=width)
     assert_as_near(dataset, query, weight, 1, row, 1e-6)
 
@@ -119,9 +121,9 @@ def test_ties_and_duplicates(k: int) -> None:
     assert_as_near(dataset, query, weight, k, search(dataset.blocks, query, weight, k=k), 0.0)
 
 
-@pytest.mark.parametrize("n", [1, 5, 128, 129, 300])
+@pytest.mark.parametrize("n", [1, 5, 128, 129, 300, 600])
 def test_any_number_of_rows(n: int) -> None:
-    """Fewer than a block, whole blocks, and a last one that is padded."""
+    """Fewer than a block, whole blocks, a last one that is padded, and more blocks in a group than groups."""
     dataset = random_dataset(n)
     weight, query = weights(dataset, BETA), queries(dataset, 64, 4)
     assert_as_near(dataset, query, weight, 1, search(dataset.blocks, query, weight), 1e-6)
