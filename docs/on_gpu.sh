@@ -6,7 +6,7 @@
 #     bash docs/on_gpu.sh learn OUT      PPO on Hopper
 #
 # PYTHON runs this suite, PEERS_PYTHON the peers (docs/peers/constraints.txt). Each command has a time limit and a file
-# in OUT; one that fails spoils no other. None is begun after LIMIT seconds.
+# in OUT; one that fails spoils no other. All end after LIMIT seconds.
 set -u
 phase=$1 out=$2
 python=${PYTHON:-python3} peers_python=${PEERS_PYTHON:-python3}
@@ -22,8 +22,9 @@ timed() {
     local name=$1 seconds=$2 began=$SECONDS
     shift 2
     [[ -z ${ONLY:-} || " $ONLY " == *" $name "* ]] || return
-    [ "$began" -lt "${LIMIT:-3600}" ] || { echo "$name: not begun, no time"; return; }
-    timeout "$seconds" "$@" >"$out/$name.txt" 2>"$out/$name.err"
+    local left=$((${LIMIT:-3600} - began))
+    [ $left -gt 0 ] || { echo "$name: not begun, no time"; return; }
+    timeout $((seconds < left ? seconds : left)) "$@" >"$out/$name.txt" 2>"$out/$name.err"
     local status=$?
     echo "$name: exit $status after $((SECONDS - began)) s" | tee -a "$out/status.txt"
     [ $status = 0 ] || tail -n 3 "$out/$name.err"
@@ -56,6 +57,7 @@ each() {
     run env_speed 120 "$python" docs/env_speed.py --envs 1024,8192 --without-c mujoco/Hopper-v5 gymnax/Pendulum-v1
     compare td3_bc-small 120 td3_bc-small --rows 1000000 --runs 1024 --updates 1000 --peers cuda cuda-graphs
     compare sac-4096 150 sac --runs 4096 --updates 100 --peers rejax
+    run where 120 "$python" docs/where_time_goes.py --runs 300 PPO "SAC 64-64"
     run env_speed_2 120 "$python" docs/env_speed.py --envs 8192 --without-c mujoco/HalfCheetah-v5
 }
 

@@ -2,7 +2,7 @@
 
     cd docs; python -m peers.torch_offline '{"algorithm": "td3_bc", "runs": 16, "rows": 100000, "config": {...}, ...}'
 
-TD3+BC, IQL, PRDC and A2PR on random numbers of Hopper's sizes, which are held as normalised already. The arrangement,
+TD3+BC, IQL, PRDC and A2PR on transitions.py's transitions, which are held as normalised already. The arrangement,
 for one run and for many, with what led to it (256 x 256 networks, batch 256, two cores with AVX2 that others used too):
 
 - All runs in one set of tensors, on a leading axis that also holds the twin critics: `torch.baddbmm` layers, each run
