@@ -261,3 +261,12 @@ def test_what_cannot_be_is_refused(environment: str, physics: Any, said: list[st
         sweep.shard("e", dataclasses.replace(CELL, environment=environment, evaluation_physics=physics))
     assert "\n" not in str(raised.value)
     assert [part for part in said if part not in str(raised.value)] == []
+
+
+def test_mjx_can_be_split_over_devices() -> None:
+    """In jaxlib 0.11.2 this ended the process, see `batch.sound_partitioner`."""
+    task = Task(envs.make("mujoco/InvertedPendulum-v5", max_episode_steps=3))
+    compiled = batch.compile_programs(LINEAR, task, (), 2, 1, jax.local_devices()[:2]).programs
+    runs = compiled.runs(SEEDS[1:], [()] * 2)
+    episodes = compiled.checkup(runs, compiled.init(runs), 0, 0, np.zeros(2, bool)).episodes
+    np.testing.assert_array_equal(episodes.lengths, [[3], [3]])
