@@ -15,7 +15,11 @@ mkdir -p "$out"
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$HOME/.cache/rlsuite/jax}
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 export PYTHONUNBUFFERED=1 TF_CPP_MIN_LOG_LEVEL=2
-[ "$phase" = compile ] && export XLA_PYTHON_CLIENT_PREALLOCATE=false REPEATS=1 || export REPEATS=2
+repeats=2
+if [ "$phase" = compile ]; then
+    repeats=1
+    export XLA_PYTHON_CLIENT_PREALLOCATE=false
+fi
 
 # timed NAME SECONDS COMMAND...: its output goes to OUT/NAME.txt
 timed() {
@@ -38,7 +42,7 @@ run() {
 compare() {
     local name=$1 seconds=$2
     shift 2
-    run "$name" "$seconds" "$python" docs/peers/compare.py --python "$peers_python" --at-once --repeats "$REPEATS" \
+    run "$name" "$seconds" "$python" docs/peers/compare.py --python "$peers_python" --at-once --repeats $repeats \
         --json "$out/$name.json" "$@"
 }
 

@@ -139,9 +139,13 @@ def _search(blocks: Blocks, query: Array, weight: Array, k: int) -> Array:
         distances, where = (jnp.stack(column) for column in zip(*kept, strict=True))
         return search._replace(block=_after(search.blocks, search.block), distances=distances, where=where)
 
-    never, zero = jnp.full(k, NEVER), jnp.int32(0)
     start = _Search(
-        jnp.min(of_groups), jnp.int32(NEVER), zero, jnp.full(members, NEVER), never, jnp.zeros(k, jnp.int32)
+        group=jnp.min(of_groups),
+        block=jnp.int32(NEVER),
+        opened=jnp.int32(0),
+        blocks=jnp.full(members, NEVER),
+        distances=jnp.full(k, NEVER),
+        where=jnp.zeros(k, jnp.int32),
     )
     found = jax.lax.while_loop(
         unfinished, lambda search: jax.lax.cond(block_next(search), look, open_group, search), start

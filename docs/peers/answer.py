@@ -29,16 +29,21 @@ def answer_of(
     versions: dict[str, str],
     compile_seconds: float = 0.0,
     arrangement: str = "one",
+    peak_of_device: Callable[[], int] | None = None,
 ) -> dict[str, Any]:
-    """The answer after `train(seed)` for the seeds 0, ..., repeats - 1; the score is that of the first."""
+    """The answer after `train(seed)` for the seeds 0, ..., repeats - 1; the score is that of the first.
+
+    The peak is that of the accelerator where there is one, which `peak_of_device` tells afterwards; else the process'.
+    """
     trainings = [train(seed) for seed in range(job["repeats"])]
     fastest = min(trainings, key=lambda training: training.seconds)
+    of_process = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "seconds": fastest.seconds,
         "warmup_seconds": fastest.warmup_seconds,
         "compile_seconds": compile_seconds,
         "run_updates": job["runs"] * job["updates"],
-        "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "peak_bytes": peak_of_device() if peak_of_device else of_process,
         "score": trainings[0].score,
         "arrangement": arrangement,
         "versions": versions,

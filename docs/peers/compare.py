@@ -15,7 +15,8 @@ A program of this folder is called with a job, one JSON object, and answers with
                                 and `gradient_steps` gradient steps. Offline: a gradient step
     eval_episodes               played by each run at the end, in the time that is measured
     runs, threads, repeats      how many are trained by the process, with how many threads (PyTorch), how often
-    device                      cpu, cuda or cuda graphs, to `torch_offline`; JAX takes an accelerator where it sees one
+    device, graphs              cpu or cuda, and whether steps are replayed as CUDA graphs, to `torch_offline`; JAX
+                                takes an accelerator where it sees one
     rows                        of a dataset of Hopper's sizes, see transitions.py (offline)
     width                       runs at once on each device; null lets rlsuite choose. Peers take all at once
 
@@ -141,7 +142,8 @@ class Peer(NamedTuple):
     processes: int = 1
     """side by side, each with its part of the runs and of the cores"""
     device: str = "cpu"
-    """what the job says to a peer of `torch_offline`; the others do not ask"""
+    """for `torch_offline`, as `graphs`; the others do not ask"""
+    graphs: bool = False
 
     def runs_of_each(self, runs: int) -> int:
         """Of so many runs, those that one process trains; 0 where this peer is not asked."""
@@ -164,9 +166,11 @@ ON_CPU = {
 }
 ON_GPU = {
     "cuda": Peer("PyTorch, CUDA, stacked", "torch_offline", STACKED, batches=True, device="cuda"),
-    "cuda-graphs": Peer("PyTorch, CUDA graphs, stacked", "torch_offline", STACKED, batches=True, device="cuda graphs"),
+    "cuda-graphs": Peer("PyTorch, CUDA graphs, stacked", "torch_offline", STACKED, True, device="cuda", graphs=True),
     "cuda-one": Peer("PyTorch, CUDA, one run", "torch_offline", ("prdc", "a2pr"), batches=False, device="cuda"),
-    "cuda-graphs-one": Peer("PyTorch, CUDA graphs, one run", "torch_offline", ("a2pr",), False, device="cuda graphs"),
+    "cuda-graphs-one": Peer(
+        "PyTorch, CUDA graphs, one run", "torch_offline", ("a2pr",), False, device="cuda", graphs=True
+    ),
 }
 PEERS = ON_CPU | ON_GPU
 
@@ -244,7 +248,8 @@ def compare(name: str, given: argparse.Namespace) -> list[Found]:
             each = peer.runs_of_each(runs)
             if not each or benchmark.algorithm not in peer.algorithms:
                 continue
-            share = same | {"runs": each, "threads": max(1, CORES // peer.processes), "device": peer.device}
+            share = same | {"runs": each, "threads": max(1, CORES // peer.processes)}
+            share |= {"device": peer.device, "graphs": peer.graphs}
             if not peer.batches:
                 share["updates"] = -(-ours["updates"] // SHORTER)  # slower by far, and no faster for more of them
             found.append(found_of(peer.title, runs, ask(python, peer.module, share, peer.processes)))

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from peers.transitions import ACTION_DIM, EPISODE, OBS_DIM, smooth
+from peers.transitions import ACTION_DIM, EPISODE, OBS_DIM, followers, smooth
 
 import envs
 from envs import datasets
@@ -59,9 +59,7 @@ class Still:
 def dataset_of(obs: np.ndarray, action: np.ndarray) -> Dataset:
     """Episodes of `EPISODE` transitions `[rows, ...]`, truncated at their ends; rewards are random numbers."""
     rows = len(obs)
-    episode = np.arange(rows) // EPISODE
-    last = np.diff(episode, append=-1) != 0
-    after = np.arange(rows) + ~last
+    episode, after = np.arange(rows) // EPISODE, followers(rows)
     records = Records(
         obs=obs,
         action=action,
@@ -69,7 +67,7 @@ def dataset_of(obs: np.ndarray, action: np.ndarray) -> Dataset:
         next_obs=obs[after],
         next_action=action[after],
         terminated=np.zeros(rows, bool),
-        truncated=last,
+        truncated=after == np.arange(rows),
         episode=episode,
         episode_return=np.zeros(episode[-1] + 1),
     )

@@ -14,8 +14,8 @@ for one run and for many, with what led to it (256 x 256 networks, batch 256, tw
 - One backward pass for the sum of all losses that belong to one moment, only into the parameters that learn from it;
   one table of transitions and one gather for a batch. These two do less work and were not timed apart.
 
-With a job's `device` "cuda" the same runs on the GPU, with matrix products in TF32, as JAX does them there; with "cuda
-graphs" the launches of a gradient step are captured once and replayed. PRDC asks its tree on the host, and stays eager.
+With a job's `device` "cuda" the same runs on the GPU, with matrix products in TF32, as JAX does them there; with
+`graphs` the launches of a gradient step are captured once and replayed. PRDC asks its tree on the host and stays eager.
 
 Needs torch, and SciPy for PRDC's k-d tree; neither JAX nor rlsuite. PRDC and A2PR are for a single run.
 """
@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from peers.answer import Job, Training, answer_of
-from peers.transitions import ACTION_DIM, EPISODE, OBS_DIM, smooth
+from peers.transitions import ACTION_DIM, OBS_DIM, followers, smooth
 from scipy.spatial import KDTree
 
 COLUMNS = (OBS_DIM, ACTION_DIM, OBS_DIM, 1, 1)
@@ -72,18 +72,15 @@ class Batch(NamedTuple):
 def make_table(rows: int, device: str) -> Tensor:
     """Transitions `[rows, sum of COLUMNS]` with random rewards."""
     obs, action = smooth(rows)
-    after = np.minimum(np.arange(rows) + 1, rows - 1)
-    after[EPISODE - 1 :: EPISODE] = np.arange(rows)[EPISODE - 1 :: EPISODE]
     reward = np.random.default_rng(1).normal(size=(rows, 1))
-    parts = (obs, action, obs[after], reward, np.zeros((rows, 1)))
+    parts = (obs, action, obs[followers(rows)], reward, np.zeros((rows, 1)))
     return torch.as_tensor(np.concatenate(parts, axis=1, dtype=np.float32)).to(device)
 
 
 def sample(table: Tensor, runs: int, batch_size: int) -> Batch:
     """Transitions drawn with replacement, others for each run."""
-    rows = table.index_select(0, torch.randint(len(table), (runs * batch_size,), device=table.device)).view(
-        runs, batch_size, -1
-    )
+    drawn = torch.randint(len(table), (runs * batch_size,), device=table.device)
+    rows = table.index_select(0, drawn).view(runs, batch_size, -1)
     obs, action, next_obs, reward, terminated = rows.split(COLUMNS, dim=-1)
     return Batch(obs, action, next_obs, reward[..., 0], terminated[..., 0], rows[..., : OBS_DIM + ACTION_DIM])
 
@@ -153,9 +150,8 @@ class TD3:
 
     def __init__(self, job: Job, hidden: Sequence[int], critic_hidden: Sequence[int]) -> None:
         runs, self.hypers, self.delay = job["runs"], job["hypers"], job["config"]["policy_delay"]
-        device = job["device"].split()[0]
-        self.actor = MLP(runs, (OBS_DIM, *hidden, ACTION_DIM), device)
-        critics = MLP(2 * runs, (OBS_DIM + ACTION_DIM, *critic_hidden, 1), device)
+        self.actor = MLP(runs, (OBS_DIM, *hidden, ACTION_DIM), job["device"])
+        critics = MLP(2 * runs, (OBS_DIM + ACTION_DIM, *critic_hidden, 1), job["device"])
         self.critics, self.first_critic = Twins(critics), critics.constant(runs)
         self.target_actor, self.target_critics = self.actor.clone(), Twins(critics.clone())
         self.actor_opt = adam(self.hypers["actor_learning_rate"], self.actor.parameters)
@@ -227,7 +223,7 @@ def prdc(table: Tensor, job: Job) -> Learner:
 
 
 def iql(table: Tensor, job: Job) -> Learner:
-    config, hypers, runs, device = job["config"], job["hypers"], job["runs"], job["device"].split()[0]
+    config, hypers, runs, device = job["config"], job["hypers"], job["runs"], job["device"]
     hidden = config["hidden_sizes"]
     actor, value = MLP(runs, (OBS_DIM, *hidden, ACTION_DIM), device), MLP(runs, (OBS_DIM, *hidden, 1), device)
     critics = Twins(MLP(2 * runs, (OBS_DIM + ACTION_DIM, *hidden, 1), device))
@@ -276,7 +272,7 @@ def iql(table: Tensor, job: Job) -> Learner:
 def a2pr(table: Tensor, job: Job) -> Learner:
     config, hypers = job["config"], job["hypers"]
     learner = TD3(job, config["hidden_sizes"], config["critic_hidden_sizes"])
-    hidden, device = config["vae_hidden_sizes"], job["device"].split()[0]
+    hidden, device = config["vae_hidden_sizes"], job["device"]
     value = MLP(1, (OBS_DIM, *config["value_hidden_sizes"], 1), device)
     encoder = MLP(1, (OBS_DIM + ACTION_DIM, *hidden, 4 * ACTION_DIM), device)
     decoder = MLP(1, (OBS_DIM + 2 * ACTION_DIM, *hidden, ACTION_DIM), device)
@@ -330,8 +326,8 @@ def check(job: Job) -> None:
         sys.exit(f"algorithm={job['algorithm']!r} is not written in PyTorch here; choose one of {sorted(LEARNERS)}")
     if job["runs"] > 1 and job["algorithm"] not in STACKED:
         sys.exit(f"runs={job['runs']}: {job['algorithm']} is written for one run; only {STACKED} are stacked")
-    if job["device"].endswith("graphs") and job["algorithm"] not in CAPTURED:
-        sys.exit(f"{job['algorithm']} asks the host in every step, which no CUDA graph holds; leave device at 'cuda'")
+    if job["graphs"] and job["algorithm"] not in CAPTURED:
+        sys.exit(f"{job['algorithm']} asks the host in every step, which no CUDA graph holds; leave graphs off")
     as_written = {"deterministic": False, "normalize_reward": False, "detach_reconstruction": False}
     as_written |= {"sample_candidates": False, "reward_shift": 0.0, "reward_scale": 1.0}
     for name, value in {**job["config"], **job["hypers"]}.items():
@@ -359,34 +355,30 @@ def measure(job: Job) -> dict[str, Any]:
     check(job)
     torch.set_num_threads(job["threads"])
     torch.manual_seed(0)
-    on_gpu, graphs = job["device"] != "cpu", job["device"].endswith("graphs")
-    if on_gpu:
+    table = make_table(job["rows"], job["device"])
+    if table.is_cuda:
         torch.set_float32_matmul_precision("high")
-    table = make_table(job["rows"], job["device"].split()[0])
+    finish = torch.cuda.synchronize if table.is_cuda else lambda: None
     capturing = []
 
     def learn(updates: int) -> float:
         learner = LEARNERS[job["algorithm"]](table, job)
         began = time.perf_counter()
-        step = captured(learner) if graphs else learner.step
+        step = captured(learner) if job["graphs"] else learner.step
+        finish()
         capturing.append(time.perf_counter() - began)
-        if on_gpu:
-            torch.cuda.synchronize()
         began = time.perf_counter()
         for index in range(updates):
             learner.schedule(index)
             step(index)
-        if on_gpu:
-            torch.cuda.synchronize()
+        finish()
         return time.perf_counter() - began
 
     learn(WARM_UP)
     arrangement = f"{job['runs']} stacked" if job["runs"] > 1 else "one"
     versions = {"torch": torch.__version__}
-    answer = answer_of(
-        job, lambda _: Training(learn(job["updates"])), versions, compile_seconds=capturing[0], arrangement=arrangement
-    )
-    return answer | ({"peak_bytes": torch.cuda.max_memory_allocated()} if on_gpu else {})
+    peak = torch.cuda.max_memory_allocated if table.is_cuda else None
+    return answer_of(job, lambda _: Training(learn(job["updates"])), versions, capturing[0], arrangement, peak)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,14 @@ import numpy as np
 
 OBS_DIM, ACTION_DIM = 11, 3
 EPISODE = 1_000
+"""steps; the last episode may be shorter"""
 WAVES = 4
+
+
+def followers(rows: int) -> np.ndarray:
+    """`[rows]`: which row follows each one in its episode; the last of an episode is its own follower."""
+    row = np.arange(rows)
+    return np.where(row % EPISODE == EPISODE - 1, row, np.minimum(row + 1, rows - 1))
 
 
 def smooth(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

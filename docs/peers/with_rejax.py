@@ -90,9 +90,9 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         return Training(time.perf_counter() - began, score=float(returns[:, -1].mean()))
 
     versions = {"rejax": version("rejax"), "jax": jax.__version__}
-    answer = answer_of(job, again, versions, compile_seconds, f"{job['runs']} at once")
-    on_device = jax.local_devices()[0].memory_stats()  # None where devices are processor cores
-    return answer | ({"peak_bytes": on_device["peak_bytes_in_use"]} if on_device else {})
+    device = jax.local_devices()[0]
+    peak = None if device.platform == "cpu" else lambda: int(device.memory_stats()["peak_bytes_in_use"])
+    return answer_of(job, again, versions, compile_seconds, f"{job['runs']} at once", peak)
 
 
 if __name__ == "__main__":
