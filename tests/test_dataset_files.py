@@ -181,8 +181,8 @@ def of_minari(root: Path, dataset_id: str, episodes: list[EpisodeBuffer], action
 def episode(length: int, *, seed: int = 0, **ends: list[bool]) -> EpisodeBuffer:
     never = [False] * length
     return EpisodeBuffer(
-        observations=numbers(length + 1, 3, seed=seed).astype(np.float64),  # type: ignore[arg-type]
-        actions=numbers(length, 1, seed=seed + 1),  # type: ignore[arg-type]
+        observations=numbers(length + 1, 3, seed=seed).astype(np.float64),
+        actions=numbers(length, 1, seed=seed + 1),
         rewards=numbers(length, seed=seed + 2).tolist(),
         terminations=ends.get("terminations", never),
         truncations=ends.get("truncations", never),

@@ -70,7 +70,7 @@ def checkup(env_id: str, frozen: tuple[bool, ...] = (False, False, False), threa
     compiled = programs(env_id, threads)
     runs = compiled.runs(SEEDS, [()] * RUNS)
     checked = compiled.checkup(runs, compiled.init(runs), 0, 0, np.asarray(frozen))
-    return jax.tree.map(np.asarray, checked)  # type: ignore[no-any-return]
+    return jax.tree.map(np.asarray, checked)
 
 
 class Recorder:

@@ -527,7 +527,7 @@ def updated(
 
 @pytest.mark.parametrize("changes", [{}, {"tsallis": True, "anneal_kl": False, "anneal_learning_rate": True}])
 def test_one_whole_update(changes: dict[str, bool]) -> None:
-    config = mdpo.Config(NUM_ENVS, NUM_STEPS, SGD_STEPS, EPOCHS, MINIBATCHES, HIDDEN, **changes)  # type: ignore[arg-type]
+    config = mdpo.Config(NUM_ENVS, NUM_STEPS, SGD_STEPS, EPOCHS, MINIBATCHES, HIDDEN, **changes)
     rng = np.random.default_rng(0)
     actor, critic = random_params(rng, SPACES["continuous"])
     # The statistics are far from the identity, and narrow enough that some observations are clipped.

@@ -226,7 +226,7 @@ def half_a_table(error: BaseException) -> Callable[..., NoReturn]:
 def half_a_merge(error: BaseException) -> type[pq.ParquetWriter]:
     """A `pq.ParquetWriter` that takes one evaluation and then fails."""
 
-    class Failing(pq.ParquetWriter):  # type: ignore[misc]
+    class Failing(pq.ParquetWriter):
         taken = 0
 
         def write_table(self, *arguments: Any, **options: Any) -> None:
