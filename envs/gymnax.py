@@ -108,6 +108,8 @@ class _Later(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        if f"{self.__name__}.{name}" in sys.modules:
+            return sys.modules[f"{self.__name__}.{name}"]
         if sys.modules.get(self.__name__) is self:
             del sys.modules[self.__name__]
         return getattr(importlib.import_module(self.__name__), name)
@@ -115,7 +117,8 @@ class _Later(ModuleType):
 
 def _import() -> Any:
     """gymnax, without loading the plotting libraries that it imports for its pictures: they take 2 seconds."""
-    stand_ins = {name: _Later(name) for name in ("matplotlib.pyplot", "seaborn") if name not in sys.modules}
+    plotting = ("matplotlib", "matplotlib.colors", "matplotlib.pyplot", "seaborn")
+    stand_ins = {name: _Later(name) for name in plotting if name not in sys.modules}
     sys.modules.update(stand_ins)
     try:
         return importlib.import_module("gymnax")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -57,9 +57,18 @@ def stack_hypers(hypers: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *values: np.asarray(values, np.float32), *hypers)
 
 
-def learning_bytes(algorithm: Algorithm, task: Task, hypers: Any) -> int:
-    """Bytes that one run with these `Hypers` keeps between two segments. Nothing is compiled."""
-    return total_bytes(jax.eval_shape(partial(train.init, algorithm), task, jnp.uint32(0), hypers))
+def over_runs(function: Any, mesh: Mesh, axes: tuple[int | None, ...], **jit_options: Any) -> Any:
+    """Over the runs of a device, on every device; axis 0 for what each run owns, None for what they share."""
+    per_device = jax.vmap(function, in_axes=axes)
+    specs = tuple(PartitionSpec() if axis is None else PartitionSpec(RUNS) for axis in axes)
+    sharded = jax.shard_map(per_device, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(RUNS), check_vma=False)
+    return jax.jit(sharded, **jit_options)
+
+
+def traced_once(algorithm: Algorithm) -> Algorithm:
+    """The algorithm, its update traced once for all that ask: `learning_bytes` and initialisation for the shapes of
+    its metrics, training for itself."""
+    return algorithm._replace(update=jax.jit(algorithm.update, inline=True))
 
 
 def total_bytes(shapes: Any) -> int:
@@ -95,6 +104,16 @@ def sound_partitioner() -> Iterator[None]:
 
 
 @sound_partitioner()
+def learning_bytes(algorithm: Algorithm, task: Task, hypers: Any, devices: Sequence[jax.Device]) -> int:
+    """Bytes that one run with these `Hypers` keeps between two segments. Nothing is compiled."""
+    # Just as `compile_programs` calls it: what is traced here is not traced again there.
+    init = over_runs(partial(train.init, algorithm), Mesh(np.asarray(devices), (RUNS,)), (None, 0, 0))
+    seed = jax.ShapeDtypeStruct((len(devices),), jnp.uint32)
+    hyper = jax.tree.map(lambda _: jax.ShapeDtypeStruct((len(devices),), jnp.float32), hypers)
+    return total_bytes(jax.eval_shape(init, task, seed, hyper)) // len(devices)
+
+
+@sound_partitioner()
 def compile_programs(
     algorithm: Algorithm,
     task: Task,
@@ -117,18 +136,11 @@ def compile_programs(
     """
     began = time.perf_counter()
     mesh = Mesh(np.asarray(jax.local_devices() if devices is None else devices), (RUNS,))
-    split, whole = PartitionSpec(RUNS), PartitionSpec()
-    on_split, on_all = NamedSharding(mesh, split), NamedSharding(mesh, whole)
+    on_split, on_all = NamedSharding(mesh, PartitionSpec(RUNS)), NamedSharding(mesh, PartitionSpec())
+    batched = partial(over_runs, mesh=mesh)
 
-    def batched(function: Any, axes: tuple[int | None, ...], **jit_options: Any) -> Any:
-        """Over the runs of a device, on every device; axis 0 for what each run owns, None for what they share."""
-        per_device = jax.vmap(function, in_axes=axes)
-        specs = tuple(whole if axis is None else split for axis in axes)
-        sharded = jax.shard_map(per_device, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
-        return jax.jit(sharded, **jit_options)
-
-    init = batched(partial(train.init, algorithm), (None, 0, 0))
-    segment = batched(partial(train.segment, algorithm), (None, 0, 0, 0, *[None] * 4), donate_argnums=1)
+    init = batched(partial(train.init, algorithm), axes=(None, 0, 0))
+    segment = batched(partial(train.segment, algorithm), axes=(None, 0, 0, 0, *[None] * 4), donate_argnums=1)
 
     def argument(sharding: NamedSharding, dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
@@ -139,34 +151,39 @@ def compile_programs(
     frozen = argument(on_split, jnp.bool_, width)
     task = place(task, mesh.devices.ravel().tolist())
     learning = jax.tree.map(lambda x: argument(on_split, x.dtype, *x.shape), jax.eval_shape(init, task, seed, hyper))
-    # Tracing holds Python's lock, compiling does not: trace one after another, compile side by side.
-    lowered = [init.lower(task, seed, hyper), segment.lower(task, learning, seed, hyper, *[count] * 4)]
-    simulator = None
-    if isinstance(task.env, WithC):
-        simulator = task.env.simulator(width * num_episodes, memory.num_cores())
-        physics = jax.tree.map(
-            lambda x: argument(on_split, x.dtype, width, num_episodes, *x.shape[1:]), simulator.physics
-        )
+    with ThreadPoolExecutor() as pool:
 
-        draw = batched(partial(host.draw, num_episodes=num_episodes), (None, 0, None))
-        start = batched(partial(host.start, algorithm), (None, 0, 0, None, 0, 0))
-        go_on = batched(partial(host.go_on, algorithm), (None, 0, 0, None, None, 0, 0))
-        of_runs = (task, learning.state, seed, count)
-        playing, _ = jax.eval_shape(start, *of_runs, physics, frozen)
-        playing = jax.tree.map(lambda x: argument(on_split, x.dtype, *x.shape), playing)
-        lowered += [
-            batched(partial(train.health, algorithm), (None, 0, 0, 0, None, None)).lower(
-                task, learning, seed, hyper, count, count
-            ),
-            draw.lower(task, seed, count),
-            start.lower(*of_runs, physics, frozen),
-            go_on.lower(*of_runs, count, playing, physics),
-        ]
-    else:
-        checkup = batched(partial(train.checkup, algorithm, num_episodes=num_episodes), (None, 0, 0, 0, None, None, 0))
-        lowered.append(checkup.lower(task, learning, seed, hyper, count, count, frozen))
-    with ThreadPoolExecutor(len(lowered)) as pool:
-        compiled = list(pool.map(lambda program: program.compile(), lowered))
+        def compiling(function: Any, *arguments: Any) -> Future[Any]:
+            """Tracing holds Python's lock and compiling does not: the next is traced while this one is compiled."""
+            return pool.submit(function.lower(*arguments).compile)
+
+        pending = [compiling(init, task, seed, hyper), compiling(segment, task, learning, seed, hyper, *[count] * 4)]
+        simulator = None
+        if isinstance(task.env, WithC):
+            simulator = task.env.simulator(width * num_episodes, memory.num_cores())
+            physics = jax.tree.map(
+                lambda x: argument(on_split, x.dtype, width, num_episodes, *x.shape[1:]), simulator.physics
+            )
+
+            health = batched(partial(train.health, algorithm), axes=(None, 0, 0, 0, None, None))
+            draw = batched(partial(host.draw, num_episodes=num_episodes), axes=(None, 0, None))
+            start = batched(partial(host.start, algorithm), axes=(None, 0, 0, None, 0, 0))
+            go_on = batched(partial(host.go_on, algorithm), axes=(None, 0, 0, None, None, 0, 0))
+            of_runs = (task, learning.state, seed, count)
+            playing, _ = jax.eval_shape(start, *of_runs, physics, frozen)
+            playing = jax.tree.map(lambda x: argument(on_split, x.dtype, *x.shape), playing)
+            pending += [
+                compiling(health, task, learning, seed, hyper, count, count),
+                compiling(draw, task, seed, count),
+                compiling(start, *of_runs, physics, frozen),
+                compiling(go_on, *of_runs, count, playing, physics),
+            ]
+        else:
+            checkup = batched(
+                partial(train.checkup, algorithm, num_episodes=num_episodes), axes=(None, 0, 0, 0, None, None, 0)
+            )
+            pending.append(compiling(checkup, task, learning, seed, hyper, count, count, frozen))
+        compiled = [each.result() for each in pending]
     compiled_init, compiled_segment, *compiled_evaluation = compiled
 
     def runs(seeds: Sequence[int], hypers: Sequence[Any]) -> tuple[Array, Any]:

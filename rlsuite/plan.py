@@ -110,10 +110,11 @@ def choose(work: Work, limits: Limits) -> Plan:
     Raises:
         UserError: not even one run fits, or a limit that cannot be kept.
     """
+    work = work._replace(algorithm=batch.traced_once(work.algorithm))
     devices = num_devices(work.num_runs, limits.devices)
     free = memory.free_bytes(devices)
     budget = int(limits.memory_share * free)
-    shared, needed = batch.total_bytes(work.task.dataset), least_bytes(work)
+    shared, needed = batch.total_bytes(work.task.dataset), least_bytes(work, devices)
     if shared + needed > budget:
         raise UserError(
             f"one run takes {quantity(needed)}B a device"
@@ -191,9 +192,10 @@ def num_devices(num_runs: int, wanted: int | None) -> int:
     return min(wanted or there, num_runs)
 
 
-def least_bytes(work: Work) -> int:
+def least_bytes(work: Work, devices: int) -> int:
     """What one run takes on its device before anything is compiled: its state, and the copy that a snapshot makes."""
-    return batch.learning_bytes(work.algorithm, work.task, work.hypers) * (1 + memory.copies())
+    of_state = batch.learning_bytes(work.algorithm, work.task, work.hypers, jax.local_devices()[:devices])
+    return of_state * (1 + memory.copies())
 
 
 def bytes_of(compiled: batch.Compiled) -> int:

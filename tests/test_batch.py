@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -113,10 +114,31 @@ def test_devices_never_talk() -> None:
 def test_memory_of_the_programs_grows_with_the_runs_of_a_device() -> None:
     one, two, four_devices = (compiled(*layout).memory for layout in ((1, 1), (2, 1), (8, 4)))
     task = Task(envs.make("probe/action/continuous"))
-    per_run = batch.learning_bytes(algorithms.get("ppo").make(TRIAL.config), task, TRIAL.hypers)
+    algorithm, devices = algorithms.get("ppo").make(TRIAL.config), jax.local_devices()
+    (per_run,) = {batch.learning_bytes(algorithm, task, TRIAL.hypers, devices[:n]) for n in (1, 4)}
     assert (one.learning, two.learning, four_devices.learning) == (per_run, 2 * per_run, 2 * per_run)
     assert one.learning < one.peak < two.peak
     assert four_devices.peak == pytest.approx(two.peak, rel=0.2)
+
+
+def test_an_update_is_traced_once_for_all_that_a_plan_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tracing is most of a start whose programs are in the cache."""
+    sizes = dict.fromkeys(("argument", "output", "alias", "temp"), 0)
+    stats = SimpleNamespace(**{f"{name}_size_in_bytes": size for name, size in sizes.items()})
+    program = SimpleNamespace(memory_analysis=lambda: stats)
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda lowered: program)
+    algorithm = algorithms.get("ppo").make(TRIAL.config)
+    traced = []
+
+    def update(*arguments: Any) -> Any:
+        traced.append(arguments)
+        return algorithm.update(*arguments)
+
+    task, devices = Task(envs.make("probe/action/continuous")), jax.local_devices()
+    once = batch.traced_once(algorithm._replace(update=update))
+    batch.learning_bytes(once, task, TRIAL.hypers, devices)
+    batch.compile_programs(once, task, TRIAL.hypers, 2 * len(devices), 2, devices)
+    assert len(traced) == 1
 
 
 # --- Divergence -------------------------------------------------------------------------------------------------------

@@ -121,7 +121,7 @@ def test_a_width_by_hand_is_kept_or_refused(machine: Callable[..., list[int]]) -
     compiled = machine(lambda width: pytest.fail("measured"))
     assert choose(work(100), Limits(width=40, devices=1)).width == 34  # three chunks of 34 waste less than of 40
     assert compiled == [34]
-    machine(float, free=10 * plan.least_bytes(work(1)))
+    machine(float, free=10 * plan.least_bytes(work(1), devices=1))
     with pytest.raises(UserError, match=r"width=40 takes at least .* choose at most 7"):
         choose(work(100), Limits(width=40, devices=1))
 

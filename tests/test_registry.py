@@ -244,10 +244,12 @@ def test_gymnax_loads_no_plotting_library_until_somebody_draws() -> None:
     script = """
 import sys, envs
 envs.make("gymnax/CartPole-v1")
-assert not {"seaborn", "matplotlib.pyplot"} & sys.modules.keys(), "loaded, or a stand-in left behind"
+assert not {"seaborn", "matplotlib", "matplotlib.pyplot"} & sys.modules.keys(), "loaded, or a stand-in left behind"
 from gymnax.environments.misc import pong
-import seaborn
+import matplotlib.pyplot, seaborn
 assert pong.sns.color_palette is seaborn.color_palette
+assert pong.plt.subplots is matplotlib.pyplot.subplots
+assert pong.colors.ListedColormap is matplotlib.colors.ListedColormap
 """
     subprocess.run([sys.executable, "-c", script], check=True)
 

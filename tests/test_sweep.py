@@ -297,7 +297,7 @@ class MadeUp:
         for module in (local, progress, training):
             patch.setattr(module, "time", self.clock)
         patch.setattr(batch, "compile_programs", self.compile)
-        patch.setattr(batch, "learning_bytes", lambda algorithm, task, hypers: 8)
+        patch.setattr(batch, "learning_bytes", lambda algorithm, task, hypers, devices: 8)
         patch.setattr(local, "git_revision", lambda: None)  # which asks git about the whole tree
         patch.setattr(memory, "peak_bytes", lambda: 10**9)
         patch.setattr(memory, "peak_with", lambda device_bytes, devices: 2 * 10**9)
