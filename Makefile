@@ -104,7 +104,7 @@ $(PEERS)/.installed: docs/peers/constraints.txt
 	@echo 'setting up $(PEERS) (two minutes and 6 GB, once) ...'
 	@'$(PYTHON)' -m venv --clear $(PEERS)
 	@$(PEERS)/bin/python -m pip install --disable-pip-version-check -qq -c $< rejax gymnax==0.0.9 six \
-	    stable-baselines3 torch scipy
+	    stable-baselines3 sbx-rl torch scipy
 	@touch $@
 
 clean:

@@ -3,9 +3,9 @@
     python docs/peers/compare.py --python PYTHON [--runs 1 16 256] [--peers PEER ...] [--json FILE] [BENCHMARK ...]
 
 `make bench` calls it with the interpreter of an environment that has the peers (constraints.txt beside this file):
-Rejax, Stable-Baselines3, and PyTorch for the single files of this folder. Each measurement is a process of its own, one
-after another; compare the rows of one table, and spoil none with other work. `BENCHMARKS` and the peers' files are all
-that anyone needs to check their settings.
+Rejax, Stable-Baselines3, SBX, and PyTorch for the single files of this folder. Each measurement is a process of its
+own, one after another; compare the rows of one table, and spoil none with other work. `BENCHMARKS` and the peers' files
+are all that anyone needs to check their settings.
 
 A program of this folder is called with a job, one JSON object, and answers with another on its last line:
 
@@ -161,6 +161,7 @@ ON_CPU = {
     "online-threads": Peer(f"PyTorch, {CORES} threads", "torch_online", ONLINE, batches=False),
     "online-processes": Peer(f"PyTorch, {CORES} processes", "torch_online", ONLINE, batches=False, processes=CORES),
     "sb3": Peer(f"Stable-Baselines3, {CORES} processes", "with_sb3", ONLINE, batches=False, processes=CORES),
+    "sbx": Peer(f"SBX, {CORES} processes", "with_sbx", ONLINE, batches=False, processes=CORES),
     "offline-threads": Peer(f"PyTorch, {CORES} threads", "torch_offline", OFFLINE, batches=False),
     "offline-processes": Peer(f"PyTorch, {CORES} processes", "torch_offline", OFFLINE, batches=False, processes=CORES),
 }

@@ -10,6 +10,7 @@ Needs stable_baselines3; neither JAX nor rlsuite.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from typing import Any
@@ -53,53 +54,46 @@ def envs_of(job: Job, num_envs: int, training: bool) -> VecEnv:
     return VecNormalize(envs, training, config["normalize_obs"], rewards, gamma=job["hypers"]["discount"])
 
 
-def ppo(job: Job, envs: VecEnv, seed: int) -> BaseAlgorithm:
+def ppo(job: Job, action_dim: int) -> dict[str, Any]:
     config, hypers = job["config"], job["hypers"]
     rate, sizes = hypers["learning_rate"], config["hidden_sizes"]
-    return PPO(
-        "MlpPolicy",
-        envs,
-        learning_rate=(lambda remaining: rate * remaining) if config["anneal_learning_rate"] else rate,
-        n_steps=config["num_steps"],
-        batch_size=config["num_envs"] * config["num_steps"] // config["num_minibatches"],
-        n_epochs=config["num_epochs"],
-        gamma=hypers["discount"],
-        gae_lambda=hypers["gae_lambda"],
-        clip_range=hypers["clip_epsilon"],
-        clip_range_vf=hypers["clip_epsilon"] if config["clip_value"] else None,
-        normalize_advantage=config["normalize_advantage"],
-        ent_coef=hypers["entropy_coef"],
-        vf_coef=0.5 * hypers["value_coef"],  # its value loss is not halved
-        max_grad_norm=hypers["max_grad_norm"],
-        policy_kwargs={"net_arch": {"pi": sizes, "vf": sizes}, "activation_fn": torch.nn.Tanh},
-        seed=seed,
-        device="cpu",
-    )
+    return {
+        "learning_rate": (lambda remaining: rate * remaining) if config["anneal_learning_rate"] else rate,
+        "n_steps": config["num_steps"],
+        "batch_size": config["num_envs"] * config["num_steps"] // config["num_minibatches"],
+        "n_epochs": config["num_epochs"],
+        "gamma": hypers["discount"],
+        "gae_lambda": hypers["gae_lambda"],
+        "clip_range": hypers["clip_epsilon"],
+        "clip_range_vf": hypers["clip_epsilon"] if config["clip_value"] else None,
+        "normalize_advantage": config["normalize_advantage"],
+        "ent_coef": hypers["entropy_coef"],
+        "vf_coef": 0.5 * hypers["value_coef"],  # its value loss is not halved
+        "max_grad_norm": hypers["max_grad_norm"],
+        "policy_kwargs": {"net_arch": {"pi": sizes, "vf": sizes}},  # with tanh, which is the default
+    }
 
 
-def sac(job: Job, envs: VecEnv, seed: int) -> BaseAlgorithm:
+def sac(job: Job, action_dim: int) -> dict[str, Any]:
     config, hypers = job["config"], job["hypers"]
-    alpha, action_dim = hypers["initial_alpha"], envs.action_space.shape[0]
-    return SAC(
-        "MlpPolicy",
-        envs,
-        learning_rate=hypers["critic_learning_rate"],
-        buffer_size=min(config["buffer_size"], steps_of(job)),
-        learning_starts=warmup_of(job),
-        batch_size=config["batch_size"],
-        tau=hypers["tau"],
-        gamma=hypers["discount"],
-        train_freq=1,
-        gradient_steps=config["gradient_steps"],
-        ent_coef=f"auto_{alpha}" if config["learn_alpha"] else alpha,
-        target_entropy=-hypers["target_entropy_scale"] * action_dim,
-        policy_kwargs={"net_arch": config["hidden_sizes"]},
-        seed=seed,
-        device="cpu",
-    )
+    alpha = hypers["initial_alpha"]
+    return {
+        "learning_rate": hypers["critic_learning_rate"],
+        "buffer_size": min(config["buffer_size"], steps_of(job)),
+        "learning_starts": warmup_of(job),
+        "batch_size": config["batch_size"],
+        "tau": hypers["tau"],
+        "gamma": hypers["discount"],
+        "train_freq": 1,
+        "gradient_steps": config["gradient_steps"],
+        "ent_coef": f"auto_{alpha}" if config["learn_alpha"] else alpha,
+        "target_entropy": -hypers["target_entropy_scale"] * action_dim,
+        "policy_kwargs": {"net_arch": config["hidden_sizes"]},
+    }
 
 
-LEARNERS = {"ppo": ppo, "sac": sac}
+SETTINGS = {"ppo": ppo, "sac": sac}
+"""algorithm -> (job, dimensions of an action) -> the arguments of its class"""
 
 
 def warmup_of(job: Job) -> int:
@@ -113,44 +107,47 @@ def steps_of(job: Job) -> int:
     return warmup_of(job) + job["updates"] * job["config"]["num_envs"] * job["config"].get("num_steps", 1)
 
 
-def check(job: Job) -> None:
-    """Exit with one line if Stable-Baselines3 does not do what the job asks for."""
-    if job["algorithm"] not in LEARNERS:
-        sys.exit(f"algorithm={job['algorithm']!r} is not asked of Stable-Baselines3; choose one of {sorted(LEARNERS)}")
+def check(job: Job, peer: str) -> None:
+    """Exit with one line if this peer does not do what the job asks for."""
+    if job["algorithm"] not in SETTINGS:
+        sys.exit(f"algorithm={job['algorithm']!r} is not asked of {peer}; choose one of {sorted(SETTINGS)}")
     if job["runs"] > 1:
-        sys.exit(f"runs={job['runs']}: Stable-Baselines3 trains one run; start a process for each")
+        sys.exit(f"runs={job['runs']}: {peer} trains one run; start a process for each")
     rates = {name: value for name, value in job["hypers"].items() if name.endswith("_learning_rate")}
     if len(set(rates.values())) > 1:
-        sys.exit(f"{rates}: Stable-Baselines3's SAC has one learning rate; set all to the same")
+        sys.exit(f"{rates}: {peer}'s SAC gets one learning rate here; set all to the same")
     if job["config"].get("policy_delay", 1) != 1:
-        sys.exit(f"policy_delay={job['config']['policy_delay']}: Stable-Baselines3's SAC has none; set it to 1")
+        sys.exit(f"policy_delay={job['config']['policy_delay']}: {peer}'s SAC has none here; set it to 1")
+
+
+def train(job: Job, learners: dict[str, type[BaseAlgorithm]], seed: int) -> Training:
+    """Train and evaluate one run of a job with the class of its algorithm."""
+    envs = envs_of(job, job["config"]["num_envs"], training=True)
+    action_dim = math.prod(envs.action_space.shape or ())
+    settings = SETTINGS[job["algorithm"]](job, action_dim)
+    model = learners[job["algorithm"]]("MlpPolicy", envs, seed=seed, device="cpu", **settings)
+    stopwatch, began = Stopwatch(warmup_of(job)), time.perf_counter()
+    model.learn(steps_of(job), callback=stopwatch, log_interval=None)
+    score = None
+    if job["eval_episodes"]:
+        outside = envs_of(job, job["eval_episodes"], training=False)
+        if isinstance(outside, VecNormalize):
+            outside.obs_rms = envs.obs_rms
+        returned, _ = evaluate_policy(model, outside, n_eval_episodes=job["eval_episodes"])
+        score = float(returned)
+    return Training(time.perf_counter() - stopwatch.began, stopwatch.began - began, score)
 
 
 def measure(job: Job) -> dict[str, Any]:
     """Train and evaluate, `repeats` times from the beginning."""
-    check(job)
+    check(job, "Stable-Baselines3")
     torch.set_num_threads(job["threads"])
-
-    def train(seed: int) -> Training:
-        envs = envs_of(job, job["config"]["num_envs"], training=True)
-        model = LEARNERS[job["algorithm"]](job, envs, seed)
-        stopwatch, began = Stopwatch(warmup_of(job)), time.perf_counter()
-        model.learn(steps_of(job), callback=stopwatch, log_interval=None)
-        score = None
-        if job["eval_episodes"]:
-            outside = envs_of(job, job["eval_episodes"], training=False)
-            if isinstance(outside, VecNormalize):
-                outside.obs_rms = envs.obs_rms
-            returned, _ = evaluate_policy(model, outside, n_eval_episodes=job["eval_episodes"])
-            score = float(returned)
-        return Training(time.perf_counter() - stopwatch.began, stopwatch.began - began, score)
-
     versions = {
         "stable_baselines3": stable_baselines3.__version__,
         "torch": torch.__version__,
         "gymnasium": gymnasium.__version__,
     }
-    return answer_of(job, train, versions)
+    return answer_of(job, lambda seed: train(job, {"ppo": PPO, "sac": SAC}, seed), versions)
 
 
 if __name__ == "__main__":
