@@ -32,7 +32,9 @@ def gaussian_kl(mean: Array, log_std: Array, other_mean: Array, other_log_std: A
 
 def categorical_log_prob(logits: Array, action: Array) -> Array:
     """log softmax(logits)[action]: `[..., n]`, `[...]` int -> `[...]`."""
-    return jnp.take_along_axis(jax.nn.log_softmax(logits), action[..., None], axis=-1)[..., 0]
+    # A sum over actions of which one counts: its gradient is no scatter, which is slow on every device.
+    chosen = action[..., None] == jnp.arange(logits.shape[-1])
+    return jnp.sum(jnp.where(chosen, jax.nn.log_softmax(logits), 0.0), axis=-1)
 
 
 def categorical_entropy(logits: Array) -> Array:
