@@ -18,14 +18,12 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
-import importlib.metadata
 import re
 import sys
-import warnings
 from collections.abc import Mapping
 from types import ModuleType
 
-from envs import brax, gymnax, lapack, mujoco, playground, probes, wrappers
+from envs import brax, gymnax, lapack, mujoco, playground, plugins, probes, wrappers
 from envs.core import Env, TaskInfo
 from envs.wrappers import Chosen, Wrapper
 
@@ -147,28 +145,19 @@ def _own_wrappers(family: ModuleType) -> Mapping[str, Wrapper]:
 def _from_other_packages() -> dict[str, ModuleType]:
     """Canonical id -> family, of all that other installed packages bring and that can be used."""
     found: dict[str, ModuleType] = {}
-    for entry_point in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        package = entry_point.dist.name if entry_point.dist else "unknown"
-        try:
-            family = entry_point.load()
-            _check_family(family)
-            taken = [env_id for env_id in family.TASKS if env_id in {**_FAMILY_OF, **_ALIASES, **found}]
-            if taken:
-                raise ValueError(f"the ids {', '.join(map(repr, taken))} are taken")
-        except (Exception, SystemExit) as error:  # whatever another's code may raise, our own environments work
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            warnings.warn(
-                f"the environments {entry_point.name!r} of the package {package!r} are left out ({reason}); "
-                "repair or uninstall it",
-                stacklevel=2,
-            )
-        else:
-            found.update(dict.fromkeys(family.TASKS, family))
+
+    def add(_: str, family: object) -> None:
+        tasks = _check_family(family).TASKS
+        if taken := [env_id for env_id in tasks if env_id in {**_FAMILY_OF, **_ALIASES, **found}]:
+            raise ValueError(f"the ids {', '.join(map(repr, taken))} are taken")
+        found.update(dict.fromkeys(tasks, family))
+
+    plugins.load(ENTRY_POINTS, "environments", add)
     return found
 
 
-def _check_family(family: object) -> None:
-    """Raise TypeError or ValueError unless this is a module as the docstring above has it."""
+def _check_family(family: object) -> ModuleType:
+    """The family, if it is a module as the docstring above has it; else raise TypeError or ValueError."""
     if not isinstance(family, ModuleType):
         raise TypeError(f"expected a module, got {type(family).__name__}")
     missing = [name for name in ("TASKS", "PACKAGE", "INSTALL", "build") if name not in vars(family)]
@@ -185,3 +174,4 @@ def _check_family(family: object) -> None:
     shadowed = [name for name in _own_wrappers(family) if name in wrappers.WRAPPERS]
     if shadowed:
         raise ValueError(f"there is a wrapper {shadowed[0]!r} already")
+    return family

@@ -94,7 +94,7 @@ def run(arguments: list[str]) -> int:
             description="Train one algorithm on one environment at many seeds.",
             epilog="'rlsuite run ALGORITHM --help' lists the options, with those of the algorithm.",
         )
-        parser.add_argument("ALGORITHM", help=", ".join(sorted(algorithms.REGISTRY)))
+        parser.add_argument("ALGORITHM", help=", ".join(algorithms.registered()))
         parser.parse_args(["--help"])
     name = arguments[0]
     if name.startswith("-"):
@@ -298,11 +298,12 @@ def list_registered(arguments: list[str]) -> int:
         from rlsuite import algorithms
 
         print("algorithms")
-        for name, spec in sorted(algorithms.REGISTRY.items()):
+        there = algorithms.registered()
+        for name, spec in there.items():
             spaces = " and ".join(space.__name__ for space in spec.action_spaces)
             learns = ", learns from a dataset" if spec.offline else ""
             shown = f", in reports '{spec.label}'" if spec.label else ""
-            print(f"  {name:<{max(map(len, algorithms.REGISTRY))}}  {spaces} actions{learns}{shown}")
+            print(f"  {name:<{max(map(len, there))}}  {spaces} actions{learns}{shown}")
     if what != "algorithms":
         import envs
 

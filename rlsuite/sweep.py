@@ -224,7 +224,7 @@ def check_dataset(cell: Cell, spec: AlgorithmSpec, env: Env) -> None:
     """Raise UserError unless the cell has a dataset if and only if its algorithm learns from one."""
     if not spec.offline:
         if cell.dataset is not None or cell.sampling != "uniform":
-            offline = ", ".join(name for name, other in sorted(algorithms.REGISTRY.items()) if other.offline)
+            offline = ", ".join(name for name, other in algorithms.registered().items() if other.offline)
             raise UserError(
                 f"'{cell.algorithm}' learns from its environment and takes no dataset; those that do: {offline}"
             )

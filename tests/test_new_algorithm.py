@@ -18,13 +18,21 @@ ROOT = Path(__file__).resolve().parent.parent
 CONTRACT_TESTS = ("tests/test_algorithms.py", "tests/test_truncation_pairs.py")
 
 
+PAGE = (ROOT / "CONTRIBUTING.md").read_text()
+BLOCKS: list[str] = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
+
+
+def template() -> str:
+    """The page's algorithm."""
+    (found,) = (block for block in BLOCKS if block.startswith('"""A2C'))
+    return found
+
+
 @pytest.fixture
 def contributed(tmp_path: Path) -> dict[str, str]:
     """The variables of a process in which the `toy_plugin` registers `a2c`."""
-    blocks: list[str] = re.findall(r"^```python\n(.*?)^```", (ROOT / "CONTRIBUTING.md").read_text(), re.M | re.S)
-    (template,) = (block for block in blocks if block.startswith('"""A2C'))
-    (line,) = (block for block in blocks if block.startswith('    "a2c": '))
-    (tmp_path / "a2c.py").write_text(template)
+    (line,) = (block for block in BLOCKS if block.startswith('    "a2c": '))
+    (tmp_path / "a2c.py").write_text(template())
     (tmp_path / "toy_plugin.py").write_text(
         "import a2c\n"
         "from envs.core import Discrete\n"
@@ -58,3 +66,73 @@ def test_contract_tests_cover_a_new_algorithm(contributed: dict[str, str]) -> No
 @pytest.mark.xdist_group("a2c")
 def test_contract_tests_run_on_a_new_algorithm(contributed: dict[str, str]) -> None:
     assert "2 passed" in run_pytest(contributed, "tests/test_algorithms.py", "-k", "a2c and (constant or truncation)")
+
+
+# --- From a package of one's own --------------------------------------------------------------------------------------
+
+
+def install(folder: Path, package: str, source: str, entry_point: str) -> None:
+    """Put a distribution with one module, `a2c`, and one entry point into a folder."""
+    (folder / package).mkdir()
+    (folder / package / "__init__.py").touch()
+    (folder / package / "a2c.py").write_text(source)
+    metadata = folder / f"{package}-0.1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 0.1\n")
+    (metadata / "entry_points.txt").write_text(f"[rlsuite.algorithms]\n{entry_point}\n")
+
+
+@pytest.fixture
+def packaged(tmp_path: Path) -> Path:
+    """A folder with the package that the page describes."""
+    assert '[project.entry-points."rlsuite.algorithms"]\na2c = "my_algorithms.a2c:SPEC"' in PAGE
+    spec = re.search(r"`(SPEC = AlgorithmSpec\(.*?\))` behind its", PAGE, re.S)
+    assert spec
+    imports = "from envs.core import Discrete\nfrom rlsuite.core import AlgorithmSpec\n"
+    line = " ".join(spec.group(1).split())
+    install(tmp_path, "my_algorithms", f"{template()}\n\n{imports}\n{line}\n", "a2c = my_algorithms.a2c:SPEC")
+    return tmp_path
+
+
+def rlsuite(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`rlsuite ARGUMENTS` where the distributions of a folder are installed."""
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
+    command = [sys.executable, "-m", "rlsuite.cli", *arguments]
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
+
+
+def test_an_algorithm_of_another_package_is_listed_and_trained(packaged: Path) -> None:
+    listed = rlsuite(packaged, "list", "algorithms")
+    assert re.search(r"^  a2c  +Discrete actions$", listed.stdout, re.M)
+    assert not listed.stderr
+    misspelt = rlsuite(packaged, "run", "a2d", "--env", "probe/constant/discrete")
+    assert misspelt.stderr == "rlsuite: unknown algorithm 'a2d'; did you mean 'a2c'?\n"
+    options = "--num-envs 2 --num-steps 4 --hidden-sizes 4 --steps 16 --seeds 2 --evaluations 1 --eval-episodes 1"
+    trained = rlsuite(
+        packaged, "run", "a2c", "--env", "probe/constant/discrete", *options.split(), "--width", "2", "--devices", "1"
+    )
+    assert trained.returncode == 0, trained.stderr
+    assert list((packaged / "results" / "run").glob("a2c__probe-constant-discrete__*.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("source", "entry_point", "reason"),
+    [
+        ("raise RuntimeError('first\\nsecond')", "mine = broken.a2c:SPEC", "RuntimeError: first second"),
+        ("SPEC = 3", "mine = broken.a2c:SPEC", "TypeError: expected an AlgorithmSpec, got int"),
+        (
+            "from my_algorithms.a2c import SPEC",
+            "ppo = broken.a2c:SPEC",
+            "ValueError: there is an algorithm of this name",
+        ),
+        ("from my_algorithms.a2c import SPEC", "a+c = broken.a2c:SPEC", "ValueError: its name must consist of letters"),
+    ],
+)
+def test_a_package_that_cannot_be_used_is_named(packaged: Path, source: str, entry_point: str, reason: str) -> None:
+    install(packaged, "broken", source, entry_point)
+    listed = rlsuite(packaged, "list", "algorithms")
+    name = entry_point.split()[0]
+    assert f"left out: algorithm '{name}' of the package 'broken' ({reason}" in listed.stderr
+    assert re.search(r"^  a2c  ", listed.stdout, re.M)
+    assert re.search(r"^  ppo  ", listed.stdout, re.M)
+    assert not re.search(r"^  (mine|a\+c)  ", listed.stdout, re.M)

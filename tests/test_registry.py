@@ -159,7 +159,7 @@ BROKEN: dict[str, tuple[str, str]] = {
 def test_a_broken_package_is_left_out_with_a_warning(name: str, here: Path) -> None:
     source, reason = BROKEN[name]
     install(here, "broken", {"mine": "broken.family"}, family=source)
-    message = rf"^the environments 'mine' of the package 'broken' are left out \({reason}\); repair or uninstall it$"
+    message = rf"^left out: environments 'mine' of the package 'broken' \({reason}\); repair or uninstall it$"
     with pytest.warns(UserWarning, match=message) as warned:
         assert envs.registered() == tuple(sorted([*OWN, "point/Regulate"]))
     assert len(warned) == 1
@@ -191,7 +191,7 @@ def test_the_commands_work_beside_a_broken_package(point: Path) -> None:
     install(point, "broken", {"mine": "broken.family"}, family="raise RuntimeError('first\\nsecond')")
     names, warned = listed(point)
     assert names == sorted([*OWN, "point/Regulate"])
-    assert "the environments 'mine' of the package 'broken' are left out (RuntimeError: first second)" in warned
+    assert "left out: environments 'mine' of the package 'broken' (RuntimeError: first second)" in warned
     assert "Traceback" not in warned
 
 

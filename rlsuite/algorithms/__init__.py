@@ -1,10 +1,16 @@
-"""The registry: one line an algorithm. Everything else (command line, sweeps, contract tests) works from this."""
+"""The registry: one line an algorithm. Everything else (command line, sweeps, contract tests) works from this.
+
+An algorithm may also come with another package, by an entry point of the group `rlsuite.algorithms` that has its name
+and names its `AlgorithmSpec`. Such packages are looked for when a name is not one of ours, or when all are listed.
+"""
 
 from __future__ import annotations
 
 import difflib
 import functools
+import re
 
+from envs import plugins
 from envs.core import Box, Env
 from envs.datasets import with_blocks
 from rlsuite.algorithms import (
@@ -105,26 +111,61 @@ CORRECTED = "+cdsa"
 REGISTRY["td3_bc" + CORRECTED] = cdsa.around("td3_bc", REGISTRY["td3_bc"])
 
 
+ENTRY_POINTS = "rlsuite.algorithms"
+"""the group of entry points in which other packages name their algorithms"""
+
+
+def registered() -> dict[str, AlgorithmSpec]:
+    """Name -> entry of every algorithm, those of other packages included, sorted.
+
+    An algorithm of a package that cannot be used is left out, with a warning that names it.
+    """
+    return dict(sorted({**REGISTRY, **_from_other_packages()}.items()))
+
+
 def get(name: str) -> AlgorithmSpec:
     """The registry entry of this name, or of an offline learner with `CORRECTED` behind its name.
 
     Raises:
         UserError: there is none; the message names the nearest one.
     """
+    if name in REGISTRY:
+        return REGISTRY[name]
     base = name.removesuffix(CORRECTED)
-    if name not in REGISTRY and (base == name or base not in REGISTRY or base.endswith(CORRECTED)):
-        offline = {other for other, spec in REGISTRY.items() if spec.offline and not other.endswith(CORRECTED)}
-        names = sorted({*REGISTRY, *(other + CORRECTED for other in offline)})
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(sorted(REGISTRY))}"
-        raise UserError(f"unknown algorithm '{name}'; {hint}")
-    return REGISTRY[name] if name in REGISTRY else _corrected(base)
+    there = REGISTRY if base in REGISTRY else registered()
+    if name in there:
+        return there[name]
+    if base in there and not base.endswith(CORRECTED):
+        return _corrected(base)
+    offline = {other for other, spec in there.items() if spec.offline and not other.endswith(CORRECTED)}
+    names = sorted({*there, *(other + CORRECTED for other in offline)})
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(there)}"
+    raise UserError(f"unknown algorithm '{name}'; {hint}")
 
 
 @functools.cache
 def _corrected(base: str) -> AlgorithmSpec:
     """Made once, since its classes must be the same whoever asks."""
-    return cdsa.around(base, REGISTRY[base])
+    return cdsa.around(base, registered()[base])
+
+
+@functools.cache
+def _from_other_packages() -> dict[str, AlgorithmSpec]:
+    """Name -> entry, of all that other installed packages bring and that can be used."""
+    found: dict[str, AlgorithmSpec] = {}
+
+    def add(name: str, spec: object) -> None:
+        if not isinstance(spec, AlgorithmSpec):
+            raise TypeError(f"expected an AlgorithmSpec, got {type(spec).__name__}")
+        if not re.fullmatch(r"\w+", name, re.ASCII):  # it becomes a part of file names, and a plus sign has a meaning
+            raise ValueError("its name must consist of letters, digits and underscores")
+        if name in {**REGISTRY, **found}:
+            raise ValueError("there is an algorithm of this name already")
+        found[name] = spec
+
+    plugins.load(ENTRY_POINTS, "algorithm", add)
+    return found
 
 
 def check_actions(name: str, env: Env) -> None:
@@ -132,7 +173,7 @@ def check_actions(name: str, env: Env) -> None:
     spec = get(name)
     if type(env.action_space) not in spec.action_spaces:
         needs = " or ".join(space.__name__ for space in spec.action_spaces)
-        able = sorted(other for other, s in REGISTRY.items() if type(env.action_space) in s.action_spaces)
+        able = [other for other, s in registered().items() if type(env.action_space) in s.action_spaces]
         raise UserError(
             f"'{name}' needs {needs} actions, but '{env.id}' has {type(env.action_space).__name__} actions; "
             f"algorithms that take them: {', '.join(able)}"

@@ -1,0 +1,24 @@
+"""What other installed packages bring: environments and algorithms, named by entry points."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import warnings
+from collections.abc import Callable
+
+
+def load(group: str, what: str, add: Callable[[str, object], None]) -> None:
+    """Load every entry point of a group and call `add(its name, what it names)`.
+
+    Where either fails, a warning that speaks of `what` names the package; the others are loaded all the same.
+    """
+    for entry_point in importlib.metadata.entry_points(group=group):
+        package = entry_point.dist.name if entry_point.dist else "unknown"
+        try:
+            add(entry_point.name, entry_point.load())
+        except (Exception, SystemExit) as error:  # whatever another's code may raise, our own works
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            warnings.warn(
+                f"left out: {what} {entry_point.name!r} of the package {package!r} ({reason}); repair or uninstall it",
+                stacklevel=2,
+            )
