@@ -19,6 +19,7 @@ from rlsuite.core import AlgorithmSpec, Task
 from rlsuite.errors import UserError, check_positive
 
 EvaluationPhysics = Literal["own", "mujoco"]
+EXAMPLE_REFERENCE = Reference(0.0, 100.0, "random actions", "somebody's paper")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +153,7 @@ def shard(experiment: str, cell: Cell) -> Shard:
     check_file_name("experiment name", experiment)
     if cell.label is not None:
         check_file_name("label", cell.label)
+    check_reference(cell.reference)
     spec = algorithms.get(cell.algorithm)
     for name in ("steps", "seeds", "first_seed", "evaluations", "eval_episodes"):
         check_type(name, getattr(cell, name), 1)
@@ -247,6 +249,19 @@ def check_file_name(what: str, name: str) -> None:
             f"{what} {name!r} becomes a file name: at most 80 letters, digits and any of ' .,+=()_-', beginning with "
             "a letter or digit; choose another"
         )
+
+
+def check_reference(reference: Any) -> None:
+    """Raise UserError unless normalised scores can be measured with it, or it is None."""
+    if reference is None:
+        return
+    if not isinstance(reference, Reference):
+        raise UserError(f"reference={reference!r} must be a Reference, such as {EXAMPLE_REFERENCE}")
+    low, high, *sources = reference
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in (low, high)) or low >= high:
+        raise UserError(f"reference={reference} must have finite numbers, low below high, such as {EXAMPLE_REFERENCE}")
+    if not all(isinstance(source, str) for source in sources):
+        raise UserError(f"reference={reference} must say in words where it is from, such as {EXAMPLE_REFERENCE}")
 
 
 def check_type(name: str, value: Any, example: Any) -> None:

@@ -211,6 +211,12 @@ CELL_ERRORS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "same hypers twice": ({"hypers": (None, ppo.Hypers())}, ["different settings", "twice"]),
     "NaN": ({"hypers": ppo.Hypers(discount=float("nan"))}, ["discount=nan", "finite", "0.99"]),
     "text": ({"hypers": ppo.Hypers(discount="0.9")}, ["discount='0.9'", "finite number"]),  # type: ignore[arg-type]
+    "reference as a tuple": ({"reference": (0, 1)}, ["reference=(0, 1)", "must be a Reference, such as Ref"]),
+    "reference upside down": ({"reference": Reference(1, 0, "a", "b")}, ["Reference(low=1, high=0", "low below high"]),
+    "empty reference": ({"reference": Reference(1, 1, "a", "b")}, ["high=1", "low below high"]),
+    "endless reference": ({"reference": Reference(0, float("inf"), "a", "b")}, ["high=inf", "finite numbers"]),
+    "reference as text": ({"reference": Reference("0", 1, "a", "b")}, ["low='0'", "finite numbers"]),  # type: ignore[arg-type]
+    "reference from nowhere": ({"reference": Reference(0, 1, None, "b")}, ["low_source=None", "in words"]),  # type: ignore[arg-type]
     "empty label": ({"label": ""}, ["label ''"]),
     "label that escapes": ({"label": "../x"}, ["label '../x'", "file name"]),
     "label of two lines": ({"label": "a\nb"}, ["label 'a\\nb'"]),
