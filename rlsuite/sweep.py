@@ -154,9 +154,16 @@ def shard(experiment: str, cell: Cell) -> Shard:
     if cell.label is not None:
         check_file_name("label", cell.label)
     check_reference(cell.reference)
+    check_type("algorithm", cell.algorithm, "ppo")
+    check_type("environment", cell.environment, "gymnax/CartPole-v1")
     spec = algorithms.get(cell.algorithm)
     for name in ("steps", "seeds", "first_seed", "evaluations", "eval_episodes"):
         check_type(name, getattr(cell, name), 1)
+    if cell.max_episode_steps is not None:
+        check_type("max_episode_steps", cell.max_episode_steps, 1000)
+    if cell.dataset is not None:
+        check_type("dataset", cell.dataset, "gymnax/Pendulum-v1/medium")
+    check_type("sampling", cell.sampling, "uniform")
     check_positive(steps=cell.steps, seeds=cell.seeds, evaluations=cell.evaluations, eval_episodes=cell.eval_episodes)
     if cell.evaluation_physics not in get_args(EvaluationPhysics):
         there = ", ".join(get_args(EvaluationPhysics))
@@ -174,6 +181,7 @@ def shard(experiment: str, cell: Cell) -> Shard:
         raise UserError(f"config of '{cell.algorithm}' must be its Config, got {type(config).__qualname__}")
     for field in dataclasses.fields(spec.config):
         check_type(field.name, getattr(config, field.name), field.default)
+        check_sizes(field.name, getattr(config, field.name), field.default)
     # A Hypers is a tuple too, a named one.
     given = cell.hypers if isinstance(cell.hypers, tuple) and not hasattr(cell.hypers, "_fields") else (cell.hypers,)
     settings: tuple[Any, ...] = tuple(preset.hypers if hypers is None else hypers for hypers in given)
@@ -244,7 +252,7 @@ def check_dataset(cell: Cell, spec: AlgorithmSpec, env: Env) -> None:
 
 def check_file_name(what: str, name: str) -> None:
     """Raise UserError unless this can be the name of a file or folder, or a part of one, on any system."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 .,+=()_-]{0,79}", name):
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 .,+=()_-]{0,79}", name):
         raise UserError(
             f"{what} {name!r} becomes a file name: at most 80 letters, digits and any of ' .,+=()_-', beginning with "
             "a letter or digit; choose another"
@@ -273,6 +281,14 @@ def check_type(name: str, value: Any, example: Any) -> None:
         raise UserError(f"{name}={value!r} must be of type {type(example).__name__}, such as {example!r}")
 
 
+def check_sizes(name: str, value: Any, example: Any) -> None:
+    """Raise UserError unless the value is a tuple of sizes, if the example is one. No sizes at all are such a tuple."""
+    if not isinstance(example, tuple) or not all(type(size) is int for size in example):
+        return
+    if not all(type(size) is int and size >= 1 for size in value):
+        raise UserError(f"{name}={value!r} must be whole numbers of at least 1, such as {example!r}")
+
+
 def shards(experiment: Experiment) -> list[Shard]:
     """Check every cell before any of them runs.
 
@@ -285,6 +301,8 @@ def shards(experiment: Experiment) -> list[Shard]:
     result: list[Shard] = []
     for i, cell in enumerate(experiment.cells):
         try:
+            if not isinstance(cell, Cell):
+                raise UserError(f"expected a Cell(...), got {cell!r}")
             result.append(shard(experiment.name, cell))
         except UserError as error:
             raise UserError(f"cell {i} of experiment '{experiment.name}': {error}") from error

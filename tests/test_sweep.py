@@ -204,6 +204,16 @@ CELL_ERRORS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "config of another": ({"config": sac.Config()}, ["config of 'ppo'", "its Config"]),
     "sizes as a list": ({"config": ppo.Config(hidden_sizes=[8])}, ["hidden_sizes=[8]", "tuple", "(64, 64)"]),  # type: ignore[arg-type]
     "size as text": ({"config": ppo.Config(num_envs="8")}, ["num_envs='8'", "of type int"]),  # type: ignore[arg-type]
+    "sizes below 1": ({"config": ppo.Config(hidden_sizes=(-4,))}, ["hidden_sizes=(-4,)", "at least 1", "(64, 64)"]),
+    "sizes in halves": ({"config": ppo.Config(hidden_sizes=(16.5,))}, ["hidden_sizes=(16.5,)", "whole numbers"]),  # type: ignore[arg-type]
+    "sizes in words": ({"config": ppo.Config(hidden_sizes=("16",))}, ["hidden_sizes=('16',)", "whole numbers"]),  # type: ignore[arg-type]
+    "time limit as text": ({"max_episode_steps": "5"}, ["max_episode_steps='5'", "of type int"]),
+    "time limit": ({"max_episode_steps": 0}, ["max_episode_steps must be at least 1, got 0"]),
+    "algorithm as a number": ({"algorithm": 1}, ["algorithm=1", "of type str"]),
+    "environment of none": ({"environment": None}, ["environment=None", "of type str"]),
+    "dataset as a path": ({"dataset": Path("x")}, ["dataset=PosixPath('x')", "of type str"]),
+    "sampling as a number": ({"sampling": 0.1}, ["sampling=0.1", "of type str"]),
+    "label as a number": ({"label": 3}, ["label 3", "file name"]),
     "config that cannot work": ({"config": ppo.Config(num_minibatches=7)}, ["num_minibatches=7", "divisor"]),
     "hypers of another": ({"hypers": sac.Hypers()}, ["hypers of 'ppo'", "its Hypers"]),
     "hypers in a list": ({"hypers": [ppo.Hypers()]}, ["hypers of 'ppo'", "got list"]),
@@ -231,14 +241,23 @@ def test_a_cell_that_cannot_work_is_refused(name: str) -> None:
     assert [part for part in expected if part not in message] == [], message
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/tmp/x", "a\\b", ".hidden", "a\n", "x" * 81])
-def test_an_experiment_stays_in_its_folder(name: str) -> None:
+@pytest.mark.parametrize("name", [3, "", ".", "..", "../x", "a/b", "/tmp/x", "a\\b", ".hidden", "a\n", "x" * 81])
+def test_an_experiment_stays_in_its_folder(name: Any) -> None:
     assert f"experiment name {name!r}" in refusal(lambda: sweep.shards(Experiment(name, "text", (CELL,))))
 
 
 @pytest.mark.parametrize("cells", [(), CELL, None], ids=["none", "one without its comma", "nothing"])
 def test_an_experiment_needs_a_tuple_of_cells(cells: Any) -> None:
     assert "(Cell(...),)" in refusal(lambda: sweep.shards(Experiment("mine", "text", cells)))
+
+
+def test_a_cell_that_is_none_is_named() -> None:
+    experiment = Experiment("mine", "text", (CELL, "ppo"))  # type: ignore[arg-type]
+    assert refusal(lambda: sweep.shards(experiment)) == "cell 1 of experiment 'mine': expected a Cell(...), got 'ppo'"
+
+
+def test_a_network_may_have_no_hidden_layer() -> None:
+    assert sweep.shard("mine", dataclasses.replace(CELL, config=ppo.Config(hidden_sizes=()))).config.hidden_sizes == ()
 
 
 def test_identical_cells_are_refused_and_a_label_tells_them_apart() -> None:
