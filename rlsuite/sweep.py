@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import hashlib
 import json
 import math
@@ -20,6 +21,9 @@ from rlsuite.errors import UserError, check_positive
 
 EvaluationPhysics = Literal["own", "mujoco"]
 EXAMPLE_REFERENCE = Reference(0.0, 100.0, "random actions", "somebody's paper")
+
+RANGES = {"*learning_rate": (0.0, math.inf), "discount": (0.0, 1.0), "gae_lambda": (0.0, 1.0), "tau": (0.0, 1.0)}
+"""Name of a hyperparameter, of any algorithm -> the least and the most that it may be; others may be any number."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,8 +193,7 @@ def shard(experiment: str, cell: Cell) -> Shard:
         if not isinstance(hypers, spec.hypers):
             raise UserError(f"hypers of '{cell.algorithm}' must be its Hypers, got {type(hypers).__qualname__}")
     for name, value in [item for hypers in settings for item in hypers._asdict().items()]:
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise UserError(f"{name}={value!r} must be a finite number, such as {getattr(spec.hypers(), name)}")
+        check_hyper(name, value, getattr(spec.hypers(), name))
     if len(set(settings)) < max(len(settings), 1):
         raise UserError(f"hypers must be one or more different settings, got {settings}; remove what is there twice")
     algorithm = spec.make(spec.fit(config, cell.steps))  # raises UserError for a config that cannot work
@@ -279,6 +282,16 @@ def check_type(name: str, value: Any, example: Any) -> None:
     """
     if example is not None and type(value) is not type(example):
         raise UserError(f"{name}={value!r} must be of type {type(example).__name__}, such as {example!r}")
+
+
+def check_hyper(name: str, value: Any, example: float) -> None:
+    """Raise UserError unless this is a finite number, within RANGES where they have the name."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"{name}={value!r} must be a finite number, such as {example}")
+    for pattern, (low, high) in RANGES.items():
+        if fnmatch.fnmatchcase(name, pattern) and not low <= value <= high:
+            allowed = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+            raise UserError(f"{name}={value!r} must be {allowed}, such as {example}")
 
 
 def check_sizes(name: str, value: Any, example: Any) -> None:

@@ -221,6 +221,9 @@ CELL_ERRORS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "same hypers twice": ({"hypers": (None, ppo.Hypers())}, ["different settings", "twice"]),
     "NaN": ({"hypers": ppo.Hypers(discount=float("nan"))}, ["discount=nan", "finite", "0.99"]),
     "text": ({"hypers": ppo.Hypers(discount="0.9")}, ["discount='0.9'", "finite number"]),  # type: ignore[arg-type]
+    "learning rate": ({"hypers": ppo.Hypers(learning_rate=-1)}, ["learning_rate=-1", "at least 0", "0.0003"]),
+    "discount": ({"hypers": ppo.Hypers(discount=1.01)}, ["discount=1.01", "from 0 to 1", "0.99"]),
+    "lambda": ({"hypers": ppo.Hypers(gae_lambda=-0.1)}, ["gae_lambda=-0.1", "from 0 to 1"]),
     "reference as a tuple": ({"reference": (0, 1)}, ["reference=(0, 1)", "must be a Reference, such as Ref"]),
     "reference upside down": ({"reference": Reference(1, 0, "a", "b")}, ["Reference(low=1, high=0", "low below high"]),
     "empty reference": ({"reference": Reference(1, 1, "a", "b")}, ["high=1", "low below high"]),
@@ -239,6 +242,26 @@ def test_a_cell_that_cannot_work_is_refused(name: str) -> None:
     changes, expected = CELL_ERRORS[name]
     message = refusal(lambda: sweep.shard("mine", dataclasses.replace(CELL, **changes)))
     assert [part for part in expected if part not in message] == [], message
+
+
+@pytest.mark.parametrize("change", [{"tau": 1.5}, {"critic_learning_rate": -1e-3}], ids=str)
+def test_ranges_are_those_of_every_algorithm(change: dict[str, float]) -> None:
+    cell = Cell("sac", "probe/action/continuous", 4096, hypers=sac.Hypers(**change))
+    [name] = change
+    assert refusal(lambda: sweep.shard("mine", cell)).startswith(f"{name}={change[name]} must be ")
+
+
+@pytest.mark.parametrize("name", algorithms.REGISTRY)
+def test_no_setting_of_our_own_is_out_of_range(name: str) -> None:
+    spec = algorithms.get(name)
+    for hypers in (spec.hypers(), spec.trial.hypers, *(preset.hypers for preset in spec.presets.values())):
+        for field, value in hypers._asdict().items():
+            sweep.check_hyper(field, value, 0.5)
+
+
+def test_the_ends_of_a_range_are_in_it() -> None:
+    ends = (ppo.Hypers(0.0, 0.0, 0.0), ppo.Hypers(discount=1.0, gae_lambda=1))
+    assert len(sweep.shard("mine", dataclasses.replace(CELL, hypers=ends)).runs) == 8
 
 
 @pytest.mark.parametrize("name", [3, "", ".", "..", "../x", "a/b", "/tmp/x", "a\\b", ".hidden", "a\n", "x" * 81])
