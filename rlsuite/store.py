@@ -339,7 +339,7 @@ class Store:
 
         Elsewhere is the partial folder, so that nothing stays of what a killed process was writing.
         """
-        beside = self.partial(shard) / f".{path.name}.tmp"
+        beside = self.partial(shard) / ".tmp"  # no longer than any other name: those of shards may be as long as can be
         try:
             write(str(beside))
             with open(beside, "rb") as written:

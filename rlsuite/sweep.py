@@ -22,6 +22,9 @@ from rlsuite.errors import UserError, check_positive
 EvaluationPhysics = Literal["own", "mujoco"]
 EXAMPLE_REFERENCE = Reference(0.0, 100.0, "random actions", "somebody's paper")
 
+MAX_NAME = 240
+"""Characters of a shard's name, with which those of its files stay within the 255 that file systems allow."""
+
 RANGES = {"*learning_rate": (0.0, math.inf), "discount": (0.0, 1.0), "gae_lambda": (0.0, 1.0), "tau": (0.0, 1.0)}
 """Name of a hyperparameter, of any algorithm -> the least and the most that it may be; others may be any number."""
 
@@ -115,7 +118,11 @@ class Shard:
         if cell.dataset is not None:
             identity += [cell.dataset, cell.sampling]
             where = cell.dataset
-        return "__".join([self.label, re.sub(r"[^A-Za-z0-9._+=-]+", "-", where).strip("-"), _digest(identity)])
+        digest = _digest(identity)
+        # Of a long path the end says most; the digest is of all of it.
+        room = MAX_NAME - len(self.label) - len(digest) - 2 * len("__")
+        readable = re.sub(r"[^A-Za-z0-9._+=-]+", "-", where).strip("-")[-room:].strip("-")
+        return "__".join([self.label, readable, digest])
 
     def describe(self) -> dict[str, Any]:
         """All of it as plain JSON values, for the manifest."""
