@@ -247,12 +247,14 @@ def time_segments(work: Work, compiled: batch.Compiled) -> float:
 
 def speeds_path(work: Work, devices: int) -> Path:
     """The file of this program's speeds on this machine."""
-    device = jax.local_devices()[0]
+    device, dataset = jax.local_devices()[0], work.task.dataset
     key = [
         [platform.node(), device.platform, device.device_kind, devices, memory.num_cores()],
         [jax.__version__, rlsuite.__version__],
         [work.name, repr(work.config), work.task.env.id, work.task.env.max_episode_steps],
     ]
+    if dataset is not None:  # PRDC looks for near transitions among all
+        key.append([dataset.id, dataset.size])
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     return cache_folder() / "speed" / f"{work.name}-{digest}.json"
 

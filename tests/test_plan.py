@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from offline_data import probe_dataset
 
 import envs
 from rlsuite import algorithms, batch, local, memory, plan
@@ -119,6 +122,17 @@ def test_what_is_known_of_one_width_makes_no_other_one_cheap(machine: Callable[.
         compiled = machine(lambda width: 500.0, seconds=60.0)
         assert choose(work(64, total_updates), ONE_DEVICE).width == 8
         assert compiled == widths
+
+
+def test_speeds_are_those_on_one_dataset() -> None:
+    small = probe_dataset("probe/action/continuous")
+    large = dataclasses.replace(small, rows=np.tile(np.asarray(small.rows), (2, 1)))
+    other = dataclasses.replace(small, id="other")
+    of_probe = work(64)
+    tasks = [of_probe.task._replace(dataset=dataset) for dataset in (None, small, large, other)]
+    paths = [plan.speeds_path(of_probe._replace(task=task), 1) for task in tasks]
+    assert len(set(paths)) == 4
+    assert plan.speeds_path(of_probe._replace(task=tasks[1]), 1) == paths[1]
 
 
 def test_a_width_that_takes_too_much_memory_is_not_chosen(machine: Callable[..., list[int]]) -> None:
