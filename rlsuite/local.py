@@ -27,7 +27,7 @@ from rlsuite.checkpoint import Snapshot, Snapshots
 from rlsuite.core import Task
 from rlsuite.errors import Stopped, UserError
 from rlsuite.plan import Limits, Plan, Work
-from rlsuite.progress import Progress, duration, quantity, say
+from rlsuite.progress import Progress, duration, live, quantity, say
 from rlsuite.store import Part, Store
 from rlsuite.sweep import Shard
 from rlsuite.train import Training, evaluation_points, train
@@ -149,9 +149,11 @@ def run_shard(shard: Shard, store: Store, settings: Settings, signals: Signals) 
         cell.algorithm, config, algorithm, task, shard.runs[0][1], len(shard.runs), total_updates, cell.eval_episodes
     )
     job = Job(shard, store, work, evaluation_points(total_updates, cell.evaluations), settings, signals)
+    began = time.perf_counter()
     plan = begin(job)
-    say(f"  compiled in {duration(plan.compiled.compile_seconds)}; {plan.describe(len(shard.runs))}")
-    facts = facts_of(job)
+    compile_seconds = time.perf_counter() - began
+    say(f"  compiled in {duration(compile_seconds)}; {plan.describe(len(shard.runs))}")
+    facts = {**facts_of(job), "compile_seconds": compile_seconds}
 
     finished = finished_parts(job)
     done = sum(part.stop - part.first for part in finished)
@@ -182,7 +184,10 @@ def run_shard(shard: Shard, store: Store, settings: Settings, signals: Signals) 
             # Outside of the handler, which would keep the chunk's arrays alive.
             width = -(-plan.width // 2)
             say(f"  the device refused {plan.width} runs at once; going on with {width}")
-            compiled = planning.compile_for(work, width, plan.devices)
+            began = time.perf_counter()
+            with live("  compiling ..."):
+                compiled = planning.compile_for(work, width, plan.devices)
+            facts["compile_seconds"] += time.perf_counter() - began
             plan = planning.plan_of(work, width, plan.devices, compiled, plan.rates)
             write_layout(job, plan)
     store.finish(shard)
@@ -205,7 +210,8 @@ def begin(job: Job) -> Plan:
     work, limits = job.work, job.settings.limits
     layout = job.store.layout(job.shard)
     if layout is None:
-        plan = planning.choose(work, limits)
+        with live("  compiling, and measuring how many runs at once are fastest ..."):
+            plan = planning.choose(work, limits)
         write_layout(job, plan)
         return plan
     width, devices = layout["width"], layout["devices"]
@@ -215,7 +221,8 @@ def begin(job: Job) -> Plan:
     # Fewer devices than before: the same runs at once, on as many as divide them evenly.
     used = max(n for n in range(1, there + 1) if width * devices % n == 0)
     width = width * devices // used
-    return planning.plan_of(work, width, used, planning.compile_for(work, width, used), {})
+    with live("  compiling ..."):
+        return planning.plan_of(work, width, used, planning.compile_for(work, width, used), {})
 
 
 def write_layout(job: Job, plan: Plan) -> None:
@@ -310,7 +317,6 @@ def evaluation_physics(job: Job) -> str:
 def write_manifest(job: Job, plan: Plan, facts: dict[str, Any], run_seconds: float, diverged: int) -> None:
     """Replace the shard's manifest by what is known now."""
     known = {
-        "compile_seconds": plan.compiled.compile_seconds,
         "run_seconds": run_seconds,
         "peak_memory_bytes": memory.peak_bytes(),
         "plan": {"width": plan.width, "devices": plan.devices, "peak_memory_bytes": plan.peak_memory},

@@ -23,7 +23,7 @@ import pytest
 from jax import ShapeDtypeStruct
 from test_store import another_process
 
-from rlsuite import algorithms, batch, local, memory, progress, sweep
+from rlsuite import algorithms, batch, local, memory, plan, progress, sweep
 from rlsuite import train as training
 from rlsuite.algorithms import ppo, sac
 from rlsuite.core import Preset
@@ -545,6 +545,7 @@ def test_a_device_that_refuses_the_width_gets_half_of_it(
     assert "  the device refused 3 runs at once; going on with 2\n" in capsys.readouterr().out
     assert made_up.started == [(0, 1, 2), (0, 1), (2, 3), (4,)]
     assert rows_of(store, one, clock=True) == undisturbed
+    assert store.manifest(one)["compile_seconds"] == 180.0  # of both programs
 
 
 def test_a_device_that_refuses_one_run_is_an_error(tmp_path: Path, made_up: MadeUp) -> None:
@@ -888,6 +889,32 @@ def test_compile_time_is_shown_apart_from_speed_and_eta(
     ]
     manifest = json.loads((tmp_path / f"{one.name}.json").read_text())
     assert manifest["diverged"] == 3
+
+
+def test_compile_time_is_that_of_all_widths_that_are_tried(
+    tmp_path: Path, made_up: MadeUp, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(work: Any, compiled: batch.Compiled) -> float:
+        made_up.clock.now += 5
+        return compiled.programs.width / 1000
+
+    monkeypatch.setattr(plan, "measure", measure)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store, one = Store(tmp_path / "results"), long_shard()
+    local.run([one], store, Settings(Limits(devices=1)))
+    # All five at once, which is faster, then two.
+    assert "  compiled in 3m10s; 5 runs at once; peak" in capsys.readouterr().out
+    assert store.manifest(one)["compile_seconds"] == 190.0
+
+
+def test_a_terminal_shows_that_programs_are_compiled_until_they_are(
+    tmp_path: Path, made_up: MadeUp, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    [one, *_] = three_shards()
+    local.run([one], Store(tmp_path), at_once(4))
+    compiling = "  compiling, and measuring how many runs at once are fastest ..."
+    assert f" x 4.1k steps\n{compiling}\r{progress.CLEAR}  compiled in 1m30s; 4 runs" in capsys.readouterr().out
 
 
 def test_a_run_that_diverged_does_not_hide_the_others(made_up: MadeUp, capsys: pytest.CaptureFixture[str]) -> None:
