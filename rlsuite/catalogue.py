@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from envs import dataset_files, datasets
-from envs.core import Env
+from envs.core import Env, Reference
 from envs.datasets import Dataset, DatasetError
 from rlsuite.errors import UserError
 
@@ -60,6 +60,12 @@ def read(dataset_id: str, env: Env, sampling: str = "uniform") -> Dataset:
         return datasets.draw(dataset_files.load(dataset_id, env, folder()), sampling)
     except DatasetError as error:
         raise UserError(str(error)) from error
+
+
+def reference(dataset_id: str) -> Reference | None:
+    """The returns for normalised scores that a dataset which is there brings itself. Its transitions are not read."""
+    place = dataset_files.find(dataset_id, folder())
+    return None if place is None else dataset_files.reference_of(place)
 
 
 def exists(dataset_id: str) -> bool:

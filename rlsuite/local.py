@@ -20,8 +20,9 @@ import numpy as np
 
 import envs
 import rlsuite
+from envs import Reference
 from envs.mujoco_c import WithC
-from rlsuite import algorithms, memory, policies, sweep
+from rlsuite import algorithms, catalogue, memory, policies, sweep
 from rlsuite import plan as planning
 from rlsuite.checkpoint import Snapshot, Snapshots
 from rlsuite.core import Task
@@ -102,7 +103,9 @@ def run(shards: Sequence[Shard], store: Store, settings: Settings | None = None)
             before = len(waiting)
             for shard in list(waiting):
                 signals.check()
-                if store.has(shard) and not store.partial(shard).exists():
+                done = store.has(shard)
+                news = news_of(shard, store) if done else {}
+                if done and not news and not store.partial(shard).exists():
                     say(f"{titles[shard.name]}: done before, kept")
                     waiting.remove(shard)
                     continue
@@ -114,6 +117,9 @@ def run(shards: Sequence[Shard], store: Store, settings: Settings | None = None)
                         continue
                     if store.has(shard):
                         say(f"{titles[shard.name]}: done before, kept")
+                        if news:
+                            tell_reference(store.manifest(shard), news)
+                            store.write_manifest(shard, {**store.manifest(shard), **news})
                     else:
                         say(f"{titles[shard.name]} x {quantity(shard.cell.steps)} steps")
                         run_shard(shard, store, settings, signals)
@@ -154,6 +160,7 @@ def run_shard(shard: Shard, store: Store, settings: Settings, signals: Signals) 
     compile_seconds = time.perf_counter() - began
     say(f"  compiled in {duration(compile_seconds)}; {plan.describe(len(shard.runs))}")
     facts = {**facts_of(job), "compile_seconds": compile_seconds}
+    tell_reference(store.manifest(shard), facts)
 
     finished = finished_parts(job)
     done = sum(part.stop - part.first for part in finished)
@@ -191,6 +198,33 @@ def run_shard(shard: Shard, store: Store, settings: Settings, signals: Signals) 
             plan = planning.plan_of(work, width, plan.devices, compiled, plan.rates)
             write_layout(job, plan)
     store.finish(shard)
+
+
+def news_of(shard: Shard, store: Store) -> dict[str, Any]:
+    """What the manifest of a finished shard should say now and does not: no training depends on it."""
+    cell, before = shard.cell, store.manifest(shard)
+    now: dict[str, Any] = {}
+    if cell.dataset is None or cell.reference is not None:
+        now["reference"] = reference_of(shard, None)
+    elif catalogue.exists(cell.dataset):
+        now["reference"] = reference_of(shard, catalogue.reference(cell.dataset))
+    # A manifest that is lost cannot be made again from this.
+    return {name: value for name, value in now.items() if value != before.get(name)} if before else {}
+
+
+def reference_of(shard: Shard, of_dataset: Reference | None) -> dict[str, Any] | None:
+    """What normalised scores are measured between: the cell's own returns, else the dataset's or the environment's."""
+    reference = shard.cell.reference or of_dataset or envs.info(shard.environment).reference
+    return reference._asdict() if reference else None
+
+
+def tell_reference(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Say so if the facts of a manifest have another reference now. The first time that they have one is no change."""
+    if "reference" not in before or "reference" not in now or before["reference"] == now["reference"]:
+        return
+    reference = now["reference"]
+    text = "none" if reference is None else "{low:g} ({low_source}) to {high:g} ({high_source})".format(**reference)
+    say(f"  its reference returns have changed, and its manifest with them: now {text}")
 
 
 def check_checksum(shard: Shard, store: Store, task: Task) -> None:
@@ -295,16 +329,15 @@ def facts_of(job: Job) -> dict[str, Any]:
 
 
 def facts_of_dataset(job: Job) -> dict[str, Any]:
-    """What an offline learner was given, and the returns that its scores are measured between; empty online."""
-    dataset, cell = job.work.task.dataset, job.shard.cell
+    """What an offline learner was given, and the returns that scores are measured between."""
+    dataset = job.work.task.dataset
     if dataset is None:
-        return {}
-    reference = cell.reference or dataset.reference or envs.info(job.shard.environment).reference
+        return {"reference": reference_of(job.shard, None)}
     return {
         "dataset_checksum": dataset.checksum,
         "dataset_size": dataset.size,
         "dataset_source": dataset.source,
-        "reference": reference._asdict() if reference else None,
+        "reference": reference_of(job.shard, dataset.reference),
     }
 
 

@@ -488,6 +488,36 @@ def test_the_manifest_of_a_finished_shard(tmp_path: Path, made_up: MadeUp) -> No
     assert len(manifest["sessions"]) == 1
 
 
+def test_a_finished_shard_gets_the_reference_that_its_cell_has_now(
+    tmp_path: Path, made_up: MadeUp, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, [one, two, _] = Store(tmp_path), three_shards()
+    local.run([one, two], store, at_once(4))
+    before, rows, of_two = store.manifest(one), store.path(one).read_bytes(), store.manifest_path(two).read_bytes()
+    for reference, text in ((Reference(0, 2, "a", "b"), "0 (a) to 2 (b)"), (None, "none")):
+        changed = sweep.shard("mine", dataclasses.replace(one.cell, reference=reference))
+        capsys.readouterr()
+        local.run([changed, two], store, at_once(4))
+        assert capsys.readouterr().out.splitlines()[:3] == [
+            "[1/2] ppo on probe/action/discrete, 4 runs: done before, kept",
+            f"  its reference returns have changed, and its manifest with them: now {text}",
+            "[2/2] ppo on probe/action/discrete, 4 runs: done before, kept",
+        ]
+        assert store.manifest(one) == {**before, "reference": reference and reference._asdict()}
+    assert store.path(one).read_bytes() == rows
+    assert store.manifest_path(two).read_bytes() == of_two
+    assert len(made_up.started) == 2
+    assert names_in(tmp_path) == {f"{each.name}{suffix}" for each in (one, two) for suffix in (".parquet", ".json")}
+
+
+def test_a_finished_shard_without_its_manifest_gets_none(tmp_path: Path, made_up: MadeUp) -> None:
+    store, [one, *_] = Store(tmp_path), three_shards()
+    local.run([one], store, at_once(4))
+    store.manifest_path(one).unlink()
+    local.run([one], store, at_once(4))
+    assert names_in(tmp_path) == {f"{one.name}.parquet"}
+
+
 def test_a_damaged_result_is_neither_kept_nor_replaced(tmp_path: Path, made_up: MadeUp) -> None:
     store, [one, *_] = Store(tmp_path), three_shards()
     local.run([one], store, at_once(4))
@@ -728,6 +758,21 @@ def test_a_shard_goes_on_with_the_width_it_was_begun_with(
     assert "  goes on with 2 runs a device, as it was begun; --width 5 is for" in capsys.readouterr().out
     assert made_up.started == [(0, 1), (0, 1), (2, 3), (4,)]
     assert rows_of(store, one, clock=True) == undisturbed
+
+
+def test_a_shard_that_goes_on_says_that_its_reference_has_changed(
+    tmp_path: Path, made_up: MadeUp, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_up.before_update = lambda first_seed, index: signal.raise_signal(signal.SIGTERM) if index == 5 else None
+    store, one = Store(tmp_path), long_shard()
+    with pytest.raises(Stopped):
+        local.run([one], store, at_once(2))
+    assert "reference" not in capsys.readouterr().out
+    made_up.before_update = lambda first_seed, index: None
+    local.run([sweep.shard("mine", dataclasses.replace(one.cell, reference=REFERENCE))], store, at_once(2))
+    expected = "now 0.5 (the uniform policy) to 1 (the optimal policy)\n"
+    assert f"  its reference returns have changed, and its manifest with them: {expected}" in capsys.readouterr().out
+    assert store.manifest(one)["reference"] == REFERENCE._asdict()
 
 
 def test_outside_of_the_main_thread_signals_are_left_alone(tmp_path: Path, made_up: MadeUp) -> None:
