@@ -21,11 +21,11 @@ import numpy as np
 import envs
 import rlsuite
 from envs import Reference
+from envs.datasets import Dataset
 from envs.mujoco_c import WithC
 from rlsuite import algorithms, catalogue, memory, policies, sweep
 from rlsuite import plan as planning
 from rlsuite.checkpoint import Snapshot, Snapshots
-from rlsuite.core import Task
 from rlsuite.errors import Stopped, UserError
 from rlsuite.plan import Limits, Plan, Work
 from rlsuite.progress import Progress, duration, live, quantity, say
@@ -149,7 +149,7 @@ def run_shard(shard: Shard, store: Store, settings: Settings, signals: Signals) 
     config = spec.fit(shard.config, cell.steps)
     algorithm = spec.make(config)
     task = sweep.task_of(cell)
-    check_checksum(shard, store, task)
+    check_checksum(shard, store, task.dataset)
     total_updates = -(-cell.steps // algorithm.steps_per_update)
     work = Work(
         cell.algorithm, config, algorithm, task, shard.runs[0][1], len(shard.runs), total_updates, cell.eval_episodes
@@ -201,15 +201,37 @@ def run_shard(shard: Shard, store: Store, settings: Settings, signals: Signals) 
 
 
 def news_of(shard: Shard, store: Store) -> dict[str, Any]:
-    """What the manifest of a finished shard should say now and does not: no training depends on it."""
+    """What the manifest of a finished shard should say now and does not: no training depends on it.
+
+    Raises:
+        UserError: the shard has learned from other data than its dataset holds now.
+    """
     cell, before = shard.cell, store.manifest(shard)
-    now: dict[str, Any] = {}
-    if cell.dataset is None or cell.reference is not None:
-        now["reference"] = reference_of(shard, None)
-    elif catalogue.exists(cell.dataset):
-        now["reference"] = reference_of(shard, catalogue.reference(cell.dataset))
-    # A manifest that is lost cannot be made again from this.
-    return {name: value for name, value in now.items() if value != before.get(name)} if before else {}
+    if not before:  # it is lost, and cannot be made again from this
+        return {}
+    now = {"reference": reference_of(shard, None)} if cell.dataset is None or cell.reference is not None else {}
+    if cell.dataset is not None:
+        now |= look_at_dataset(shard, store, cell.dataset)
+    return {name: value for name, value in now.items() if value != before.get(name)}
+
+
+def look_at_dataset(shard: Shard, store: Store, dataset_id: str) -> dict[str, Any]:
+    """What the manifest of a finished shard says of its dataset as it is now; nothing if that is not there any more.
+
+    It is read only if its files have changed.
+    """
+    files = catalogue.fingerprint(dataset_id)
+    if files is None:
+        return {}
+    if files == store.manifest(shard).get("dataset_files"):
+        return {"reference": reference_of(shard, catalogue.reference(dataset_id))}
+    try:
+        dataset = catalogue.read(dataset_id, sweep.env_of(shard.cell))
+    except UserError as error:
+        say(f"  whether dataset '{dataset_id}' has changed since '{shard.name}' was trained cannot be told: {error}")
+        return {}
+    check_checksum(shard, store, dataset)
+    return {"dataset_files": files, "reference": reference_of(shard, dataset.reference)}
 
 
 def reference_of(shard: Shard, of_dataset: Reference | None) -> dict[str, Any] | None:
@@ -227,15 +249,17 @@ def tell_reference(before: dict[str, Any], now: dict[str, Any]) -> None:
     say(f"  its reference returns have changed, and its manifest with them: now {text}")
 
 
-def check_checksum(shard: Shard, store: Store, task: Task) -> None:
-    """Raise UserError if the shard was begun with other data of the same name."""
-    if task.dataset is None:
+def check_checksum(shard: Shard, store: Store, dataset: Dataset | None) -> None:
+    """Raise UserError if the shard was begun, and perhaps finished, with other data of the same name."""
+    done = store.has(shard)
+    if dataset is None or not (done or store.layout(shard) is not None):
         return
-    before = store.manifest(shard).get("dataset_checksum", task.dataset.checksum)
-    if store.partial(shard).exists() and store.layout(shard) is not None and before != task.dataset.checksum:
+    before = store.manifest(shard).get("dataset_checksum", dataset.checksum)
+    if before != dataset.checksum:
+        what, there = ("trained", store.path(shard)) if done else ("begun", store.partial(shard))
         raise UserError(
-            f"dataset '{task.dataset.id}' has changed (checksum {task.dataset.checksum}, was {before}) since "
-            f"'{shard.name}' was begun; restore it, or delete '{store.partial(shard)}' to begin again"
+            f"dataset '{dataset.id}' has changed (checksum {dataset.checksum}, was {before}) since "
+            f"'{shard.name}' was {what}; restore it, or delete '{there}' to begin again"
         )
 
 
@@ -335,6 +359,7 @@ def facts_of_dataset(job: Job) -> dict[str, Any]:
         return {"reference": reference_of(job.shard, None)}
     return {
         "dataset_checksum": dataset.checksum,
+        "dataset_files": catalogue.fingerprint(dataset.id),
         "dataset_size": dataset.size,
         "dataset_source": dataset.source,
         "reference": reference_of(job.shard, dataset.reference),

@@ -197,7 +197,7 @@ def test_a_shard_does_not_go_on_with_other_data(trained: Any, tmp_path: Path) ->
     with pytest.raises(UserError, match="has changed"):
         local.run(shards[:1], store)
     store.write_manifest(shards[0], {"dataset_checksum": dataset.checksum})
-    local.check_checksum(shards[0], store, Task(envs.make(ENV), dataset))
+    local.check_checksum(shards[0], store, dataset)
 
 
 # --- One copy ---------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import h5py
 import jax
 import numpy as np
 import pyarrow.parquet as pq
@@ -23,7 +24,7 @@ import pytest
 from jax import ShapeDtypeStruct
 from test_store import another_process
 
-from rlsuite import algorithms, batch, local, memory, plan, progress, sweep
+from rlsuite import algorithms, batch, catalogue, local, memory, plan, progress, sweep
 from rlsuite import train as training
 from rlsuite.algorithms import ppo, sac
 from rlsuite.core import Preset
@@ -526,6 +527,87 @@ def test_a_damaged_result_is_neither_kept_nor_replaced(tmp_path: Path, made_up: 
     assert "cannot be read" in refusal(lambda: local.run([one], store, at_once(4)))
     assert store.path(one).read_bytes() == before
     assert len(made_up.started) == 1
+
+
+# --- Datasets of finished shards --------------------------------------------------------------------------------------
+
+
+def write_dataset(file: Path, reward: float) -> None:
+    with h5py.File(file, "w") as opened:
+        for name, array in {
+            "observations": np.zeros((20, 1)),
+            "actions": np.zeros((20, 1)),
+            "rewards": np.full(20, reward),
+            "terminals": np.arange(20) % 5 == 4,
+        }.items():
+            opened[name] = array
+
+
+@pytest.fixture
+def offline(tmp_path: Path, made_up: MadeUp) -> tuple[Path, Store, Shard]:
+    """A dataset, and the store with a finished shard that has learned from it."""
+    file, store = tmp_path / "data.hdf5", Store(tmp_path / "results")
+    write_dataset(file, reward=1.0)
+    one = sweep.shard("mine", Cell("bc", "probe/action/continuous", 4, seeds=4, evaluations=2, dataset=str(file)))
+    local.run([one], store, at_once(4))
+    return file, store, one
+
+
+def test_a_dataset_is_read_again_only_if_its_file_has_changed(
+    offline: tuple[Path, Store, Shard], made_up: MadeUp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, store, one = offline
+    read, reads = catalogue.read, list[str]()
+
+    def counted(dataset_id: str, env: Any) -> Any:
+        reads.append(dataset_id)
+        return read(dataset_id, env)
+
+    monkeypatch.setattr(catalogue, "read", counted)
+    before = store.manifest(one)
+    local.run([one], store, at_once(4))
+    assert (reads, store.manifest(one)) == ([], before)
+    os.utime(file, (1, 1))  # as a copy may have it
+    for _ in range(2):
+        local.run([one], store, at_once(4))
+    assert reads == [str(file)]
+    assert store.manifest(one) == {**before, "dataset_files": catalogue.fingerprint(str(file))}
+    assert len(made_up.started) == 1
+
+
+def test_a_finished_shard_is_not_kept_with_other_data(offline: tuple[Path, Store, Shard], made_up: MadeUp) -> None:
+    file, store, one = offline
+    before = {path.name: path.read_bytes() for path in store.folder.iterdir()}
+    write_dataset(file, reward=2.0)
+    message = refusal(lambda: local.run([one], store, at_once(4)))
+    was = json.loads(before[f"{one.name}.json"])["dataset_checksum"]
+    assert message.startswith(f"dataset '{file}' has changed (checksum ")
+    assert f"was {was}) since '{one.name}'" in message
+    assert message.endswith(f"was trained; restore it, or delete '{store.path(one)}' to begin again")
+    assert {path.name: path.read_bytes() for path in store.folder.iterdir()} == before
+    # As the message says.
+    store.path(one).unlink()
+    local.run([one], store, at_once(4))
+    assert len(made_up.started) == 2 and store.manifest(one)["dataset_checksum"] != was
+
+
+def test_a_finished_shard_stays_without_its_dataset(
+    offline: tuple[Path, Store, Shard], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, store, one = offline
+    before = store.manifest(one)
+    file.write_bytes(b"damaged")
+    capsys.readouterr()
+    local.run([one], store, at_once(4))
+    said = f"whether dataset '{file}' has changed since '{one.name}' was trained cannot be told: '{file}' can"
+    assert said in capsys.readouterr().out
+    file.unlink()
+    local.run([one], store, at_once(4))
+    assert "done before, kept" in capsys.readouterr().out
+    assert store.manifest(one) == before
+    changed = dataclasses.replace(one, cell=dataclasses.replace(one.cell, reference=REFERENCE))
+    local.run([changed], store, at_once(4))
+    assert store.manifest(one) == {**before, "reference": REFERENCE._asdict()}
 
 
 # --- Chunks -----------------------------------------------------------------------------------------------------------
