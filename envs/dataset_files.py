@@ -80,14 +80,15 @@ def load(dataset_id: str, env: Env, folder: Path) -> Dataset:
             f"dataset '{dataset_id}' has observations of {records.obs.shape[1]} numbers, but '{env.id}' shows "
             f"{env.obs_dim}; name the environment that it is of"
         )
-    reference = facts.get("reference")
-    return datasets.build(
-        dataset_id,
-        records,
-        env.action_space,
-        source=facts["source"],
-        reference=Reference(**reference) if reference else None,
-    )
+    return datasets.build(dataset_id, records, env.action_space, source=facts["source"], reference=reference_of(place))
+
+
+def reference_of(place: Path) -> Reference | None:
+    """The returns for normalised scores that a dataset brings, as those made here do. Its transitions are not read."""
+    if place.is_file():
+        return None
+    ours = json.loads((place / "data" / "metadata.json").read_text()).get(OURS, {})
+    return Reference(**ours["reference"]) if "reference" in ours else None
 
 
 # --- Minari -----------------------------------------------------------------------------------------------------------
@@ -151,8 +152,6 @@ def read_minari(place: Path) -> tuple[Records, dict[str, Any]]:
     returns = np.array([np.sum(part["reward"], dtype=np.float64) for part in parts])
     ours = metadata.get(OURS, {})
     facts = {"source": ours.get("source", f"Minari, {metadata.get('dataset_id', place.name)}")}
-    if "reference" in ours:
-        facts["reference"] = ours["reference"]
     return Records(**together, episode_return=returns), facts
 
 

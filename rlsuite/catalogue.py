@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
 from envs import dataset_files, datasets
-from envs.core import Env
+from envs.core import Env, Reference
 from envs.datasets import Dataset, DatasetError
 from rlsuite.errors import UserError
 
@@ -60,6 +61,26 @@ def read(dataset_id: str, env: Env, sampling: str = "uniform") -> Dataset:
         return datasets.draw(dataset_files.load(dataset_id, env, folder()), sampling)
     except DatasetError as error:
         raise UserError(str(error)) from error
+
+
+def reference(dataset_id: str) -> Reference | None:
+    """The returns for normalised scores that a dataset which is there brings itself. Its transitions are not read."""
+    place = dataset_files.find(dataset_id, folder())
+    return None if place is None else dataset_files.reference_of(place)
+
+
+def files(dataset_id: str) -> list[Path]:
+    """The files of a dataset, in order; empty if it is not there."""
+    place = dataset_files.find(dataset_id, folder())
+    if place is None or place.is_file():
+        return [place] if place else []
+    return sorted(path for path in (place / "data").rglob("*") if path.is_file())
+
+
+def fingerprint(dataset_id: str) -> str | None:
+    """Digits that stay the same for as long as a dataset's files do, judged by sizes and times; None without files."""
+    found = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files(dataset_id)]
+    return hashlib.sha256(repr(found).encode()).hexdigest()[:16] if found else None
 
 
 def exists(dataset_id: str) -> bool:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 import envs
 import rlsuite
-from rlsuite import check_speed, local, sweep
+from rlsuite import catalogue, check_speed, local, sweep
 from rlsuite.check_speed import Speed
 from rlsuite.errors import UserError, check_positive
 from rlsuite.plan import Limits
@@ -94,7 +94,7 @@ def of_round(check: Check, number: int) -> dict[str, Shard]:
 
 
 def code_state(check: Check) -> str:
-    """Twelve hex digits of all source files, the versions of all packages, and the check itself.
+    """Twelve hex digits of all source files, the versions of all packages, the check itself and its datasets' files.
 
     Results of another state are never taken for those of this one.
     """
@@ -103,6 +103,10 @@ def code_state(check: Check) -> str:
         folder = Path(str(package.__file__)).parent
         for file in sorted(folder.rglob("*.py")):
             digest.update(f"{file.relative_to(folder.parent)}\n".encode() + file.read_bytes())
+    for dataset_id in sorted({cell.dataset for cell in check.experiment.cells if cell.dataset is not None}):
+        for file in catalogue.files(dataset_id):
+            with file.open("rb") as opened:
+                digest.update(f"{file.name}\n".encode() + hashlib.file_digest(opened, "sha256").digest())
     return digest.hexdigest()[:12]
 
 

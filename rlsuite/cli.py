@@ -23,6 +23,8 @@ from rlsuite.errors import Stopped, UserError, check_positive
 
 MAX_WIDTH = 100
 """Columns of a help text, in a terminal that is wider."""
+MOST_NAMES = 5
+"""Shards that one line names."""
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -194,6 +196,13 @@ def run_sweep(arguments: list[str]) -> int:
     store = Store(Path(options.results) / experiment.name)
     print(f"{experiment.name}: {experiment.description}", flush=True)
     local.run(shards, store, settings)
+    if others := store.others(shards):
+        names = ", ".join([*others[:MOST_NAMES], *(["..."] if len(others) > MOST_NAMES else [])])
+        print(
+            f"rlsuite: shards in '{store.folder}' that are not in '{options.experiment}' but in the report: "
+            f"{len(others)} ({names}); move their files away, or give another folder with --results",
+            flush=True,
+        )
     return report_after(store.folder)
 
 

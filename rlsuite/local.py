@@ -20,14 +20,15 @@ import numpy as np
 
 import envs
 import rlsuite
+from envs import Reference
+from envs.datasets import Dataset
 from envs.mujoco_c import WithC
-from rlsuite import algorithms, memory, policies, sweep
+from rlsuite import algorithms, catalogue, memory, policies, sweep
 from rlsuite import plan as planning
 from rlsuite.checkpoint import Snapshot, Snapshots
-from rlsuite.core import Task
 from rlsuite.errors import Stopped, UserError
 from rlsuite.plan import Limits, Plan, Work
-from rlsuite.progress import Progress, duration, quantity, say
+from rlsuite.progress import Progress, duration, live, quantity, say
 from rlsuite.store import Part, Store
 from rlsuite.sweep import Shard
 from rlsuite.train import Training, evaluation_points, train
@@ -102,7 +103,9 @@ def run(shards: Sequence[Shard], store: Store, settings: Settings | None = None)
             before = len(waiting)
             for shard in list(waiting):
                 signals.check()
-                if store.has(shard) and not store.partial(shard).exists():
+                done = store.has(shard)
+                news = news_of(shard, store) if done else {}
+                if done and not news and not store.partial(shard).exists():
                     say(f"{titles[shard.name]}: done before, kept")
                     waiting.remove(shard)
                     continue
@@ -114,6 +117,9 @@ def run(shards: Sequence[Shard], store: Store, settings: Settings | None = None)
                         continue
                     if store.has(shard):
                         say(f"{titles[shard.name]}: done before, kept")
+                        if news:
+                            tell_reference(store.manifest(shard), news)
+                            store.write_manifest(shard, {**store.manifest(shard), **news})
                     else:
                         say(f"{titles[shard.name]} x {quantity(shard.cell.steps)} steps")
                         run_shard(shard, store, settings, signals)
@@ -143,15 +149,18 @@ def run_shard(shard: Shard, store: Store, settings: Settings, signals: Signals) 
     config = spec.fit(shard.config, cell.steps)
     algorithm = spec.make(config)
     task = sweep.task_of(cell)
-    check_checksum(shard, store, task)
+    check_checksum(shard, store, task.dataset)
     total_updates = -(-cell.steps // algorithm.steps_per_update)
     work = Work(
         cell.algorithm, config, algorithm, task, shard.runs[0][1], len(shard.runs), total_updates, cell.eval_episodes
     )
     job = Job(shard, store, work, evaluation_points(total_updates, cell.evaluations), settings, signals)
+    began = time.perf_counter()
     plan = begin(job)
-    say(f"  compiled in {duration(plan.compiled.compile_seconds)}; {plan.describe(len(shard.runs))}")
-    facts = facts_of(job)
+    compile_seconds = time.perf_counter() - began
+    say(f"  compiled in {duration(compile_seconds)}; {plan.describe(len(shard.runs))}")
+    facts = {**facts_of(job), "compile_seconds": compile_seconds}
+    tell_reference(store.manifest(shard), facts)
 
     finished = finished_parts(job)
     done = sum(part.stop - part.first for part in finished)
@@ -182,21 +191,75 @@ def run_shard(shard: Shard, store: Store, settings: Settings, signals: Signals) 
             # Outside of the handler, which would keep the chunk's arrays alive.
             width = -(-plan.width // 2)
             say(f"  the device refused {plan.width} runs at once; going on with {width}")
-            compiled = planning.compile_for(work, width, plan.devices)
+            began = time.perf_counter()
+            with live("  compiling ..."):
+                compiled = planning.compile_for(work, width, plan.devices)
+            facts["compile_seconds"] += time.perf_counter() - began
             plan = planning.plan_of(work, width, plan.devices, compiled, plan.rates)
             write_layout(job, plan)
     store.finish(shard)
 
 
-def check_checksum(shard: Shard, store: Store, task: Task) -> None:
-    """Raise UserError if the shard was begun with other data of the same name."""
-    if task.dataset is None:
+def news_of(shard: Shard, store: Store) -> dict[str, Any]:
+    """What the manifest of a finished shard should say now and does not: no training depends on it.
+
+    Raises:
+        UserError: the shard has learned from other data than its dataset holds now.
+    """
+    cell, before = shard.cell, store.manifest(shard)
+    if not before:  # it is lost, and cannot be made again from this
+        return {}
+    now = {"reference": reference_of(shard, None)} if cell.dataset is None or cell.reference is not None else {}
+    if cell.dataset is not None:
+        now |= look_at_dataset(shard, store, cell.dataset)
+    return {name: value for name, value in now.items() if value != before.get(name)}
+
+
+def look_at_dataset(shard: Shard, store: Store, dataset_id: str) -> dict[str, Any]:
+    """What the manifest of a finished shard says of its dataset as it is now; nothing if that is not there any more.
+
+    It is read only if its files have changed.
+    """
+    files = catalogue.fingerprint(dataset_id)
+    if files is None:
+        return {}
+    if files == store.manifest(shard).get("dataset_files"):
+        return {"reference": reference_of(shard, catalogue.reference(dataset_id))}
+    try:
+        dataset = catalogue.read(dataset_id, sweep.env_of(shard.cell))
+    except UserError as error:
+        say(f"  whether dataset '{dataset_id}' has changed since '{shard.name}' was trained cannot be told: {error}")
+        return {}
+    check_checksum(shard, store, dataset)
+    return {"dataset_files": files, "reference": reference_of(shard, dataset.reference)}
+
+
+def reference_of(shard: Shard, of_dataset: Reference | None) -> dict[str, Any] | None:
+    """What normalised scores are measured between: the cell's own returns, else the dataset's or the environment's."""
+    reference = shard.cell.reference or of_dataset or envs.info(shard.environment).reference
+    return reference._asdict() if reference else None
+
+
+def tell_reference(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Say so if the facts of a manifest have another reference now. The first time that they have one is no change."""
+    if "reference" not in before or "reference" not in now or before["reference"] == now["reference"]:
         return
-    before = store.manifest(shard).get("dataset_checksum", task.dataset.checksum)
-    if store.partial(shard).exists() and store.layout(shard) is not None and before != task.dataset.checksum:
+    reference = now["reference"]
+    text = "none" if reference is None else "{low:g} ({low_source}) to {high:g} ({high_source})".format(**reference)
+    say(f"  its reference returns have changed, and its manifest with them: now {text}")
+
+
+def check_checksum(shard: Shard, store: Store, dataset: Dataset | None) -> None:
+    """Raise UserError if the shard was begun, and perhaps finished, with other data of the same name."""
+    done = store.has(shard)
+    if dataset is None or not (done or store.layout(shard) is not None):
+        return
+    before = store.manifest(shard).get("dataset_checksum", dataset.checksum)
+    if before != dataset.checksum:
+        what, there = ("trained", store.path(shard)) if done else ("begun", store.partial(shard))
         raise UserError(
-            f"dataset '{task.dataset.id}' has changed (checksum {task.dataset.checksum}, was {before}) since "
-            f"'{shard.name}' was begun; restore it, or delete '{store.partial(shard)}' to begin again"
+            f"dataset '{dataset.id}' has changed (checksum {dataset.checksum}, was {before}) since "
+            f"'{shard.name}' was {what}; restore it, or delete '{there}' to begin again"
         )
 
 
@@ -205,7 +268,8 @@ def begin(job: Job) -> Plan:
     work, limits = job.work, job.settings.limits
     layout = job.store.layout(job.shard)
     if layout is None:
-        plan = planning.choose(work, limits)
+        with live("  compiling, and measuring how many runs at once are fastest ..."):
+            plan = planning.choose(work, limits)
         write_layout(job, plan)
         return plan
     width, devices = layout["width"], layout["devices"]
@@ -215,7 +279,8 @@ def begin(job: Job) -> Plan:
     # Fewer devices than before: the same runs at once, on as many as divide them evenly.
     used = max(n for n in range(1, there + 1) if width * devices % n == 0)
     width = width * devices // used
-    return planning.plan_of(work, width, used, planning.compile_for(work, width, used), {})
+    with live("  compiling ..."):
+        return planning.plan_of(work, width, used, planning.compile_for(work, width, used), {})
 
 
 def write_layout(job: Job, plan: Plan) -> None:
@@ -288,16 +353,16 @@ def facts_of(job: Job) -> dict[str, Any]:
 
 
 def facts_of_dataset(job: Job) -> dict[str, Any]:
-    """What an offline learner was given, and the returns that its scores are measured between; empty online."""
-    dataset, cell = job.work.task.dataset, job.shard.cell
+    """What an offline learner was given, and the returns that scores are measured between."""
+    dataset = job.work.task.dataset
     if dataset is None:
-        return {}
-    reference = cell.reference or dataset.reference or envs.info(job.shard.environment).reference
+        return {"reference": reference_of(job.shard, None)}
     return {
         "dataset_checksum": dataset.checksum,
+        "dataset_files": catalogue.fingerprint(dataset.id),
         "dataset_size": dataset.size,
         "dataset_source": dataset.source,
-        "reference": reference._asdict() if reference else None,
+        "reference": reference_of(job.shard, dataset.reference),
     }
 
 
@@ -310,7 +375,6 @@ def evaluation_physics(job: Job) -> str:
 def write_manifest(job: Job, plan: Plan, facts: dict[str, Any], run_seconds: float, diverged: int) -> None:
     """Replace the shard's manifest by what is known now."""
     known = {
-        "compile_seconds": plan.compiled.compile_seconds,
         "run_seconds": run_seconds,
         "peak_memory_bytes": memory.peak_bytes(),
         "plan": {"width": plan.width, "devices": plan.devices, "peak_memory_bytes": plan.peak_memory},

@@ -76,6 +76,14 @@ class Plan(NamedTuple):
         return text
 
 
+class Speed(NamedTuple):
+    """What is known of the programs of one width."""
+
+    rate: float
+    """run-updates per second of all devices together; 0 if they take too much memory"""
+    compile_seconds: float
+
+
 class Work(NamedTuple):
     """What there is to do, as far as its speed and memory go."""
 
@@ -136,38 +144,40 @@ def choose(work: Work, limits: Limits) -> Plan:
 
     most = min((budget - shared) // needed, -(-work.num_runs // devices))
     widths = sorted({balanced(min(width, most), work.num_runs, devices) for width in (*WIDTHS, most)})
-    known = {width: rate for width, rate in load_rates(work, devices).items() if width in widths}
+    known = {width: measured for width, measured in load_speeds(work, devices).items() if width in widths}
     tried: dict[int, batch.Compiled] = {}
 
     def rate(width: int) -> float:
         """Run-updates per second, 0 if it takes too much memory."""
         if width not in known:
-            tried[width] = compile_for(work, width, devices)
-            if bytes_of(tried[width]) > budget:
-                known[width] = 0.0
+            compiled = tried[width] = compile_for(work, width, devices)
+            if bytes_of(compiled) > budget:
+                known[width] = Speed(0.0, compiled.compile_seconds)
             elif len(widths) > 1:
-                known[width] = measure(work, tried[width])
-                save_rates(work, devices, known)
+                known[width] = Speed(measure(work, compiled), compiled.compile_seconds)
+                save_speeds(work, devices, known)
             else:
-                known[width] = 1.0
-        return known[width]
+                known[width] = Speed(1.0, compiled.compile_seconds)
+        return known[width].rate
 
     def worth_trying(width: int, best: int) -> bool:
         if width in known:
             return True
-        ahead = work.num_runs * work.total_updates / max(known[best], 1e-9)
-        return known[best] == 0.0 or ahead > WORTH_TRYING * compile_seconds(tried)
+        rate, compile_seconds = known[best]
+        return rate == 0.0 or work.num_runs * work.total_updates / rate > WORTH_TRYING * compile_seconds
 
     most_at_first = FIRST_ON_CPU if memory.on_processor() else most
     best = first = max((i for i in range(len(widths)) if widths[i] <= most_at_first), default=0)
     rate(widths[best])
     for step in (1, -1):
         i = first + step
-        while 0 <= i < len(widths) and worth_trying(widths[i], widths[best]) and rate(widths[i]) > known[widths[best]]:
+        while 0 <= i < len(widths) and worth_trying(widths[i], widths[best]):
+            if rate(widths[i]) <= rate(widths[best]):
+                break
             best, i = i, i + step
     # The best may not fit: where nothing that was tried did, or where its speed is known from a time with more memory.
     compiled = tried.get(widths[best]) or compile_for(work, widths[best], devices)
-    while known.get(widths[best]) == 0.0 or bytes_of(compiled) > budget:
+    while (widths[best] in known and rate(widths[best]) == 0.0) or bytes_of(compiled) > budget:
         if best == 0:
             raise UserError(
                 f"{widths[0]} run(s) a device take {quantity(bytes_of(compiled))}B, but {limits.memory_share:.0%} of "
@@ -176,7 +186,7 @@ def choose(work: Work, limits: Limits) -> Plan:
         best -= 1
         compiled = tried.get(widths[best]) or compile_for(work, widths[best], devices)
     width = widths[best]
-    return plan_of(work, width, devices, compiled, {w: r for w, r in known.items() if len(widths) > 1})
+    return plan_of(work, width, devices, compiled, {w: each.rate for w, each in known.items() if len(widths) > 1})
 
 
 def plan_of(work: Work, width: int, devices: int, compiled: batch.Compiled, rates: dict[int, float]) -> Plan:
@@ -232,22 +242,19 @@ def time_segments(work: Work, compiled: batch.Compiled) -> float:
     return programs.width * count / seconds
 
 
-def compile_seconds(tried: dict[int, batch.Compiled]) -> float:
-    """Of the last program that was compiled; 0 before the first."""
-    return list(tried.values())[-1].compile_seconds if tried else 0.0
-
-
 # --- What was measured before -----------------------------------------------------------------------------------------
 
 
-def rates_path(work: Work, devices: int) -> Path:
+def speeds_path(work: Work, devices: int) -> Path:
     """The file of this program's speeds on this machine."""
-    device = jax.local_devices()[0]
+    device, dataset = jax.local_devices()[0], work.task.dataset
     key = [
         [platform.node(), device.platform, device.device_kind, devices, memory.num_cores()],
         [jax.__version__, rlsuite.__version__],
         [work.name, repr(work.config), work.task.env.id, work.task.env.max_episode_steps],
     ]
+    if dataset is not None:  # PRDC looks for near transitions among all
+        key.append([dataset.id, dataset.size])
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     return cache_folder() / "speed" / f"{work.name}-{digest}.json"
 
@@ -257,22 +264,23 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rlsuite"
 
 
-def load_rates(work: Work, devices: int) -> dict[int, float]:
-    """Width -> run-updates per second; empty where nothing can be read."""
+def load_speeds(work: Work, devices: int) -> dict[int, Speed]:
+    """By width; empty where nothing can be read."""
     try:
-        return {int(width): float(rate) for width, rate in json.loads(rates_path(work, devices).read_text()).items()}
-    except (OSError, ValueError, AttributeError):
+        kept = json.loads(speeds_path(work, devices).read_text())
+        return {int(width): Speed(float(rate), float(seconds)) for width, (rate, seconds) in kept.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
 
-def save_rates(work: Work, devices: int, rates: dict[int, float]) -> None:
+def save_speeds(work: Work, devices: int, speeds: dict[int, Speed]) -> None:
     """Keep them, if that is possible; training goes on without."""
-    path = rates_path(work, devices)
-    merged = load_rates(work, devices) | {width: rate for width, rate in rates.items() if rate > 0}
+    path = speeds_path(work, devices)
+    merged = load_speeds(work, devices) | {width: speed for width, speed in speeds.items() if speed.rate > 0}
     beside = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps({str(width): rate for width, rate in sorted(merged.items())}))
+        beside.write_text(json.dumps({str(width): speed for width, speed in sorted(merged.items())}))
         os.replace(beside, path)
     except OSError:
         beside.unlink(missing_ok=True)

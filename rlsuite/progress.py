@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -18,6 +20,19 @@ CLEAR = "\x1b[K"
 def say(line: str) -> None:
     """Print a line at once, also into a pipe."""
     print(line, flush=True, file=sys.stdout)
+
+
+@contextlib.contextmanager
+def live(line: str) -> Iterator[None]:
+    """Show a line in a terminal for as long as the context lasts; in a log there is none."""
+    shown = sys.stdout.isatty()
+    if shown:
+        print(line, end="", flush=True)
+    try:
+        yield
+    finally:
+        if shown:
+            print(f"\r{CLEAR}", end="", flush=True)
 
 
 def duration(seconds: float) -> str:

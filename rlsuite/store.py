@@ -38,7 +38,7 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -166,6 +166,11 @@ class Store:
                 "restore the file, or delete it to train its runs again"
             )
         return True
+
+    def others(self, shards: Sequence[Shard]) -> list[str]:
+        """Names of all other shards that the folder holds, running or finished."""
+        there = {path.stem for pattern in ("[!.]*.parquet", "[!.]*.partial") for path in self.folder.glob(pattern)}
+        return sorted(there - {shard.name for shard in shards})
 
     # --- One process a shard ------------------------------------------------------------------------------------------
 
@@ -339,7 +344,7 @@ class Store:
 
         Elsewhere is the partial folder, so that nothing stays of what a killed process was writing.
         """
-        beside = self.partial(shard) / f".{path.name}.tmp"
+        beside = self.partial(shard) / ".tmp"  # no longer than any other name: those of shards may be as long as can be
         try:
             write(str(beside))
             with open(beside, "rb") as written:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import hashlib
 import json
 import math
@@ -19,6 +20,13 @@ from rlsuite.core import AlgorithmSpec, Task
 from rlsuite.errors import UserError, check_positive
 
 EvaluationPhysics = Literal["own", "mujoco"]
+EXAMPLE_REFERENCE = Reference(0.0, 100.0, "random actions", "somebody's paper")
+
+MAX_NAME = 240
+"""Characters of a shard's name, with which those of its files stay within the 255 that file systems allow."""
+
+RANGES = {"*learning_rate": (0.0, math.inf), "discount": (0.0, 1.0), "gae_lambda": (0.0, 1.0), "tau": (0.0, 1.0)}
+"""Name of a hyperparameter, of any algorithm -> the least and the most that it may be; others may be any number."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +118,11 @@ class Shard:
         if cell.dataset is not None:
             identity += [cell.dataset, cell.sampling]
             where = cell.dataset
-        return "__".join([self.label, re.sub(r"[^A-Za-z0-9._+=-]+", "-", where).strip("-"), _digest(identity)])
+        digest = _digest(identity)
+        # Of a long path the end says most; the digest is of all of it.
+        room = MAX_NAME - len(self.label) - len(digest) - 2 * len("__")
+        readable = re.sub(r"[^A-Za-z0-9._+=-]+", "-", where).strip("-")[-room:].strip("-")
+        return "__".join([self.label, readable, digest])
 
     def describe(self) -> dict[str, Any]:
         """All of it as plain JSON values, for the manifest."""
@@ -152,9 +164,17 @@ def shard(experiment: str, cell: Cell) -> Shard:
     check_file_name("experiment name", experiment)
     if cell.label is not None:
         check_file_name("label", cell.label)
+    check_reference(cell.reference)
+    check_type("algorithm", cell.algorithm, "ppo")
+    check_type("environment", cell.environment, "gymnax/CartPole-v1")
     spec = algorithms.get(cell.algorithm)
     for name in ("steps", "seeds", "first_seed", "evaluations", "eval_episodes"):
         check_type(name, getattr(cell, name), 1)
+    if cell.max_episode_steps is not None:
+        check_type("max_episode_steps", cell.max_episode_steps, 1000)
+    if cell.dataset is not None:
+        check_type("dataset", cell.dataset, "gymnax/Pendulum-v1/medium")
+    check_type("sampling", cell.sampling, "uniform")
     check_positive(steps=cell.steps, seeds=cell.seeds, evaluations=cell.evaluations, eval_episodes=cell.eval_episodes)
     if cell.evaluation_physics not in get_args(EvaluationPhysics):
         there = ", ".join(get_args(EvaluationPhysics))
@@ -172,6 +192,7 @@ def shard(experiment: str, cell: Cell) -> Shard:
         raise UserError(f"config of '{cell.algorithm}' must be its Config, got {type(config).__qualname__}")
     for field in dataclasses.fields(spec.config):
         check_type(field.name, getattr(config, field.name), field.default)
+        check_sizes(field.name, getattr(config, field.name), field.default)
     # A Hypers is a tuple too, a named one.
     given = cell.hypers if isinstance(cell.hypers, tuple) and not hasattr(cell.hypers, "_fields") else (cell.hypers,)
     settings: tuple[Any, ...] = tuple(preset.hypers if hypers is None else hypers for hypers in given)
@@ -179,8 +200,7 @@ def shard(experiment: str, cell: Cell) -> Shard:
         if not isinstance(hypers, spec.hypers):
             raise UserError(f"hypers of '{cell.algorithm}' must be its Hypers, got {type(hypers).__qualname__}")
     for name, value in [item for hypers in settings for item in hypers._asdict().items()]:
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise UserError(f"{name}={value!r} must be a finite number, such as {getattr(spec.hypers(), name)}")
+        check_hyper(name, value, getattr(spec.hypers(), name))
     if len(set(settings)) < max(len(settings), 1):
         raise UserError(f"hypers must be one or more different settings, got {settings}; remove what is there twice")
     algorithm = spec.make(spec.fit(config, cell.steps))  # raises UserError for a config that cannot work
@@ -242,11 +262,24 @@ def check_dataset(cell: Cell, spec: AlgorithmSpec, env: Env) -> None:
 
 def check_file_name(what: str, name: str) -> None:
     """Raise UserError unless this can be the name of a file or folder, or a part of one, on any system."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 .,+=()_-]{0,79}", name):
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 .,+=()_-]{0,79}", name):
         raise UserError(
             f"{what} {name!r} becomes a file name: at most 80 letters, digits and any of ' .,+=()_-', beginning with "
             "a letter or digit; choose another"
         )
+
+
+def check_reference(reference: Any) -> None:
+    """Raise UserError unless normalised scores can be measured with it, or it is None."""
+    if reference is None:
+        return
+    if not isinstance(reference, Reference):
+        raise UserError(f"reference={reference!r} must be a Reference, such as {EXAMPLE_REFERENCE}")
+    low, high, *sources = reference
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in (low, high)) or low >= high:
+        raise UserError(f"reference={reference} must have finite numbers, low below high, such as {EXAMPLE_REFERENCE}")
+    if not all(isinstance(source, str) for source in sources):
+        raise UserError(f"reference={reference} must say in words where it is from, such as {EXAMPLE_REFERENCE}")
 
 
 def check_type(name: str, value: Any, example: Any) -> None:
@@ -256,6 +289,24 @@ def check_type(name: str, value: Any, example: Any) -> None:
     """
     if example is not None and type(value) is not type(example):
         raise UserError(f"{name}={value!r} must be of type {type(example).__name__}, such as {example!r}")
+
+
+def check_hyper(name: str, value: Any, example: float) -> None:
+    """Raise UserError unless this is a finite number, within RANGES where they have the name."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"{name}={value!r} must be a finite number, such as {example}")
+    for pattern, (low, high) in RANGES.items():
+        if fnmatch.fnmatchcase(name, pattern) and not low <= value <= high:
+            allowed = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+            raise UserError(f"{name}={value!r} must be {allowed}, such as {example}")
+
+
+def check_sizes(name: str, value: Any, example: Any) -> None:
+    """Raise UserError unless the value is a tuple of sizes, if the example is one. No sizes at all are such a tuple."""
+    if not isinstance(example, tuple) or not all(type(size) is int for size in example):
+        return
+    if not all(type(size) is int and size >= 1 for size in value):
+        raise UserError(f"{name}={value!r} must be whole numbers of at least 1, such as {example!r}")
 
 
 def shards(experiment: Experiment) -> list[Shard]:
@@ -270,6 +321,8 @@ def shards(experiment: Experiment) -> list[Shard]:
     result: list[Shard] = []
     for i, cell in enumerate(experiment.cells):
         try:
+            if not isinstance(cell, Cell):
+                raise UserError(f"expected a Cell(...), got {cell!r}")
             result.append(shard(experiment.name, cell))
         except UserError as error:
             raise UserError(f"cell {i} of experiment '{experiment.name}': {error}") from error

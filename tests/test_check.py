@@ -20,6 +20,7 @@ from rlsuite.check_speed import Speed
 from rlsuite.errors import UserError
 from rlsuite.plan import Limits
 from rlsuite.store import Store
+from rlsuite.sweep import Cell, Experiment
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -176,6 +177,17 @@ def test_other_code_never_takes_these_results(file: Path, monkeypatch: pytest.Mo
     real_read = Path.read_bytes
     gae = ROOT / "rlsuite" / "returns.py"
     monkeypatch.setattr(Path, "read_bytes", lambda path: real_read(path) + (b"#" if path == gae else b""))
+    assert checking.code_state(check) != state
+
+
+def test_other_data_never_take_these_results(tmp_path: Path) -> None:
+    data = tmp_path / "data.hdf5"
+    data.write_bytes(b"one")
+    cell = Cell("td3_bc", "gymnax/Pendulum-v1", 10, dataset=str(data))
+    check = checking.Check(Experiment("offline", "text", (cell,)), reference_seeds=8)
+    state = checking.code_state(check)
+    assert checking.code_state(check) == state
+    data.write_bytes(b"two")
     assert checking.code_state(check) != state
 
 

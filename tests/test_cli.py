@@ -664,8 +664,36 @@ def test_a_sweep_runs_only_the_cell_that_is_missing(
     [added] = set((results / "run").glob("*.parquet")) - {results / "run" / f"{finished.shard}.parquet"}
     assert set(pq.read_table(added)["seed"].to_pylist()) == {7, 8}
     printed = capsys.readouterr().out
+    assert "but in the report" not in printed
     assert printed.startswith("run: two cells, of which TINY is the first\n[1/2] ")
     assert "[1/2] ppo on probe/action/discrete, 2 runs: done before, kept\n[2/2] " in printed
+
+
+def test_a_sweep_says_which_shards_of_its_folder_are_not_its_own(
+    results: Path, finished: Finished, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a hyperparameter was edited: the report pools both."""
+
+    def report_after(folder: Path) -> int:
+        print("the report")
+        return 0
+
+    monkeypatch.setattr(local, "run", lambda shards, store, settings: None)
+    monkeypatch.setattr(cli, "report_after", report_after)
+    file, folder = results / "mine.py", results / "run"
+    file.write_text(EXPERIMENT.replace("discount=0.9)", "discount=0.8)"))
+    (folder / "another__shard.partial").mkdir()
+    assert cli.main(["sweep", str(file), "--results", str(results)]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        f"rlsuite: shards in '{folder}' that are not in '{file}' but in the report: 2 (another__shard, "
+        f"{finished.shard}); move their files away, or give another folder with --results",
+        "the report",
+    ]
+    for number in range(5):
+        (folder / f"another__{number}.partial").mkdir()
+    assert cli.main(["sweep", str(file), "--results", str(results)]) == 0
+    printed = capsys.readouterr().out
+    assert "report: 7 (" in printed and "another__4, ...); move" in printed
 
 
 def partial(folder: Path, shard: str) -> dict[str, bytes | None]:

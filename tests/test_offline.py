@@ -50,6 +50,26 @@ def test_the_dataset_and_its_sampling_are_in_the_name() -> None:
     assert names[0].startswith("td3_bc__gymnax-Pendulum-v1-medium__")
 
 
+def test_a_long_path_fits_into_file_names(tmp_path: Path) -> None:
+    """The readable part is the end of the path; the digest is of all of it."""
+    names = []
+    for folder in ("a" * 120, "b" * 120):
+        file = tmp_path / folder / ("c" * 120) / "replay.hdf5"
+        file.parent.mkdir(parents=True)
+        file.touch()
+        shard = sweep.shard("mine", dataclasses.replace(CELL, dataset=str(file), label="x" * 80))
+        assert len(shard.name) == sweep.MAX_NAME and "-replay.hdf5__" in shard.name
+        store = Store(tmp_path / "results")
+        with store.claim(shard) as ours:
+            assert ours
+            store.write_policies(shard, 0, 1, np.zeros(2, bool), {"leaf": np.zeros((2, 1), np.float32)})
+            store.write_manifest(shard, {})
+        store.policies_path(shard).touch()
+        names.append(shard.name)
+    assert names[0] != names[1]
+    assert sweep.shard("mine", CELL).name == "td3_bc__gymnax-Pendulum-v1-medium__f5bb285d"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -177,7 +197,7 @@ def test_a_shard_does_not_go_on_with_other_data(trained: Any, tmp_path: Path) ->
     with pytest.raises(UserError, match="has changed"):
         local.run(shards[:1], store)
     store.write_manifest(shards[0], {"dataset_checksum": dataset.checksum})
-    local.check_checksum(shards[0], store, Task(envs.make(ENV), dataset))
+    local.check_checksum(shards[0], store, dataset)
 
 
 # --- One copy ---------------------------------------------------------------------------------------------------------

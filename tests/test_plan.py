@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from offline_data import probe_dataset
 
 import envs
 from rlsuite import algorithms, batch, local, memory, plan
@@ -33,16 +36,22 @@ def work(num_runs: int, total_updates: int = 10**9) -> Work:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[int]]:
-    """Stand-ins for compiling and measuring: (speed of a width, bytes of a width, free bytes) -> widths compiled."""
+    """Stand-ins for compiling and measuring.
+
+    (speed of a width, bytes of a width, free bytes, seconds of compiling) -> widths compiled
+    """
 
     def describe(
-        speed: Callable[[int], float], bytes_: Callable[[int], int] = lambda width: width * MIB, free: int = 10**6 * MIB
+        speed: Callable[[int], float],
+        bytes_: Callable[[int], int] = lambda width: width * MIB,
+        free: int = 10**6 * MIB,
+        seconds: float = 1.0,
     ) -> list[int]:
         widths: list[int] = []
 
         def compile_for(work: Work, width: int, devices: int) -> batch.Compiled:
             widths.append(width)
-            return batch.Compiled(width, None, batch.Memory(0, bytes_(width)), 1.0, None)  # type: ignore[arg-type]
+            return batch.Compiled(width, None, batch.Memory(0, bytes_(width)), seconds, None)  # type: ignore[arg-type]
 
         monkeypatch.setattr(plan, "compile_for", compile_for)
         monkeypatch.setattr(plan, "measure", lambda work, compiled: speed(compiled.programs))
@@ -97,10 +106,33 @@ def test_measurements_are_kept_for_the_next_time(machine: Callable[..., list[int
     again = choose(work(512), ONE_DEVICE)
     assert (again.width, compiled) == (first.width, [first.width]) == (512, [512])
     (kept,) = (tmp_path / "rlsuite" / "speed").iterdir()
-    assert json.loads(kept.read_text()) == {"2": 2.0, "8": 8.0, "32": 32.0, "128": 128.0, "512": 512.0}
-    kept.write_text("{")  # damaged: measured anew
-    machine(lambda width: float(width))
-    assert choose(work(512), ONE_DEVICE).width == 512
+    assert json.loads(kept.read_text()) == {str(width): [width, 1.0] for width in (2, 8, 32, 128, 512)}
+    # Damaged, or as an earlier version wrote it: measured anew.
+    for text in ("{", '{"8": 8.0}'):
+        kept.write_text(text)
+        machine(lambda width: float(width))
+        assert choose(work(512), ONE_DEVICE).width == 512
+
+
+def test_what_is_known_of_one_width_makes_no_other_one_cheap(machine: Callable[..., list[int]]) -> None:
+    """A short shard has measured the first width; a longer one trains for less than ten times as long as compiling."""
+    machine(lambda width: 1000.0, seconds=60.0)
+    choose(work(64, total_updates=10), ONE_DEVICE)
+    for total_updates, widths in ((9_000, [8]), (10_000, [32, 2, 8])):  # 576 and 640 seconds of training
+        compiled = machine(lambda width: 500.0, seconds=60.0)
+        assert choose(work(64, total_updates), ONE_DEVICE).width == 8
+        assert compiled == widths
+
+
+def test_speeds_are_those_on_one_dataset() -> None:
+    small = probe_dataset("probe/action/continuous")
+    large = dataclasses.replace(small, rows=np.tile(np.asarray(small.rows), (2, 1)))
+    other = dataclasses.replace(small, id="other")
+    of_probe = work(64)
+    tasks = [of_probe.task._replace(dataset=dataset) for dataset in (None, small, large, other)]
+    paths = [plan.speeds_path(of_probe._replace(task=task), 1) for task in tasks]
+    assert len(set(paths)) == 4
+    assert plan.speeds_path(of_probe._replace(task=tasks[1]), 1) == paths[1]
 
 
 def test_a_width_that_takes_too_much_memory_is_not_chosen(machine: Callable[..., list[int]]) -> None:

@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import h5py
 import jax
 import numpy as np
 import pyarrow.parquet as pq
@@ -23,7 +24,7 @@ import pytest
 from jax import ShapeDtypeStruct
 from test_store import another_process
 
-from rlsuite import algorithms, batch, local, memory, progress, sweep
+from rlsuite import algorithms, batch, catalogue, local, memory, plan, progress, sweep
 from rlsuite import train as training
 from rlsuite.algorithms import ppo, sac
 from rlsuite.core import Preset
@@ -204,6 +205,16 @@ CELL_ERRORS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "config of another": ({"config": sac.Config()}, ["config of 'ppo'", "its Config"]),
     "sizes as a list": ({"config": ppo.Config(hidden_sizes=[8])}, ["hidden_sizes=[8]", "tuple", "(64, 64)"]),  # type: ignore[arg-type]
     "size as text": ({"config": ppo.Config(num_envs="8")}, ["num_envs='8'", "of type int"]),  # type: ignore[arg-type]
+    "sizes below 1": ({"config": ppo.Config(hidden_sizes=(-4,))}, ["hidden_sizes=(-4,)", "at least 1", "(64, 64)"]),
+    "sizes in halves": ({"config": ppo.Config(hidden_sizes=(16.5,))}, ["hidden_sizes=(16.5,)", "whole numbers"]),  # type: ignore[arg-type]
+    "sizes in words": ({"config": ppo.Config(hidden_sizes=("16",))}, ["hidden_sizes=('16',)", "whole numbers"]),  # type: ignore[arg-type]
+    "time limit as text": ({"max_episode_steps": "5"}, ["max_episode_steps='5'", "of type int"]),
+    "time limit": ({"max_episode_steps": 0}, ["max_episode_steps must be at least 1, got 0"]),
+    "algorithm as a number": ({"algorithm": 1}, ["algorithm=1", "of type str"]),
+    "environment of none": ({"environment": None}, ["environment=None", "of type str"]),
+    "dataset as a path": ({"dataset": Path("x")}, ["dataset=PosixPath('x')", "of type str"]),
+    "sampling as a number": ({"sampling": 0.1}, ["sampling=0.1", "of type str"]),
+    "label as a number": ({"label": 3}, ["label 3", "file name"]),
     "config that cannot work": ({"config": ppo.Config(num_minibatches=7)}, ["num_minibatches=7", "divisor"]),
     "hypers of another": ({"hypers": sac.Hypers()}, ["hypers of 'ppo'", "its Hypers"]),
     "hypers in a list": ({"hypers": [ppo.Hypers()]}, ["hypers of 'ppo'", "got list"]),
@@ -211,6 +222,15 @@ CELL_ERRORS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "same hypers twice": ({"hypers": (None, ppo.Hypers())}, ["different settings", "twice"]),
     "NaN": ({"hypers": ppo.Hypers(discount=float("nan"))}, ["discount=nan", "finite", "0.99"]),
     "text": ({"hypers": ppo.Hypers(discount="0.9")}, ["discount='0.9'", "finite number"]),  # type: ignore[arg-type]
+    "learning rate": ({"hypers": ppo.Hypers(learning_rate=-1)}, ["learning_rate=-1", "at least 0", "0.0003"]),
+    "discount": ({"hypers": ppo.Hypers(discount=1.01)}, ["discount=1.01", "from 0 to 1", "0.99"]),
+    "lambda": ({"hypers": ppo.Hypers(gae_lambda=-0.1)}, ["gae_lambda=-0.1", "from 0 to 1"]),
+    "reference as a tuple": ({"reference": (0, 1)}, ["reference=(0, 1)", "must be a Reference, such as Ref"]),
+    "reference upside down": ({"reference": Reference(1, 0, "a", "b")}, ["Reference(low=1, high=0", "low below high"]),
+    "empty reference": ({"reference": Reference(1, 1, "a", "b")}, ["high=1", "low below high"]),
+    "endless reference": ({"reference": Reference(0, float("inf"), "a", "b")}, ["high=inf", "finite numbers"]),
+    "reference as text": ({"reference": Reference("0", 1, "a", "b")}, ["low='0'", "finite numbers"]),  # type: ignore[arg-type]
+    "reference from nowhere": ({"reference": Reference(0, 1, None, "b")}, ["low_source=None", "in words"]),  # type: ignore[arg-type]
     "empty label": ({"label": ""}, ["label ''"]),
     "label that escapes": ({"label": "../x"}, ["label '../x'", "file name"]),
     "label of two lines": ({"label": "a\nb"}, ["label 'a\\nb'"]),
@@ -225,14 +245,43 @@ def test_a_cell_that_cannot_work_is_refused(name: str) -> None:
     assert [part for part in expected if part not in message] == [], message
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/tmp/x", "a\\b", ".hidden", "a\n", "x" * 81])
-def test_an_experiment_stays_in_its_folder(name: str) -> None:
+@pytest.mark.parametrize("change", [{"tau": 1.5}, {"critic_learning_rate": -1e-3}], ids=str)
+def test_ranges_are_those_of_every_algorithm(change: dict[str, float]) -> None:
+    cell = Cell("sac", "probe/action/continuous", 4096, hypers=sac.Hypers(**change))
+    [name] = change
+    assert refusal(lambda: sweep.shard("mine", cell)).startswith(f"{name}={change[name]} must be ")
+
+
+@pytest.mark.parametrize("name", algorithms.REGISTRY)
+def test_no_setting_of_our_own_is_out_of_range(name: str) -> None:
+    spec = algorithms.get(name)
+    for hypers in (spec.hypers(), spec.trial.hypers, *(preset.hypers for preset in spec.presets.values())):
+        for field, value in hypers._asdict().items():
+            sweep.check_hyper(field, value, 0.5)
+
+
+def test_the_ends_of_a_range_are_in_it() -> None:
+    ends = (ppo.Hypers(0.0, 0.0, 0.0), ppo.Hypers(discount=1.0, gae_lambda=1))
+    assert len(sweep.shard("mine", dataclasses.replace(CELL, hypers=ends)).runs) == 8
+
+
+@pytest.mark.parametrize("name", [3, "", ".", "..", "../x", "a/b", "/tmp/x", "a\\b", ".hidden", "a\n", "x" * 81])
+def test_an_experiment_stays_in_its_folder(name: Any) -> None:
     assert f"experiment name {name!r}" in refusal(lambda: sweep.shards(Experiment(name, "text", (CELL,))))
 
 
 @pytest.mark.parametrize("cells", [(), CELL, None], ids=["none", "one without its comma", "nothing"])
 def test_an_experiment_needs_a_tuple_of_cells(cells: Any) -> None:
     assert "(Cell(...),)" in refusal(lambda: sweep.shards(Experiment("mine", "text", cells)))
+
+
+def test_a_cell_that_is_none_is_named() -> None:
+    experiment = Experiment("mine", "text", (CELL, "ppo"))  # type: ignore[arg-type]
+    assert refusal(lambda: sweep.shards(experiment)) == "cell 1 of experiment 'mine': expected a Cell(...), got 'ppo'"
+
+
+def test_a_network_may_have_no_hidden_layer() -> None:
+    assert sweep.shard("mine", dataclasses.replace(CELL, config=ppo.Config(hidden_sizes=()))).config.hidden_sizes == ()
 
 
 def test_identical_cells_are_refused_and_a_label_tells_them_apart() -> None:
@@ -440,6 +489,36 @@ def test_the_manifest_of_a_finished_shard(tmp_path: Path, made_up: MadeUp) -> No
     assert len(manifest["sessions"]) == 1
 
 
+def test_a_finished_shard_gets_the_reference_that_its_cell_has_now(
+    tmp_path: Path, made_up: MadeUp, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, [one, two, _] = Store(tmp_path), three_shards()
+    local.run([one, two], store, at_once(4))
+    before, rows, of_two = store.manifest(one), store.path(one).read_bytes(), store.manifest_path(two).read_bytes()
+    for reference, text in ((Reference(0, 2, "a", "b"), "0 (a) to 2 (b)"), (None, "none")):
+        changed = sweep.shard("mine", dataclasses.replace(one.cell, reference=reference))
+        capsys.readouterr()
+        local.run([changed, two], store, at_once(4))
+        assert capsys.readouterr().out.splitlines()[:3] == [
+            "[1/2] ppo on probe/action/discrete, 4 runs: done before, kept",
+            f"  its reference returns have changed, and its manifest with them: now {text}",
+            "[2/2] ppo on probe/action/discrete, 4 runs: done before, kept",
+        ]
+        assert store.manifest(one) == {**before, "reference": reference and reference._asdict()}
+    assert store.path(one).read_bytes() == rows
+    assert store.manifest_path(two).read_bytes() == of_two
+    assert len(made_up.started) == 2
+    assert names_in(tmp_path) == {f"{each.name}{suffix}" for each in (one, two) for suffix in (".parquet", ".json")}
+
+
+def test_a_finished_shard_without_its_manifest_gets_none(tmp_path: Path, made_up: MadeUp) -> None:
+    store, [one, *_] = Store(tmp_path), three_shards()
+    local.run([one], store, at_once(4))
+    store.manifest_path(one).unlink()
+    local.run([one], store, at_once(4))
+    assert names_in(tmp_path) == {f"{one.name}.parquet"}
+
+
 def test_a_damaged_result_is_neither_kept_nor_replaced(tmp_path: Path, made_up: MadeUp) -> None:
     store, [one, *_] = Store(tmp_path), three_shards()
     local.run([one], store, at_once(4))
@@ -448,6 +527,87 @@ def test_a_damaged_result_is_neither_kept_nor_replaced(tmp_path: Path, made_up: 
     assert "cannot be read" in refusal(lambda: local.run([one], store, at_once(4)))
     assert store.path(one).read_bytes() == before
     assert len(made_up.started) == 1
+
+
+# --- Datasets of finished shards --------------------------------------------------------------------------------------
+
+
+def write_dataset(file: Path, reward: float) -> None:
+    with h5py.File(file, "w") as opened:
+        for name, array in {
+            "observations": np.zeros((20, 1)),
+            "actions": np.zeros((20, 1)),
+            "rewards": np.full(20, reward),
+            "terminals": np.arange(20) % 5 == 4,
+        }.items():
+            opened[name] = array
+
+
+@pytest.fixture
+def offline(tmp_path: Path, made_up: MadeUp) -> tuple[Path, Store, Shard]:
+    """A dataset, and the store with a finished shard that has learned from it."""
+    file, store = tmp_path / "data.hdf5", Store(tmp_path / "results")
+    write_dataset(file, reward=1.0)
+    one = sweep.shard("mine", Cell("bc", "probe/action/continuous", 4, seeds=4, evaluations=2, dataset=str(file)))
+    local.run([one], store, at_once(4))
+    return file, store, one
+
+
+def test_a_dataset_is_read_again_only_if_its_file_has_changed(
+    offline: tuple[Path, Store, Shard], made_up: MadeUp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, store, one = offline
+    read, reads = catalogue.read, list[str]()
+
+    def counted(dataset_id: str, env: Any) -> Any:
+        reads.append(dataset_id)
+        return read(dataset_id, env)
+
+    monkeypatch.setattr(catalogue, "read", counted)
+    before = store.manifest(one)
+    local.run([one], store, at_once(4))
+    assert (reads, store.manifest(one)) == ([], before)
+    os.utime(file, (1, 1))  # as a copy may have it
+    for _ in range(2):
+        local.run([one], store, at_once(4))
+    assert reads == [str(file)]
+    assert store.manifest(one) == {**before, "dataset_files": catalogue.fingerprint(str(file))}
+    assert len(made_up.started) == 1
+
+
+def test_a_finished_shard_is_not_kept_with_other_data(offline: tuple[Path, Store, Shard], made_up: MadeUp) -> None:
+    file, store, one = offline
+    before = {path.name: path.read_bytes() for path in store.folder.iterdir()}
+    write_dataset(file, reward=2.0)
+    message = refusal(lambda: local.run([one], store, at_once(4)))
+    was = json.loads(before[f"{one.name}.json"])["dataset_checksum"]
+    assert message.startswith(f"dataset '{file}' has changed (checksum ")
+    assert f"was {was}) since '{one.name}'" in message
+    assert message.endswith(f"was trained; restore it, or delete '{store.path(one)}' to begin again")
+    assert {path.name: path.read_bytes() for path in store.folder.iterdir()} == before
+    # As the message says.
+    store.path(one).unlink()
+    local.run([one], store, at_once(4))
+    assert len(made_up.started) == 2 and store.manifest(one)["dataset_checksum"] != was
+
+
+def test_a_finished_shard_stays_without_its_dataset(
+    offline: tuple[Path, Store, Shard], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, store, one = offline
+    before = store.manifest(one)
+    file.write_bytes(b"damaged")
+    capsys.readouterr()
+    local.run([one], store, at_once(4))
+    said = f"whether dataset '{file}' has changed since '{one.name}' was trained cannot be told: '{file}' can"
+    assert said in capsys.readouterr().out
+    file.unlink()
+    local.run([one], store, at_once(4))
+    assert "done before, kept" in capsys.readouterr().out
+    assert store.manifest(one) == before
+    changed = dataclasses.replace(one, cell=dataclasses.replace(one.cell, reference=REFERENCE))
+    local.run([changed], store, at_once(4))
+    assert store.manifest(one) == {**before, "reference": REFERENCE._asdict()}
 
 
 # --- Chunks -----------------------------------------------------------------------------------------------------------
@@ -497,6 +657,7 @@ def test_a_device_that_refuses_the_width_gets_half_of_it(
     assert "  the device refused 3 runs at once; going on with 2\n" in capsys.readouterr().out
     assert made_up.started == [(0, 1, 2), (0, 1), (2, 3), (4,)]
     assert rows_of(store, one, clock=True) == undisturbed
+    assert store.manifest(one)["compile_seconds"] == 180.0  # of both programs
 
 
 def test_a_device_that_refuses_one_run_is_an_error(tmp_path: Path, made_up: MadeUp) -> None:
@@ -681,6 +842,21 @@ def test_a_shard_goes_on_with_the_width_it_was_begun_with(
     assert rows_of(store, one, clock=True) == undisturbed
 
 
+def test_a_shard_that_goes_on_says_that_its_reference_has_changed(
+    tmp_path: Path, made_up: MadeUp, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_up.before_update = lambda first_seed, index: signal.raise_signal(signal.SIGTERM) if index == 5 else None
+    store, one = Store(tmp_path), long_shard()
+    with pytest.raises(Stopped):
+        local.run([one], store, at_once(2))
+    assert "reference" not in capsys.readouterr().out
+    made_up.before_update = lambda first_seed, index: None
+    local.run([sweep.shard("mine", dataclasses.replace(one.cell, reference=REFERENCE))], store, at_once(2))
+    expected = "now 0.5 (the uniform policy) to 1 (the optimal policy)\n"
+    assert f"  its reference returns have changed, and its manifest with them: {expected}" in capsys.readouterr().out
+    assert store.manifest(one)["reference"] == REFERENCE._asdict()
+
+
 def test_outside_of_the_main_thread_signals_are_left_alone(tmp_path: Path, made_up: MadeUp) -> None:
     """Python lets no other thread handle them."""
     store, [one, *_] = Store(tmp_path), three_shards()
@@ -840,6 +1016,32 @@ def test_compile_time_is_shown_apart_from_speed_and_eta(
     ]
     manifest = json.loads((tmp_path / f"{one.name}.json").read_text())
     assert manifest["diverged"] == 3
+
+
+def test_compile_time_is_that_of_all_widths_that_are_tried(
+    tmp_path: Path, made_up: MadeUp, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(work: Any, compiled: batch.Compiled) -> float:
+        made_up.clock.now += 5
+        return compiled.programs.width / 1000
+
+    monkeypatch.setattr(plan, "measure", measure)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store, one = Store(tmp_path / "results"), long_shard()
+    local.run([one], store, Settings(Limits(devices=1)))
+    # All five at once, which is faster, then two.
+    assert "  compiled in 3m10s; 5 runs at once; peak" in capsys.readouterr().out
+    assert store.manifest(one)["compile_seconds"] == 190.0
+
+
+def test_a_terminal_shows_that_programs_are_compiled_until_they_are(
+    tmp_path: Path, made_up: MadeUp, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    [one, *_] = three_shards()
+    local.run([one], Store(tmp_path), at_once(4))
+    compiling = "  compiling, and measuring how many runs at once are fastest ..."
+    assert f" x 4.1k steps\n{compiling}\r{progress.CLEAR}  compiled in 1m30s; 4 runs" in capsys.readouterr().out
 
 
 def test_a_run_that_diverged_does_not_hide_the_others(made_up: MadeUp, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ import envs
 from envs import wrappers
 from envs.core import Array, Box, Discrete, EpisodeState, Reference, Space, TimeStep
 from rlsuite import rollout, sweep
+from rlsuite.store import POLICIES
 
 KEY = jax.random.key(0)
 
@@ -419,5 +420,6 @@ def test_the_longest_id_fits_into_a_file_name() -> None:
     shard = dataclasses.replace(
         shard_of("probe/constant/discrete", label="x" * 80), environment="x" * wrappers.MAX_ID_LENGTH
     )
-    # The longest name in the store is that of a file that is still being written, see rlsuite/store.py.
-    assert len(f".{shard.name}.parquet.tmp") <= 255
+    assert len(shard.name) == sweep.MAX_NAME
+    # The longest name in the store, see rlsuite/store.py.
+    assert len(f"{shard.name}{POLICIES}") == 255
