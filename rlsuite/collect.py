@@ -88,7 +88,9 @@ class Policy(NamedTuple):
 
 
 def make(env: Env, recipe: Recipe, tiers: tuple[str, ...]) -> None:
-    """Train the recipe's agent, record these tiers and write them into `folder()`.
+    """Record random actions, train the recipe's agent, record the other tiers of it and write all into `folder()`.
+
+    Random actions need no agent: they are there before it is trained, and get the reference returns after that.
 
     Raises:
         UserError: an unknown tier or algorithm, one that is no source of datasets, discrete actions, or training that
@@ -115,6 +117,11 @@ def make(env: Env, recipe: Recipe, tiers: tuple[str, ...]) -> None:
     seed = jnp.uint32(FIRST_SEED)
     random = collected(lambda key: play(None, key), train.stream_key(seed, RANDOM_STREAM, 0), recipe.transitions)
     low = float(random.episode_return.mean())
+    if "random" in tiers:
+        write(env, "random", random, None, f"{TIERS['random']} on {env.id}", "random", FIRST_SEED)
+        tiers = tuple(tier for tier in tiers if tier != "random")
+    if not tiers:
+        return
     along = checkpoints(algorithm, task, recipe)
     expert = max((policy for policy in along if policy.step == along[-1].step), key=lambda policy: policy.mean_return)
     if not expert.mean_return > low:
@@ -142,9 +149,7 @@ def make(env: Env, recipe: Recipe, tiers: tuple[str, ...]) -> None:
     )
     for tier in tiers:
         n = recipe.transitions
-        if tier == "random":
-            records = random
-        elif tier == "expert":
+        if tier == "expert":
             records = of(expert, 0, n)
         elif tier == "medium":
             records = of(medium, 1, n)
@@ -161,23 +166,34 @@ def make(env: Env, recipe: Recipe, tiers: tuple[str, ...]) -> None:
             f"{TIERS[tier] if not tier.startswith('random-expert') else tier}; {recipe.algorithm} on {env.id}, "
             f"{recipe.steps} steps, seed {expert.seed}"
         )
-        try:
-            dataset_files.write(
-                f"{env.id}/{tier}",
-                records,
-                env,
-                folder(),
-                reference=reference,
-                source=source,
-                algorithm=recipe.algorithm,
-                seed=expert.seed,
-            )
-        except DatasetError as error:
-            raise UserError(str(error)) from error
-        say(
-            f"  {env.id}/{tier}: {quantity(len(records.obs))} transitions, {len(records.episode_return)} episodes, "
-            f"mean return {records.episode_return.mean():.4g}"
+        write(env, tier, records, reference, source, recipe.algorithm, expert.seed)
+    try:
+        dataset_files.complete(f"{env.id}/random", folder(), reference)
+    except DatasetError as error:
+        raise UserError(str(error)) from error
+
+
+def write(
+    env: Env, tier: str, records: Records, reference: Reference | None, source: str, algorithm: str, seed: int
+) -> None:
+    """Write one tier into `folder()` and say so. Raises UserError."""
+    try:
+        dataset_files.write(
+            f"{env.id}/{tier}",
+            records,
+            env,
+            folder(),
+            reference=reference,
+            source=source,
+            algorithm=algorithm,
+            seed=seed,
         )
+    except DatasetError as error:
+        raise UserError(str(error)) from error
+    say(
+        f"  {env.id}/{tier}: {quantity(len(records.obs))} transitions, {len(records.episode_return)} episodes, "
+        f"mean return {records.episode_return.mean():.4g}"
+    )
 
 
 RANDOM_STREAM, POLICY_STREAM = 10, 11

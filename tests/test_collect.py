@@ -132,6 +132,8 @@ def test_the_dataset_says_where_it_comes_from(made: dict[str, Any]) -> None:
     assert "random actions" in reference.low_source and "best of 2 runs of sac" in reference.high_source
     assert "sac" in made["medium"].source and ENV in made["medium"].source
     assert len({dataset.checksum for dataset in made.values()}) == len(made)
+    # Random actions were written before there was an expert, and got what scores lie between after that.
+    assert {dataset.reference for dataset in made.values()} == {reference}
 
 
 def test_explore_draws_what_the_learner_collects_with() -> None:
@@ -166,7 +168,27 @@ def test_a_folder_that_cannot_be_written_is_named_before_training(
     monkeypatch.setenv(catalogue.FOLDER_VARIABLE, str(tmp_path / "file" / "datasets"))
     monkeypatch.setattr(collect, "checkpoints", lambda *_: pytest.fail("trains"))
     with pytest.raises(UserError, match=r"cannot be written \(Not a directory\); choose another with RLSUITE_DATASETS"):
-        collect.make(envs.make(ENV), RECIPE, ("random",))
+        collect.make(envs.make(ENV), RECIPE, ("medium",))
+
+
+def test_random_actions_are_there_before_an_agent_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where training then falls short; without an expert there is no reference."""
+    monkeypatch.setenv(catalogue.FOLDER_VARIABLE, str(tmp_path))
+    falls_short = collect.Policy([], -1e9, 1200, collect.FIRST_SEED)
+    monkeypatch.setattr(collect, "checkpoints", lambda *_: [falls_short])
+    with pytest.raises(UserError, match="take more --steps or other settings"):
+        collect.make(envs.make(ENV), RECIPE, ("medium", "random"))
+    dataset = catalogue.load(f"{ENV}/random", envs.make(ENV))
+    assert dataset.size == 500 and dataset.reference is None
+    assert dataset.source == f"uniformly random actions on {ENV}"
+    assert not catalogue.exists(f"{ENV}/medium")
+
+
+def test_random_actions_alone_take_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(catalogue.FOLDER_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(collect, "checkpoints", lambda *_: pytest.fail("trains"))
+    collect.make(envs.make(ENV), RECIPE, ("random",))
+    assert catalogue.exists(f"{ENV}/random")
 
 
 def test_discrete_actions_are_refused() -> None:
