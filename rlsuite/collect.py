@@ -110,7 +110,8 @@ def make(env: Env, recipe: Recipe, tiers: tuple[str, ...]) -> None:
         raise UserError(f"'{env.id}' has discrete actions; offline learners here need continuous ones")
     say(f"making {', '.join(f'{env.id}/{tier}' for tier in tiers)}")
     task = Task(env)
-    algorithm = algorithms.get(recipe.algorithm).make(recipe.config)
+    spec = algorithms.get(recipe.algorithm)
+    algorithm = spec.make(spec.fit(recipe.config, recipe.steps))
     if algorithm.explore is None:
         raise UserError(f"'{recipe.algorithm}' is no source of datasets; those are: ppo, sac")
     play = recorder(algorithm, task, recipe.hypers)

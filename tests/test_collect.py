@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import envs
-from rlsuite import algorithms, catalogue, collect
+from rlsuite import algorithms, catalogue, collect, policies
 from rlsuite.collect import Recipe, first_of, joined, records_of
-from rlsuite.core import Task, Transition
+from rlsuite.core import Algorithm, Task, Transition
 from rlsuite.errors import UserError
 
 ENV = "probe/action/continuous"
@@ -189,6 +189,21 @@ def test_random_actions_alone_take_no_training(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(collect, "checkpoints", lambda *_: pytest.fail("trains"))
     collect.make(envs.make(ENV), RECIPE, ("random",))
     assert catalogue.exists(f"{ENV}/random")
+
+
+def test_the_agent_takes_no_more_memory_than_its_steps_fill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay buffer of the default million would be there for each of the runs."""
+    monkeypatch.setenv(catalogue.FOLDER_VARIABLE, str(tmp_path))
+
+    def of_agent(algorithm: Algorithm, task: Task, recipe: Recipe) -> list[collect.Policy]:
+        state = policies.state_shapes(algorithm, task, recipe.hypers)
+        assert max(leaf.shape[0] for leaf in jax.tree.leaves(state.buffer) if leaf.shape) <= recipe.steps
+        raise UserError("seen")
+
+    monkeypatch.setattr(collect, "checkpoints", of_agent)
+    config = dataclasses.replace(SAC.trial.config, buffer_size=1_000_000)
+    with pytest.raises(UserError, match="seen"):
+        collect.make(envs.make(ENV), RECIPE._replace(config=config), ("medium",))
 
 
 def test_discrete_actions_are_refused() -> None:
