@@ -174,14 +174,44 @@ def test_a_folder_that_cannot_be_written_is_named_before_training(
 def test_random_actions_are_there_before_an_agent_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where training then falls short; without an expert there is no reference."""
     monkeypatch.setenv(catalogue.FOLDER_VARIABLE, str(tmp_path))
-    falls_short = collect.Policy([], -1e9, 1200, collect.FIRST_SEED)
-    monkeypatch.setattr(collect, "checkpoints", lambda *_: [falls_short])
+    recorder = collect.recorder
+
+    def with_a_bad_agent(algorithm: Algorithm, task: Task, hypers: Any) -> Any:
+        play = recorder(algorithm, task, hypers)
+        return lambda leaves, key: play(None, key) if leaves is None else records_of(steps([["x"]]))
+
+    monkeypatch.setattr(collect, "recorder", with_a_bad_agent)
+    monkeypatch.setattr(collect, "checkpoints", lambda *_: [collect.Policy([], 9.0, 1200, collect.FIRST_SEED)])
     with pytest.raises(UserError, match="take more --steps or other settings"):
         collect.make(envs.make(ENV), RECIPE, ("medium", "random"))
     dataset = catalogue.load(f"{ENV}/random", envs.make(ENV))
     assert dataset.size == 500 and dataset.reference is None
     assert dataset.source == f"uniformly random actions on {ENV}"
     assert not catalogue.exists(f"{ENV}/medium")
+
+
+def test_the_reference_is_of_episodes_that_did_not_choose_the_expert(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random actions all along, of which one run was lucky when the expert was chosen."""
+    monkeypatch.setenv(catalogue.FOLDER_VARIABLE, str(tmp_path))
+    env = envs.make(ENV)
+    fresh = records_of(steps([["x", "x"]]))  # returns 0 and 1
+    monkeypatch.setattr(collect, "recorder", lambda *_: lambda leaves, key: fresh if leaves else first_of(fresh, 1))
+    along = [collect.Policy([np.zeros(1)], lucky, 1200, seed) for lucky, seed in ((0.25, 0), (9.0, 1))]
+    monkeypatch.setattr(collect, "checkpoints", lambda *_: along)
+    collect.make(env, RECIPE._replace(transitions=2), ("medium", "expert"))
+    reference = catalogue.load(f"{ENV}/expert", env).reference
+    assert reference is not None and (reference.low, reference.high) == (0.0, 0.5)
+
+
+def test_training_that_was_only_lucky_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(catalogue.FOLDER_VARIABLE, str(tmp_path))
+    same = records_of(steps([["x", "x"]]))
+    monkeypatch.setattr(collect, "recorder", lambda *_: lambda leaves, key: same)
+    monkeypatch.setattr(collect, "checkpoints", lambda *_: [collect.Policy([np.zeros(1)], 9.0, 1200, 0)])
+    with pytest.raises(UserError, match=r"sac ends at a return of 0\.5 on '.*', random actions at 0\.5; take more"):
+        collect.make(envs.make(ENV), RECIPE._replace(transitions=2), ("medium",))
 
 
 def test_random_actions_alone_take_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
