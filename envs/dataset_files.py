@@ -259,6 +259,20 @@ def complete(dataset_id: str, folder: Path, reference: Reference) -> None:
         raise DatasetError(f"cannot write '{file}' ({error.strerror or error}); choose another folder") from error
 
 
+def size(dataset_id: str, folder: Path) -> int:
+    """How many transitions a Minari folder that `find` finds holds, by its own account.
+
+    Raises:
+        DatasetError: it has no such account.
+    """
+    place = find(dataset_id, folder)
+    assert place is not None and place.is_dir()
+    steps = read_metadata(place).get("total_steps")
+    if not isinstance(steps, int):
+        raise DatasetError(f"dataset '{place}' does not say how many steps it holds; copy or make it again")
+    return steps
+
+
 def with_reference(ours: dict[str, Any], reference: Reference) -> dict[str, Any]:
     """What Minari's metadata hold of a dataset made here, `ours` below our key, and of these returns."""
     return {

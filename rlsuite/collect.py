@@ -102,18 +102,18 @@ def make(env: Env, recipe: Recipe, tiers: tuple[str, ...]) -> None:
     store.check_writable(folder(), "datasets", FOLDER_VARIABLE)  # before an agent is trained for it
     there = [tier for tier in tiers if catalogue.exists(f"{env.id}/{tier}")]
     for tier in there:
-        say(f"{env.id}/{tier}: made before, kept")
+        say(made_before(f"{env.id}/{tier}", recipe.transitions))
     tiers = tuple(tier for tier in tiers if tier not in there)
     if not tiers:
         return
     if not isinstance(env.action_space, Box):
         raise UserError(f"'{env.id}' has discrete actions; offline learners here need continuous ones")
-    say(f"making {', '.join(f'{env.id}/{tier}' for tier in tiers)}")
     task = Task(env)
     spec = algorithms.get(recipe.algorithm)
     algorithm = spec.make(spec.fit(recipe.config, recipe.steps))
     if algorithm.explore is None:
         raise UserError(f"'{recipe.algorithm}' is no source of datasets; those are: ppo, sac")
+    say(f"making {', '.join(f'{env.id}/{tier}' for tier in tiers)}")
     play = recorder(algorithm, task, recipe.hypers)
     seed = jnp.uint32(FIRST_SEED)
     random = collected(lambda key: play(None, key), train.stream_key(seed, RANDOM_STREAM, 0), recipe.transitions)
@@ -176,6 +176,16 @@ def make(env: Env, recipe: Recipe, tiers: tuple[str, ...]) -> None:
         dataset_files.complete(f"{env.id}/random", folder(), reference)
     except DatasetError as error:
         raise UserError(str(error)) from error
+
+
+def made_before(dataset_id: str, transitions: int) -> str:
+    """What to say of a dataset that is there already, when so many transitions were asked for. Raises UserError."""
+    try:
+        size = dataset_files.size(dataset_id, folder())
+    except DatasetError as error:
+        raise UserError(str(error)) from error
+    differs = "" if size == transitions else f", not {transitions:,}; delete its folder to make it anew"
+    return f"{dataset_id}: made before, kept with its {size:,} transitions{differs}"
 
 
 def write(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import envs
-from rlsuite import algorithms, catalogue, collect, policies
+from rlsuite import algorithms, catalogue, cli, collect, policies
 from rlsuite.collect import Recipe, first_of, joined, records_of
 from rlsuite.core import Algorithm, Task, Transition
 from rlsuite.errors import UserError
@@ -234,6 +234,29 @@ def test_the_agent_takes_no_more_memory_than_its_steps_fill(tmp_path: Path, monk
     config = dataclasses.replace(SAC.trial.config, buffer_size=1_000_000)
     with pytest.raises(UserError, match="seen"):
         collect.make(envs.make(ENV), RECIPE._replace(config=config), ("medium",))
+
+
+def test_nothing_is_announced_that_is_then_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        ([ENV, "--algorithm", "td3"], "'td3' is no source of datasets; those are: ppo, sac"),
+        (["gymnax/CartPole-v1"], "'gymnax/CartPole-v1' has discrete actions; offline learners here need continuous"),
+        (["gymnax/CartPole-v1", "--algorithm", "ppo"], "'gymnax/CartPole-v1' has discrete actions"),
+    ):
+        assert cli.main(["collect", *arguments]) == 2
+        shown = capsys.readouterr()
+        assert message in shown.err and shown.out == ""
+
+
+def test_what_is_kept_says_how_much_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(catalogue.FOLDER_VARIABLE, str(tmp_path))
+    env = envs.make(ENV)
+    collect.make(env, RECIPE._replace(transitions=70), ("random",))
+    for transitions, more in ((70, ""), (90, ", not 90; delete its folder to make it anew")):
+        capsys.readouterr()
+        collect.make(env, RECIPE._replace(transitions=transitions), ("random",))
+        assert capsys.readouterr().out == f"{ENV}/random: made before, kept with its 70 transitions{more}\n"
 
 
 def test_discrete_actions_are_refused() -> None:
