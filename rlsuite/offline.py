@@ -44,7 +44,7 @@ def indices(key: Array, dataset: Dataset, shape: tuple[int, ...]) -> Array:
 def reward_scale(task: Task) -> Array:
     """1000 over the range of the dataset's episode returns: `[]`. CORL multiplies rewards by it to normalise them.
 
-    1 where all returns are equal.
+    1000 is the time limit of the tasks that CORL does so for, and stays 1000 elsewhere. 1 where all returns are equal.
     """
     returns = jnp.asarray(dataset_of(task).episode_return)
     spread = jnp.max(returns) - jnp.min(returns)
