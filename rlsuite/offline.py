@@ -19,7 +19,7 @@ def dataset_of(task: Task) -> Dataset:
 
 
 def sample(key: Array, task: Task, shape: tuple[int, ...], normalize_obs: bool) -> Batch:
-    """Transitions drawn with replacement, as the dataset's `sampling` says, leading axes `shape`.
+    """Transitions drawn with replacement, as `envs.datasets.draw` has it, leading axes `shape`.
 
     With `normalize_obs`, obs and next_obs are in standard deviations of the dataset.
     """
