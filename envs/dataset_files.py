@@ -29,6 +29,8 @@ OURS = "rlsuite"
 """the key of Minari's metadata below which ours lie"""
 MAKING = ".making-"
 """how the names of folders begin in which a dataset is being made, or was when its process died"""
+METADATA = Path("data", "metadata.json")
+"""where a Minari folder says what it holds"""
 HDF5 = (".hdf5", ".h5")
 D4RL_KEYS = ("observations", "actions", "rewards", "terminals")
 MINARI_ROOT = "MINARI_DATASETS_PATH"
@@ -113,7 +115,7 @@ def read_minari(place: Path) -> tuple[Records, dict[str, Any]]:
     package = minari()
     try:
         found = package.MinariDataset(place / "data")
-        metadata = json.loads((place / "data" / "metadata.json").read_text())
+        metadata = json.loads((place / METADATA).read_text())
         episodes = list(found.iterate_episodes())
     except Exception as error:  # whatever Minari, h5py or Arrow raise on a file that is not whole
         raise DatasetError(
@@ -161,7 +163,7 @@ def write(
     env: Env,
     folder: Path,
     *,
-    reference: Reference,
+    reference: Reference | None,
     source: str,
     algorithm: str,
     seed: int,
@@ -173,7 +175,7 @@ def write(
         records: whole episodes.
         env: what they were played in.
         folder: for datasets; made if it is not there.
-        reference: the returns that normalised scores lie between.
+        reference: the returns that normalised scores lie between; None if they are not known yet, see `complete`.
         source: where the data come from, in words.
         algorithm: what was trained for it.
         seed: of the run whose policies were recorded.
@@ -220,8 +222,8 @@ def write(
                 algorithm_name=algorithm,
                 description=source,
             )
-        ours = {"environment": env.id, "source": source, "seed": seed, "reference": reference._asdict()}
-        made.storage.update_metadata({OURS: ours, "ref_min_score": reference.low, "ref_max_score": reference.high})
+        ours = {"environment": env.id, "source": source, "seed": seed}
+        made.storage.update_metadata({OURS: ours} if reference is None else with_reference(ours, reference))
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(beside / (dataset_id + VERSION), target)
     except OSError as error:
@@ -232,6 +234,63 @@ def write(
         if beside is not None:
             shutil.rmtree(beside, ignore_errors=True)
     return target
+
+
+def complete(dataset_id: str, folder: Path, reference: Reference) -> None:
+    """Give a dataset made here its reference returns, if it is in this folder and has none.
+
+    Raises:
+        DatasetError: what the folder says of it cannot be read or written.
+    """
+    place = folder / (dataset_id + VERSION)
+    file = place / METADATA
+    if not file.exists():
+        return
+    metadata = read_metadata(place)
+    if "reference" in metadata.get(OURS, {}):
+        return
+    beside = file.with_name(f".metadata-{os.getpid()}.json")
+    try:
+        beside.write_text(json.dumps(metadata | with_reference(metadata.get(OURS, {}), reference)))
+        os.replace(beside, file)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise DatasetError(f"cannot write '{file}' ({error.strerror or error}); choose another folder") from error
+
+
+def size(dataset_id: str, folder: Path) -> int:
+    """How many transitions a Minari folder that `find` finds holds, by its own account.
+
+    Raises:
+        DatasetError: it has no such account.
+    """
+    place = find(dataset_id, folder)
+    assert place is not None and place.is_dir()
+    steps = read_metadata(place).get("total_steps")
+    if not isinstance(steps, int):
+        raise DatasetError(f"dataset '{place}' does not say how many steps it holds; copy or make it again")
+    return steps
+
+
+def with_reference(ours: dict[str, Any], reference: Reference) -> dict[str, Any]:
+    """What Minari's metadata hold of a dataset made here, `ours` below our key, and of these returns."""
+    return {
+        OURS: {**ours, "reference": reference._asdict()},
+        "ref_min_score": reference.low,
+        "ref_max_score": reference.high,
+    }
+
+
+def read_metadata(place: Path) -> dict[str, Any]:
+    """What a Minari folder says of its dataset. Raises DatasetError if that cannot be read."""
+    try:
+        metadata: dict[str, Any] = json.loads((place / METADATA).read_text())
+    except (OSError, ValueError) as error:
+        raise DatasetError(
+            f"dataset '{place}' cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:160]}); "
+            "copy or make it again"
+        ) from error
+    return metadata
 
 
 @contextlib.contextmanager

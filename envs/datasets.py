@@ -130,8 +130,6 @@ class Dataset:
     """where it comes from, in words"""
     reference: Reference | None = struct.field(pytree_node=False, default=None)
     """for normalised scores, if the dataset brings returns of its own"""
-    sampling: str = struct.field(pytree_node=False, default="uniform")
-    """how transitions are drawn, see `SAMPLINGS`"""
     blocks: Blocks | None = None
     """for learners that look for near transitions, see `with_blocks`; None for all others"""
 
@@ -306,12 +304,11 @@ def draw(dataset: Dataset, sampling: str) -> Dataset:
     if name == "uniform":
         return dataset
     if name == "top":
-        return dataclasses.replace(top(dataset, value), sampling=sampling)
+        return top(dataset, value)
     returns = np.asarray(dataset.episode_return, np.float64)
     if name == "advantage_weighted":
         returns = returns - predicted_returns(np.asarray(dataset.start_obs, np.float64), returns)
-    weighted = weigh(dataset, trajectory_weights(returns, np.asarray(dataset.episode), value))
-    return dataclasses.replace(weighted, sampling=sampling)
+    return weigh(dataset, trajectory_weights(returns, np.asarray(dataset.episode), value))
 
 
 def top(dataset: Dataset, share: float) -> Dataset:

@@ -85,6 +85,14 @@ def make(env_id: str, like: Env, **options: Any) -> Any:
     return outside
 
 
+def time_limit(outside: Any) -> int | None:
+    """Gymnasium's own time limit of what `make` made with another one; None if it has none."""
+    import gymnasium
+
+    limit: int | None = gymnasium.spec(outside.spec.id).max_episode_steps
+    return limit
+
+
 def play(env_id: str, like: Env, act: Act, num_episodes: int) -> Played:
     """Play complete episodes. The i-th begins with Gymnasium's seed i.
 

@@ -75,14 +75,6 @@ def info(env_id: str) -> TaskInfo:
     return task if all(c.wrapper.keeps_reference for c in chosen) else task._replace(reference=None)
 
 
-def describe(env_id: str) -> str:
-    """One line for people. Raises UnknownEnvironmentError and WrapperError."""
-    task = info(env_id)
-    kind = "discrete" if task.discrete else "continuous"
-    actions = f"{task.num_actions} {kind} action{'s' if task.num_actions > 1 else ''}"
-    return f"{task.summary}; {actions}; at most {task.max_episode_steps} steps; {task.backend}"
-
-
 def make(env_id: str, *, max_episode_steps: int | None = None) -> Env:
     """The environment `env_id`; the same arguments give the same object, so that no program compiles twice.
 

@@ -96,7 +96,8 @@ def run(arguments: list[str]) -> int:
             description="Train one algorithm on one environment at many seeds.",
             epilog="'rlsuite run ALGORITHM --help' lists the options, with those of the algorithm.",
         )
-        parser.add_argument("ALGORITHM", help=", ".join(algorithms.registered()))
+        names = ", ".join(algorithms.registered())
+        parser.add_argument("ALGORITHM", help=f"{names}; +cdsa may stand behind any that learns from a dataset")
         parser.parse_args(["--help"])
     name = arguments[0]
     if name.startswith("-"):
@@ -233,7 +234,6 @@ def run_collect(arguments: list[str]) -> int:
     if recipe is None or options.algorithm is not None:
         name = options.algorithm or "sac"
         preset = algorithms.get(name).preset(env.id)
-        algorithms.check_actions(name, env)
         recipe = collect.Recipe(name, preset.config, preset.hypers, steps=100_000, transitions=20_000)
     given = {name: getattr(options, name) for name in ("transitions", "steps", "seeds")}
     recipe = recipe._replace(**{name: value for name, value in given.items() if value is not None})
@@ -312,6 +312,8 @@ def list_registered(arguments: list[str]) -> int:
             spaces = " and ".join(space.__name__ for space in spec.action_spaces)
             learns = ", learns from a dataset" if spec.offline else ""
             shown = f", in reports '{spec.label}'" if spec.label else ""
+            if name.endswith(algorithms.CORRECTED):
+                shown += "; +cdsa may stand behind any that learns from one"
             print(f"  {name:<{max(map(len, there))}}  {spaces} actions{learns}{shown}")
     if what != "algorithms":
         import envs

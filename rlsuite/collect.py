@@ -88,7 +88,9 @@ class Policy(NamedTuple):
 
 
 def make(env: Env, recipe: Recipe, tiers: tuple[str, ...]) -> None:
-    """Train the recipe's agent, record these tiers and write them into `folder()`.
+    """Record random actions, train the recipe's agent, record the other tiers of it and write all into `folder()`.
+
+    Random actions need no agent: they are there before it is trained, and get the reference returns after that.
 
     Raises:
         UserError: an unknown tier or algorithm, one that is no source of datasets, discrete actions, or training that
@@ -100,34 +102,43 @@ def make(env: Env, recipe: Recipe, tiers: tuple[str, ...]) -> None:
     store.check_writable(folder(), "datasets", FOLDER_VARIABLE)  # before an agent is trained for it
     there = [tier for tier in tiers if catalogue.exists(f"{env.id}/{tier}")]
     for tier in there:
-        say(f"{env.id}/{tier}: made before, kept")
+        say(made_before(f"{env.id}/{tier}", recipe.transitions))
     tiers = tuple(tier for tier in tiers if tier not in there)
     if not tiers:
         return
     if not isinstance(env.action_space, Box):
         raise UserError(f"'{env.id}' has discrete actions; offline learners here need continuous ones")
-    say(f"making {', '.join(f'{env.id}/{tier}' for tier in tiers)}")
     task = Task(env)
-    algorithm = algorithms.get(recipe.algorithm).make(recipe.config)
+    spec = algorithms.get(recipe.algorithm)
+    algorithm = spec.make(spec.fit(recipe.config, recipe.steps))
     if algorithm.explore is None:
         raise UserError(f"'{recipe.algorithm}' is no source of datasets; those are: ppo, sac")
+    say(f"making {', '.join(f'{env.id}/{tier}' for tier in tiers)}")
     play = recorder(algorithm, task, recipe.hypers)
     seed = jnp.uint32(FIRST_SEED)
     random = collected(lambda key: play(None, key), train.stream_key(seed, RANDOM_STREAM, 0), recipe.transitions)
     low = float(random.episode_return.mean())
+    if "random" in tiers:
+        write(env, "random", random, None, f"{TIERS['random']} on {env.id}", "random", FIRST_SEED)
+        tiers = tuple(tier for tier in tiers if tier != "random")
+    if not tiers:
+        return
     along = checkpoints(algorithm, task, recipe)
     expert = max((policy for policy in along if policy.step == along[-1].step), key=lambda policy: policy.mean_return)
-    if not expert.mean_return > low:
+    # The best of several noisy means is too high a mean: these episodes are new, and choose nobody.
+    high = float(play(expert.leaves, train.stream_key(seed, EXPERT_STREAM, 0)).episode_return.mean())
+    if not high > low:
         raise UserError(
-            f"{recipe.algorithm} ends at a return of {expert.mean_return:.4g} on '{env.id}', random actions at "
-            f"{low:.4g}; take more --steps or other settings"
+            f"{recipe.algorithm} ends at a return of {high:.4g} on '{env.id}', random actions at {low:.4g}; take more "
+            "--steps or other settings"
         )
     own = [policy for policy in along if policy.seed == expert.seed]
-    up_to = next(i for i, p in enumerate(own) if p.mean_return >= low + MEDIUM * (expert.mean_return - low))
+    # The expert itself, if even its own few episodes were worse than that.
+    up_to = next((i for i, p in enumerate(own) if p.mean_return >= low + MEDIUM * (high - low)), len(own) - 1)
     medium = own[up_to]
     say(
         f"  returns: random {low:.4g}, medium {medium.mean_return:.4g} after {quantity(medium.step)} steps, expert "
-        f"{expert.mean_return:.4g} after {quantity(expert.step)}"
+        f"{high:.4g} after {quantity(expert.step)}"
     )
 
     def of(policy: Policy, index: int, transitions: int) -> Records:
@@ -136,15 +147,14 @@ def make(env: Env, recipe: Recipe, tiers: tuple[str, ...]) -> None:
 
     reference = Reference(
         low,
-        expert.mean_return,
+        high,
         "mean episode return of uniformly random actions, measured here",
-        f"the best of {recipe.seeds} runs of {recipe.algorithm} after {expert.step} steps, exploring, measured here",
+        f"the best of {recipe.seeds} runs of {recipe.algorithm} after {expert.step} steps, exploring: mean return of "
+        f"{LANES} episodes that did not choose it, measured here",
     )
     for tier in tiers:
         n = recipe.transitions
-        if tier == "random":
-            records = random
-        elif tier == "expert":
+        if tier == "expert":
             records = of(expert, 0, n)
         elif tier == "medium":
             records = of(medium, 1, n)
@@ -161,26 +171,47 @@ def make(env: Env, recipe: Recipe, tiers: tuple[str, ...]) -> None:
             f"{TIERS[tier] if not tier.startswith('random-expert') else tier}; {recipe.algorithm} on {env.id}, "
             f"{recipe.steps} steps, seed {expert.seed}"
         )
-        try:
-            dataset_files.write(
-                f"{env.id}/{tier}",
-                records,
-                env,
-                folder(),
-                reference=reference,
-                source=source,
-                algorithm=recipe.algorithm,
-                seed=expert.seed,
-            )
-        except DatasetError as error:
-            raise UserError(str(error)) from error
-        say(
-            f"  {env.id}/{tier}: {quantity(len(records.obs))} transitions, {len(records.episode_return)} episodes, "
-            f"mean return {records.episode_return.mean():.4g}"
+        write(env, tier, records, reference, source, recipe.algorithm, expert.seed)
+    try:
+        dataset_files.complete(f"{env.id}/random", folder(), reference)
+    except DatasetError as error:
+        raise UserError(str(error)) from error
+
+
+def made_before(dataset_id: str, transitions: int) -> str:
+    """What to say of a dataset that is there already, when so many transitions were asked for. Raises UserError."""
+    try:
+        size = dataset_files.size(dataset_id, folder())
+    except DatasetError as error:
+        raise UserError(str(error)) from error
+    differs = "" if size == transitions else f", not {transitions:,}; delete its folder to make it anew"
+    return f"{dataset_id}: made before, kept with its {size:,} transitions{differs}"
+
+
+def write(
+    env: Env, tier: str, records: Records, reference: Reference | None, source: str, algorithm: str, seed: int
+) -> None:
+    """Write one tier into `folder()` and say so. Raises UserError."""
+    try:
+        dataset_files.write(
+            f"{env.id}/{tier}",
+            records,
+            env,
+            folder(),
+            reference=reference,
+            source=source,
+            algorithm=algorithm,
+            seed=seed,
         )
+    except DatasetError as error:
+        raise UserError(str(error)) from error
+    say(
+        f"  {env.id}/{tier}: {quantity(len(records.obs))} transitions, {len(records.episode_return)} episodes, "
+        f"mean return {records.episode_return.mean():.4g}"
+    )
 
 
-RANDOM_STREAM, POLICY_STREAM = 10, 11
+RANDOM_STREAM, POLICY_STREAM, EXPERT_STREAM = 10, 11, 12
 """Streams of keys beside those of `rlsuite/train.py`."""
 
 

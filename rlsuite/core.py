@@ -136,9 +136,16 @@ class AlgorithmSpec:
 
 
 def dataset_name(dataset_id: str) -> str:
-    """What Minari's `mujoco/hopper/medium-v0` and D4RL's `hopper_medium-v2.hdf5` have in common: `hopper-medium`."""
-    name = dataset_id.lower()
-    if name.endswith((".hdf5", ".h5")):
-        name = name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
-    name = re.sub(r"^(mujoco|d4rl)/", "", re.sub(r"-v\d+$", "", name))
-    return re.sub(r"[/_]", "-", name)
+    """How `presets` call a dataset: `hopper-medium` is ours of `mujoco/Hopper-v5/medium`, Minari's
+    `mujoco/hopper/medium-v0` and D4RL's `hopper-medium-v2`, by these ids or as a file or folder of such a name."""
+    path = dataset_id.lower().rstrip("/")
+    name = path.removesuffix(".hdf5").removesuffix(".h5")
+    if found := re.search(r"(?:^|/)(?:mujoco|d4rl)/([^/]+/[^/]+)$", name):
+        name = re.sub(r"-v\d+/", "/", found[1])  # a task and a tier
+    elif name != path or re.search(rf"/(?:{D4RL_TASKS})[-_][^/]*$", name):
+        name = name.rsplit("/", 1)[-1]
+    return re.sub(r"[/_]", "-", re.sub(r"-v\d+$", "", name))
+
+
+D4RL_TASKS = "halfcheetah|hopper|walker2d|antmaze"
+"""what the names of D4RL's datasets begin with, where there are published settings"""

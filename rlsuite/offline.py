@@ -19,7 +19,7 @@ def dataset_of(task: Task) -> Dataset:
 
 
 def sample(key: Array, task: Task, shape: tuple[int, ...], normalize_obs: bool) -> Batch:
-    """Transitions drawn with replacement, as the dataset's `sampling` says, leading axes `shape`.
+    """Transitions drawn with replacement, as `envs.datasets.draw` has it, leading axes `shape`.
 
     With `normalize_obs`, obs and next_obs are in standard deviations of the dataset.
     """
@@ -44,7 +44,7 @@ def indices(key: Array, dataset: Dataset, shape: tuple[int, ...]) -> Array:
 def reward_scale(task: Task) -> Array:
     """1000 over the range of the dataset's episode returns: `[]`. CORL multiplies rewards by it to normalise them.
 
-    1 where all returns are equal.
+    1000 is the time limit of the tasks that CORL does so for, and stays 1000 elsewhere. 1 where all returns are equal.
     """
     returns = jnp.asarray(dataset_of(task).episode_return)
     spread = jnp.max(returns) - jnp.min(returns)

@@ -20,7 +20,9 @@ step, update int64; wall_seconds float64                 how far: environment st
 return_mean, return_std, return_min, return_max float64  over the complete episodes of this evaluation
 episode_returns list<float32>, episode_lengths list<int32>
 diverged bool                                            the run became non-finite now or earlier, and is frozen
-metric/<name> float32                                    mean since the last evaluation; null before the first update
+metric/<name> float32                                    mean over the updates since the last evaluation; null before
+                                                         the first one. An off-policy learner's losses and values are
+                                                         0 in the updates of its warm-up, which count in that mean
 
 and of the policies one row per run:
 

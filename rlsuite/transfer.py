@@ -80,9 +80,11 @@ def transfer(run: str | Path, env_id: str, num_episodes: int, seed: Seed = "firs
     chosen = choose(trained, seed)
     task = trained.task
     try:
-        gymnasium.make(env_id, task.env).close()
+        outside = gymnasium.make(env_id, task.env)
     except gymnasium.OutsideError as error:
         raise UserError(str(error)) from error
+    own_limit = gymnasium.time_limit(outside)
+    outside.close()
 
     @jax.jit
     def here(leaves: list[Array], key: Array) -> Array:
@@ -102,6 +104,9 @@ def transfer(run: str | Path, env_id: str, num_episodes: int, seed: Seed = "firs
         f"{trained.manifest['label']} after {quantity(steps)} steps: mean return of {num_episodes} episodes of at most "
         f"{limit} steps [{LEVEL:.0%} interval]"
     )
+    if own_limit != limit:
+        ends = f"ends after {own_limit} steps" if own_limit else "has no time limit"
+        say(f"{env_id} {ends} in Gymnasium; played for {limit}, as it was trained")
     names = f"{task.env.id} in {envs.info(task.env.id).backend}", f"{env_id} in {gymnasium.backend()}"
     width = max(map(len, names))
     differences = []

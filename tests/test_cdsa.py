@@ -195,22 +195,15 @@ def test_settings_of_one_name_are_refused() -> None:
         cdsa.around("x", dataclasses.replace(spec, config=other))
 
 
-def test_presets_and_budget_of_the_base_hold() -> None:
+def test_presets_of_the_base_hold() -> None:
     spec = algorithms.get("bc")
     bc_config, bc_hypers = spec.config, spec.hypers
     tuned = Preset(bc_config(batch_size=7), bc_hypers(0.125), "somebody")
-
-    def halve(config: Any, total_steps: int) -> Any:
-        assert type(config) is bc_config
-        return dataclasses.replace(config, batch_size=total_steps // 2)
-
-    corrected: AlgorithmSpec = cdsa.around("bc", dataclasses.replace(spec, presets={"hopper-medium": tuned}, fit=halve))
+    corrected: AlgorithmSpec = cdsa.around("bc", dataclasses.replace(spec, presets={"hopper-medium": tuned}))
     preset = corrected.preset("", "mujoco/hopper/medium-v0")
     assert preset.source == "somebody; of the CDSA-style reconstruction its defaults"
     assert preset.config == corrected.config(batch_size=7) and preset.hypers == corrected.hypers(0.125)
     assert type(preset.config) is corrected.config and type(preset.hypers) is corrected.hypers
-    config = corrected.config(correction_steps=3)
-    assert corrected.fit(config, 10) == dataclasses.replace(config, batch_size=5)
 
 
 def test_what_cannot_work_is_refused_by_name() -> None:

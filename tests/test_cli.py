@@ -351,6 +351,8 @@ def test_list_algorithms_shows_no_environment(capsys: pytest.CaptureFixture[str]
     assert cli.main(["list", "algorithms"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["algorithms", *sorted(algorithms.REGISTRY)]
+    (corrected,) = (line for line in lines if "+cdsa" in line)
+    assert corrected.endswith("; +cdsa may stand behind any that learns from one")
 
 
 def test_list_envs_shows_a_row_for_each_environment_and_wrapper(capsys: pytest.CaptureFixture[str]) -> None:

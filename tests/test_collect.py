@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import envs
-from rlsuite import algorithms, catalogue, collect
+from rlsuite import algorithms, catalogue, cli, collect, policies
 from rlsuite.collect import Recipe, first_of, joined, records_of
-from rlsuite.core import Task, Transition
+from rlsuite.core import Algorithm, Task, Transition
 from rlsuite.errors import UserError
 
 ENV = "probe/action/continuous"
@@ -132,6 +132,8 @@ def test_the_dataset_says_where_it_comes_from(made: dict[str, Any]) -> None:
     assert "random actions" in reference.low_source and "best of 2 runs of sac" in reference.high_source
     assert "sac" in made["medium"].source and ENV in made["medium"].source
     assert len({dataset.checksum for dataset in made.values()}) == len(made)
+    # Random actions were written before there was an expert, and got what scores lie between after that.
+    assert {dataset.reference for dataset in made.values()} == {reference}
 
 
 def test_explore_draws_what_the_learner_collects_with() -> None:
@@ -166,7 +168,95 @@ def test_a_folder_that_cannot_be_written_is_named_before_training(
     monkeypatch.setenv(catalogue.FOLDER_VARIABLE, str(tmp_path / "file" / "datasets"))
     monkeypatch.setattr(collect, "checkpoints", lambda *_: pytest.fail("trains"))
     with pytest.raises(UserError, match=r"cannot be written \(Not a directory\); choose another with RLSUITE_DATASETS"):
-        collect.make(envs.make(ENV), RECIPE, ("random",))
+        collect.make(envs.make(ENV), RECIPE, ("medium",))
+
+
+def test_random_actions_are_there_before_an_agent_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where training then falls short; without an expert there is no reference."""
+    monkeypatch.setenv(catalogue.FOLDER_VARIABLE, str(tmp_path))
+    recorder = collect.recorder
+
+    def with_a_bad_agent(algorithm: Algorithm, task: Task, hypers: Any) -> Any:
+        play = recorder(algorithm, task, hypers)
+        return lambda leaves, key: play(None, key) if leaves is None else records_of(steps([["x"]]))
+
+    monkeypatch.setattr(collect, "recorder", with_a_bad_agent)
+    monkeypatch.setattr(collect, "checkpoints", lambda *_: [collect.Policy([], 9.0, 1200, collect.FIRST_SEED)])
+    with pytest.raises(UserError, match="take more --steps or other settings"):
+        collect.make(envs.make(ENV), RECIPE, ("medium", "random"))
+    dataset = catalogue.load(f"{ENV}/random", envs.make(ENV))
+    assert dataset.size == 500 and dataset.reference is None
+    assert dataset.source == f"uniformly random actions on {ENV}"
+    assert not catalogue.exists(f"{ENV}/medium")
+
+
+def test_the_reference_is_of_episodes_that_did_not_choose_the_expert(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random actions all along, of which one run was lucky when the expert was chosen."""
+    monkeypatch.setenv(catalogue.FOLDER_VARIABLE, str(tmp_path))
+    env = envs.make(ENV)
+    fresh = records_of(steps([["x", "x"]]))  # returns 0 and 1
+    monkeypatch.setattr(collect, "recorder", lambda *_: lambda leaves, key: fresh if leaves else first_of(fresh, 1))
+    along = [collect.Policy([np.zeros(1)], lucky, 1200, seed) for lucky, seed in ((0.25, 0), (9.0, 1))]
+    monkeypatch.setattr(collect, "checkpoints", lambda *_: along)
+    collect.make(env, RECIPE._replace(transitions=2), ("medium", "expert"))
+    reference = catalogue.load(f"{ENV}/expert", env).reference
+    assert reference is not None and (reference.low, reference.high) == (0.0, 0.5)
+
+
+def test_training_that_was_only_lucky_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(catalogue.FOLDER_VARIABLE, str(tmp_path))
+    same = records_of(steps([["x", "x"]]))
+    monkeypatch.setattr(collect, "recorder", lambda *_: lambda leaves, key: same)
+    monkeypatch.setattr(collect, "checkpoints", lambda *_: [collect.Policy([np.zeros(1)], 9.0, 1200, 0)])
+    with pytest.raises(UserError, match=r"sac ends at a return of 0\.5 on '.*', random actions at 0\.5; take more"):
+        collect.make(envs.make(ENV), RECIPE._replace(transitions=2), ("medium",))
+
+
+def test_random_actions_alone_take_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(catalogue.FOLDER_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(collect, "checkpoints", lambda *_: pytest.fail("trains"))
+    collect.make(envs.make(ENV), RECIPE, ("random",))
+    assert catalogue.exists(f"{ENV}/random")
+
+
+def test_the_agent_takes_no_more_memory_than_its_steps_fill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay buffer of the default million would be there for each of the runs."""
+    monkeypatch.setenv(catalogue.FOLDER_VARIABLE, str(tmp_path))
+
+    def of_agent(algorithm: Algorithm, task: Task, recipe: Recipe) -> list[collect.Policy]:
+        state = policies.state_shapes(algorithm, task, recipe.hypers)
+        assert max(leaf.shape[0] for leaf in jax.tree.leaves(state.buffer) if leaf.shape) <= recipe.steps
+        raise UserError("seen")
+
+    monkeypatch.setattr(collect, "checkpoints", of_agent)
+    config = dataclasses.replace(SAC.trial.config, buffer_size=1_000_000)
+    with pytest.raises(UserError, match="seen"):
+        collect.make(envs.make(ENV), RECIPE._replace(config=config), ("medium",))
+
+
+def test_nothing_is_announced_that_is_then_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        ([ENV, "--algorithm", "td3"], "'td3' is no source of datasets; those are: ppo, sac"),
+        (["gymnax/CartPole-v1"], "'gymnax/CartPole-v1' has discrete actions; offline learners here need continuous"),
+        (["gymnax/CartPole-v1", "--algorithm", "ppo"], "'gymnax/CartPole-v1' has discrete actions"),
+    ):
+        assert cli.main(["collect", *arguments]) == 2
+        shown = capsys.readouterr()
+        assert message in shown.err and shown.out == ""
+
+
+def test_what_is_kept_says_how_much_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(catalogue.FOLDER_VARIABLE, str(tmp_path))
+    env = envs.make(ENV)
+    collect.make(env, RECIPE._replace(transitions=70), ("random",))
+    for transitions, more in ((70, ""), (90, ", not 90; delete its folder to make it anew")):
+        capsys.readouterr()
+        collect.make(env, RECIPE._replace(transitions=transitions), ("random",))
+        assert capsys.readouterr().out == f"{ENV}/random: made before, kept with its 70 transitions{more}\n"
 
 
 def test_discrete_actions_are_refused() -> None:
@@ -189,7 +279,7 @@ def test_a_dataset_with_a_recipe_is_made_when_it_is_asked_for(tmp_path: Path, mo
     monkeypatch.setenv(catalogue.FOLDER_VARIABLE, str(tmp_path))
     monkeypatch.setattr(collect, "RECIPES", {ENV: RECIPE})
     dataset = catalogue.load(f"{ENV}/random", envs.make(ENV), "top=0.1")
-    assert dataset.sampling == "top=0.1" and dataset.size == 50
+    assert dataset.size == 50
     assert all(catalogue.exists(f"{ENV}/{tier}") for tier in catalogue.TIERS), "one training serves all tiers"
     monkeypatch.setattr(collect, "make", lambda *_: pytest.fail("made twice"))
     again = catalogue.load(f"{ENV}/random", envs.make(ENV), "top=0.1")

@@ -79,13 +79,13 @@ def assert_same(dataset: Any, records: Records) -> None:
     np.testing.assert_allclose(dataset.episode_return, records.episode_return, rtol=1e-6)
 
 
-def write(folder: Path, records: Records | None = None) -> Path:
+def write(folder: Path, records: Records | None = None, reference: Reference | None = REFERENCE) -> Path:
     return dataset_files.write(
         "gymnax/Pendulum-v1/medium",
         some_records() if records is None else records,
         ENV,
         folder,
-        reference=REFERENCE,
+        reference=reference,
         source="a test",
         algorithm="sac",
         seed=7,
@@ -123,6 +123,23 @@ def test_what_is_written_here_loads_in_minari(tmp_path: Path, monkeypatch: pytes
     assert found[1].terminations.tolist() == [True]
     assert "gymnax/Pendulum-v1/medium-v0" in minari.list_local_datasets()
     np.testing.assert_allclose(minari.get_normalized_score(found, np.array([-150.0])), [1.0])
+
+
+def test_reference_returns_may_come_later(tmp_path: Path) -> None:
+    """Once; whoever has some keeps them, and what is not there is not made."""
+    dataset_files.complete("gymnax/Pendulum-v1/medium", tmp_path, REFERENCE)
+    assert not list(tmp_path.iterdir())
+    metadata = write(tmp_path, reference=None) / dataset_files.METADATA
+    assert dataset_files.load("gymnax/Pendulum-v1/medium", ENV, tmp_path).reference is None
+    for reference in (REFERENCE, REFERENCE._replace(high=5.0)):
+        dataset_files.complete("gymnax/Pendulum-v1/medium", tmp_path, reference)
+        dataset = dataset_files.load("gymnax/Pendulum-v1/medium", ENV, tmp_path)
+        assert (dataset.reference, dataset.source) == (REFERENCE, "a test")
+        assert json.loads(metadata.read_text())["ref_max_score"] == REFERENCE.high
+    assert sorted(path.name for path in metadata.parent.iterdir()) == ["main_data.hdf5", "metadata.json"]
+    metadata.write_text("{")
+    with pytest.raises(DatasetError, match=r"cannot be read .*; copy or make it again"):
+        dataset_files.complete("gymnax/Pendulum-v1/medium", tmp_path, REFERENCE)
 
 
 def test_a_folder_may_be_named_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,7 @@ def test_episodes_and_statistics() -> None:
     np.testing.assert_allclose(dataset.obs_std, deviation, rtol=1e-6)
     got = dataset.normalize(np.asarray(r.obs, np.float32))
     np.testing.assert_allclose(got, (r.obs - mean) / (deviation + 1e-3), rtol=1e-5, atol=1e-6)
-    assert all(len(leaf) == 0 for leaf in (dataset.threshold, dataset.alias)) and dataset.sampling == "uniform"
+    assert all(len(leaf) == 0 for leaf in (dataset.threshold, dataset.alias))
 
 
 def test_an_observation_that_never_changes_does_not_divide_by_zero() -> None:
@@ -262,7 +262,6 @@ def test_trajectories_are_weighted_by_return(temperature: float) -> None:
     dataset = datasets.draw(build(), f"return_weighted={temperature}")
     want = weighted(records().episode_return, temperature)
     np.testing.assert_allclose(likelihood(dataset), want, atol=1e-7)
-    assert dataset.sampling == f"return_weighted={temperature}"
     # Of two transitions of one trajectory none is the likelier: a trajectory counts by its length, too.
     given = datasets.trajectory_weights(records().episode_return, records().episode, temperature)
     np.testing.assert_allclose(given, want, rtol=1e-12)
@@ -278,7 +277,6 @@ def test_trajectories_are_weighted_by_what_their_start_does_not_explain() -> Non
     want = np.exp(scaled / 0.1) / np.sum(np.exp(scaled / 0.1))
     by_advantage = datasets.draw(dataset, "advantage_weighted=0.1")
     np.testing.assert_allclose(likelihood(by_advantage), want, atol=1e-7)
-    assert by_advantage.sampling == "advantage_weighted=0.1"
     by_return = likelihood(datasets.draw(dataset, "return_weighted=0.1"))
     assert np.max(np.abs(by_return - want)) > 0.01
 
@@ -361,7 +359,7 @@ def test_top_keeps_whole_trajectories_and_their_statistics(share: float, count: 
     r, dataset = records(), datasets.draw(build(), f"top={share}")
     best = set(np.argsort(r.episode_return)[-count:].tolist())
     kept = np.array([episode in best for episode in r.episode])
-    assert dataset.size == np.sum(kept) and dataset.sampling == f"top={share}"
+    assert dataset.size == np.sum(kept)
     np.testing.assert_array_equal(dataset.transitions.obs, r.obs[kept])
     np.testing.assert_array_equal(dataset.transitions.terminated, r.terminated[kept])
     numbers = {episode: i for i, episode in enumerate(sorted(best))}
@@ -404,8 +402,10 @@ def test_what_is_no_way_to_draw_is_refused_in_one_line(sampling: str) -> None:
 
 def test_every_way_to_draw_that_is_listed_works() -> None:
     for listed in datasets.SAMPLINGS:
-        sampling = re.sub("=(T|SHARE)$", "=0.5", listed)
-        assert datasets.draw(build(), sampling).sampling == sampling
+        drawn = datasets.draw(build(), re.sub("=(T|SHARE)$", "=0.5", listed))
+        assert drawn.size > 0
+        # What may differ is in the arrays, so that no other way to draw is another program by its name.
+        assert jax.tree.structure(drawn) == jax.tree.structure(build())
 
 
 def test_only_the_transitions_drawn_are_what_sampling_changes() -> None:

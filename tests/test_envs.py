@@ -487,7 +487,7 @@ def test_same_arguments_give_the_same_object() -> None:
 @pytest.mark.xdist_group("brax/reacher/spring")
 def test_brax_alias_is_the_spring_backend() -> None:
     assert envs.make("brax/reacher") is envs.make("brax/reacher/spring")
-    assert envs.describe("brax/reacher") == envs.describe("brax/reacher/spring")
+    assert envs.info("brax/reacher") == envs.info("brax/reacher/spring")
     assert "brax/reacher" not in envs.registered()
 
 
@@ -501,7 +501,7 @@ def test_listing_imports_no_simulator_and_describes_every_environment_in_one_lin
     program = """
 import sys, envs
 for env_id in envs.registered():
-    line = envs.describe(env_id)
+    line = envs.info(env_id).summary
     assert line and "\\n" not in line, line
 assert list(envs.registered()) == sorted(set(envs.registered())), envs.registered()
 print(sorted({"brax", "gymnax", "mujoco", "mujoco_playground"} & set(sys.modules)))
@@ -519,7 +519,7 @@ print(sorted({"brax", "gymnax", "mujoco", "mujoco_playground"} & set(sys.modules
     ],
 )
 def test_unknown_environment_names_the_nearest_or_the_list(env_id: str, hint: str) -> None:
-    for function in (envs.make, envs.describe, envs.info):
+    for function in (envs.make, envs.info):
         with pytest.raises(envs.UnknownEnvironmentError) as error:
             function(env_id)
         assert str(error.value) == f"unknown environment {env_id!r}; {hint}"

@@ -174,10 +174,11 @@ def test_both_scores_and_their_difference_are_shown(finished: Path) -> None:
     row = rf" +({number})  \[({number}), ({number})\]"
     lines = out.splitlines()
     assert lines[0] == "ppo after 32 steps: mean return of 30 episodes of at most 20 steps [95% interval]"
-    assert lines[1] == "run 0, seed 5"
+    assert lines[1] == "CartPole-v1 ends after 500 steps in Gymnasium; played for 20, as it was trained"
+    assert lines[2] == "run 0, seed 5"
     found = []
     names = ("gymnax/CartPole-v1 in JAX", "CartPole-v1 in Gymnasium " + real_gymnasium.__version__, "difference")
-    for line, name in zip(lines[2:], names, strict=True):
+    for line, name in zip(lines[3:], names, strict=True):
         match = re.fullmatch(rf"  {re.escape(name)}{row}", line)
         assert match, line
         found.append([float(group) for group in match.groups()])
@@ -188,6 +189,24 @@ def test_both_scores_and_their_difference_are_shown(finished: Path) -> None:
     # The same task by two hands. Returns are 8 to 20, so an interval that misses 0 by a whole step is a fault.
     assert difference[1] - 1 < 0 < difference[2] + 1
     assert 8 <= here[0] <= LIMIT
+
+
+@pytest.mark.parametrize(
+    ("limit", "line"),
+    [(LIMIT, "run 0"), (None, "CartPole-v1 has no time limit in Gymnasium; played for 20, as it was trained")],
+)
+def test_a_time_limit_that_is_overridden_is_told(
+    limit: int | None, line: str, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gymnasium, "time_limit", lambda outside: limit)
+    status, out, _ = command("evaluate", str(finished), "--gymnasium", "CartPole-v1", "--episodes", "2")
+    assert status == 0 and out.splitlines()[1].startswith(line)
+
+
+def test_gymnasiums_own_time_limit() -> None:
+    like = envs.make("gymnax/CartPole-v1", max_episode_steps=45)
+    for env_id, limit in (("CartPole-v0", 200), ("CartPole-v1", 500)):
+        assert gymnasium.time_limit(gymnasium.make(env_id, like)) == limit
 
 
 def test_all_runs_and_what_has_diverged(finished: Path) -> None:

@@ -64,6 +64,16 @@ def test_contract_tests_cover_a_new_algorithm(contributed: dict[str, str]) -> No
 
 
 @pytest.mark.xdist_group("a2c")
+def test_the_command_on_the_page_leaves_out_no_contract_test(contributed: dict[str, str]) -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    (options,) = re.findall(r"`\.venv-[\d.]+/bin/python -m pytest (.* a2c)`", page)
+    chosen = run_pytest(contributed, "--collect-only", *CONTRACT_TESTS, *options.split()).splitlines()
+    everything = run_pytest(contributed, "--collect-only", *CONTRACT_TESTS).splitlines()
+    of_a2c = [line for line in everything if re.search(r"[\[-]a2c[\]-]", line)]
+    assert len(of_a2c) > 90 and set(of_a2c) <= set(chosen)
+
+
+@pytest.mark.xdist_group("a2c")
 def test_contract_tests_run_on_a_new_algorithm(contributed: dict[str, str]) -> None:
     assert "2 passed" in run_pytest(contributed, "tests/test_algorithms.py", "-k", "a2c and (constant or truncation)")
 

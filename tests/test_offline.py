@@ -89,13 +89,66 @@ def test_what_cannot_be_learned_from_is_refused_before_anything_runs(change: dic
     assert message in refusal(dataclasses.replace(CELL, **change))
 
 
-def test_one_name_for_a_dataset_whoever_wrote_it() -> None:
-    for dataset_id in (
+@pytest.mark.parametrize(
+    "dataset_id",
+    [
+        "mujoco/Hopper-v5/medium-replay",
+        "mujoco/Hopper-v5/medium-replay-v0",
+        "datasets/mujoco/Hopper-v5/medium-replay-v0",
+        "/data/mujoco/Hopper-v5/medium-replay-v0/",
         "mujoco/hopper/medium-replay-v0",
-        "/data/hopper_medium_replay-v2.hdf5",
+        "data/mujoco/hopper/medium-replay-v0",
+        "/home/me/.minari/datasets/D4RL/hopper/medium-replay-v2",
+        "/data/mujoco/hopper/medium-replay-v0.hdf5",
         "hopper-medium-replay-v2",
-    ):
-        assert dataset_name(dataset_id) == "hopper-medium-replay"
+        "data/hopper-medium-replay-v2",
+        "hopper_medium_replay-v2.hdf5",
+        "/data/hopper_medium_replay-v2.hdf5",
+        "../d4rl/hopper_medium_replay-v2.h5",
+    ],
+)
+def test_one_name_for_a_dataset_whoever_wrote_it(dataset_id: str) -> None:
+    assert dataset_name(dataset_id) == "hopper-medium-replay"
+
+
+@pytest.mark.parametrize(
+    ("dataset_id", "name"),
+    [
+        ("gymnax/Pendulum-v1/medium", "gymnax-pendulum-v1-medium"),
+        ("brax/hopper/spring/medium", "brax-hopper-spring-medium"),
+        ("datasets/brax/hopper/spring/medium-v0", "datasets-brax-hopper-spring-medium"),
+        ("mujoco/Hopper-v5+reward_scale=2/medium", "hopper-v5+reward-scale=2-medium"),
+        ("mujoco/Hopper-v5/random-expert-5", "hopper-random-expert-5"),
+        ("mujoco/InvertedPendulum-v5/medium", "invertedpendulum-medium"),
+        ("mujoco/mine/hopper/medium", "mujoco-mine-hopper-medium"),
+        ("data/my-hopper-medium-v2", "data-my-hopper-medium"),
+        ("D4RL/antmaze/umaze-diverse-v1", "antmaze-umaze-diverse"),
+    ],
+)
+def test_other_datasets_keep_names_of_their_own(dataset_id: str, name: str) -> None:
+    assert dataset_name(dataset_id) == name
+    if "antmaze" not in name:
+        assert not [key for key, spec in algorithms.REGISTRY.items() if name in spec.presets]
+
+
+def test_the_full_comparison_has_the_settings_that_were_published() -> None:
+    """And the quick ones have their own, whatever was published."""
+    full = load_experiment("FULL")
+    sources = {
+        (cell.algorithm, cell.dataset): algorithms.get(cell.algorithm).preset(cell.environment, cell.dataset).source
+        for cell in full.cells
+    }
+    assert len(sources) == 81
+    published = {algorithm for (algorithm, _), source in sources.items() if source != "defaults"}
+    assert published == {"a2pr", "cql", "edac", "iql", "prdc", "rebrac"}
+    for algorithm in ("cql", "edac", "prdc", "rebrac"):
+        assert all(source != "defaults" for (name, _), source in sources.items() if name == algorithm)
+    for name in ("EXPERIMENT", "WEIGHTING", "CHOICE", "LONGER"):
+        assert all(cell.config is not None and cell.hypers is not None for cell in load_experiment(name).cells)
+
+
+def load_experiment(name: str) -> sweep.Experiment:
+    return sweep.load(f"{Path(__file__).resolve().parent.parent / 'experiments' / 'offline.py'}:{name}")
 
 
 def test_a_preset_is_that_of_the_dataset() -> None:

@@ -277,18 +277,7 @@ def make(config: Config, base: Algorithm, split: Callable[[Any], Any]) -> Algori
         assert base.value is not None
         return base.value(key, task, state.base, obs)
 
-    def report(key: Array, task: Task, state: State, hypers: Any) -> Metrics:
-        assert base.report is not None
-        return base.report(key, task, state.base, split(hypers))
-
-    return Algorithm(
-        init,
-        update,
-        act,
-        base.steps_per_update,
-        None if base.value is None else value,
-        None if base.report is None else report,
-    )
+    return Algorithm(init, update, act, base.steps_per_update, None if base.value is None else value)
 
 
 def around(name: str, spec: AlgorithmSpec) -> AlgorithmSpec:
@@ -324,10 +313,6 @@ def around(name: str, spec: AlgorithmSpec) -> AlgorithmSpec:
         base = spec.make(spec.config(**{f: getattr(config, f) for f in base_fields}))
         return make(Config(**{f: getattr(config, f) for f in own_fields}), base, split)
 
-    def fit(config: Any, total_steps: int) -> Any:
-        base = spec.config(**{f: getattr(config, f) for f in base_fields})
-        return both(spec.fit(base, total_steps), Config(**{f: getattr(config, f) for f in own_fields}))
-
     return AlgorithmSpec(
         config_class,
         hypers_class,
@@ -339,7 +324,6 @@ def around(name: str, spec: AlgorithmSpec) -> AlgorithmSpec:
         ),
         action_spaces=(Box,),
         prepare=spec.prepare,
-        fit=fit,
         presets={
             key: Preset(
                 both(preset.config, Config()),

@@ -21,6 +21,8 @@ Deviations from CORL:
   entropy in the target and targets that move less often are options there, off by default, and left out.
 - A transition that was truncated bootstraps with the value of the observation that it led to, where the dataset has
   kept it. D4RL's files have not, and those transitions are left out when such a file is read.
+- Normalised rewards use the returns of all episodes, as the dataset states them; CORL adds up the rewards between
+  terminations, or over 1000 steps.
 """
 
 from __future__ import annotations
@@ -73,7 +75,7 @@ class Config:
     normalize_obs: bool = True
     """give the networks observations in standard deviations of the dataset"""
     normalize_reward: bool = False
-    """rewards times the time limit over the range of the dataset's returns, before `reward_scale` and `reward_bias`"""
+    """rewards times 1000 over the range of the dataset's episode returns, before `reward_scale` and `reward_bias`"""
 
 
 class Hypers(NamedTuple):
@@ -217,16 +219,6 @@ def actor_loss(
     return jnp.mean(jnp.exp(log_alpha) * log_prob - q), log_prob
 
 
-def shaped_reward(task: Task, reward: Array, normalize: bool, hypers: Hypers) -> Array:
-    """The reward that is learned from: `[...]` -> `[...]`."""
-    if normalize:
-        returns = offline.dataset_of(task).episode_return
-        spread = jnp.max(returns) - jnp.min(returns)
-        limit = float(task.env.max_episode_steps)
-        reward = reward * (limit / jnp.where(spread > 0.0, spread, limit))
-    return hypers.reward_scale * reward + hypers.reward_bias
-
-
 def make(config: Config) -> Algorithm:
     """CQL with this config.
 
@@ -240,6 +232,9 @@ def make(config: Config) -> Algorithm:
         assert isinstance(task.env.action_space, Box)
         actor = Policy(config.actor_hidden_sizes, task.env.action_space.dim)
         return Networks(actor, MLP((*config.critic_hidden_sizes, 1), gains=gains))
+
+    def scale_of(task: Task) -> Array:
+        return offline.reward_scale(task) if config.normalize_reward else jnp.ones(())
 
     def init(key: Array, task: Task, hypers: Hypers) -> State:
         assert isinstance(task.env.action_space, Box)
@@ -280,7 +275,8 @@ def make(config: Config) -> Algorithm:
         networks = networks_of(task)
         batch_key, actor_key, critic_key = jax.random.split(key, 3)
         batch = offline.sample(batch_key, task, (config.batch_size,), config.normalize_obs)
-        batch = batch._replace(reward=shaped_reward(task, batch.reward, config.normalize_reward, hypers))
+        reward = hypers.reward_scale * (batch.reward * scale_of(task)) + hypers.reward_bias
+        batch = batch._replace(reward=reward)
         noise, random = jax.random.normal(actor_key, batch.action.shape), random_of(critic_key, batch.action.shape)
 
         # All gradients at what `state` holds, before any step is taken.
@@ -318,7 +314,7 @@ def make(config: Config) -> Algorithm:
     def value(key: Array, task: Task, state: State, obs: Array) -> Array:
         networks, obs = networks_of(task), offline.observe(task, obs, config.normalize_obs)
         mean, _ = networks.actor.apply(state.actor, obs)
-        return jnp.min(q_values(networks, state.critics, obs, jnp.tanh(mean)), axis=0)
+        return jnp.min(q_values(networks, state.critics, obs, jnp.tanh(mean)), axis=0) / scale_of(task)
 
     return Algorithm(init, update, act, 1, value)
 
