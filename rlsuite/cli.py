@@ -102,7 +102,7 @@ def run(arguments: list[str]) -> int:
     name = arguments[0]
     if name.startswith("-"):
         raise UserError(
-            f"expected an algorithm before '{name}', one of: {', '.join(sorted(algorithms.REGISTRY))}; "
+            f"expected an algorithm before '{name}', one of: {', '.join(algorithms.registered())}; "
             "type it right after 'rlsuite run'"
         )
     spec = algorithms.get(name)
