@@ -55,7 +55,8 @@ def load(path: str | Path, *, episodes: bool = False) -> pd.DataFrame:
         the shard is still running or was interrupted). A run is identified by (experiment, shard, run).
 
     Raises:
-        ResultsError: no such folder, no results in it, or a file that is truncated or not one of ours.
+        ResultsError: no such folder, no results in it, a file that is truncated or not one of ours, or a shard that
+            is there twice.
     """
     frame: pd.DataFrame = load_arrow(path, episodes=episodes).to_pandas()
     return frame
@@ -66,11 +67,19 @@ def load_arrow(path: str | Path, *, episodes: bool = False) -> pa.Table:
     `polars.from_arrow(load_arrow("results/quick"))`. Arguments and errors as there.
     """
     tables = []
+    places: dict[tuple[str, str], Path] = {}
     for shard in _shards(Path(path)):
         read = _read(shard, episodes)
         if read is None:
             continue
         table, manifest, partial = read
+        # Runs are told apart by these names, so that a copy's would take the place of the original's.
+        other = places.setdefault((manifest["experiment"], manifest["shard"]), shard.manifest)
+        if other != shard.manifest:
+            raise ResultsError(
+                f"shard '{manifest['shard']}' of experiment '{manifest['experiment']}' is there twice: '{other}' and "
+                f"'{shard.manifest}'; give the folder of one of them, or move one out of '{path}'"
+            )
         added = {"label": manifest["label"], "shard": manifest["shard"], "partial": partial}
         table = table.drop_columns([name for name in added if name in table.column_names])
         for name, value in added.items():

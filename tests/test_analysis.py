@@ -227,6 +227,33 @@ def test_a_damaged_part_is_named_with_a_remedy(
     assert printed.endswith("; run the same command again, which trains its runs anew\n")
 
 
+@pytest.mark.parametrize("running", [None, [2, 2]])
+def test_a_copy_of_results_beside_them_is_an_error(
+    folder: Path, capsys: pytest.CaptureFixture[str], running: list[int] | None
+) -> None:
+    write_shard(folder, "sac", "a", ramp(2))
+    write_shard(folder, "ppo", "a", ramp(2), running=running)
+    copy = folder.parent / "quick_old"
+    shutil.copytree(folder, copy)
+    (copy / "sac-a.parquet").unlink()
+    # The original may have gone on meanwhile.
+    write_shard(folder, "ppo", "a", ramp(2))
+    with pytest.raises(ResultsError) as caught:
+        load(folder.parent)
+    message = str(caught.value)
+    for named in ("shard 'ppo-a' of experiment 'quick'", str(folder / "ppo-a.json"), str(copy / "ppo-a.json")):
+        assert named in message
+    assert f"give the folder of one of them, or move one out of '{folder.parent}'" in message
+    assert main([str(folder.parent)]) == 2
+    assert message in capsys.readouterr().err
+    assert list(load(folder)["shard"].unique()) == ["ppo-a", "sac-a"]
+    # Within one folder too.
+    for ending in ("json", "parquet"):
+        shutil.copy(folder / f"ppo-a.{ending}", folder / f"b.{ending}")
+    with pytest.raises(ResultsError, match=r"is there twice: '.*quick/b\.json' and '.*quick/ppo-a\.json'"):
+        load(folder)
+
+
 def test_folders_without_results(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match="no such results folder"):
         load(tmp_path / "none")
