@@ -58,9 +58,11 @@ MINIMUM_RUNS = 8
 REPETITIONS = 2000
 SAME = (
     *("algorithm", "environment", "label", "config_hash", "hypers", "steps", "evaluations", "eval_episodes"),
-    *("max_episode_steps", "dataset", "sampling", "dataset_checksum"),
+    *("max_episode_steps", "dataset", "sampling", "dataset_checksum", "evaluation_physics"),
 )
-"""What a cell's manifest and its reference's must agree on, where both say it."""
+"""What a cell's manifest and its reference's must agree on."""
+FOUND_OUT = ("dataset_checksum", "evaluation_physics")
+"""Of these, what is known only once a cell runs, and references may be too old to say: compared where both say it."""
 
 
 class Verdict(enum.Enum):
@@ -348,8 +350,7 @@ def check_same(reference: Manifest, new: Manifest, remedy: str) -> None:
     """
     for name in SAME:
         was, now = reference.get(name), new.get(name)
-        # The checksum of a dataset is only known once it is read.
-        if was != now and not (name == "dataset_checksum" and now is None):
+        if was != now and not (name in FOUND_OUT and None in (was, now)):
             raise ResultsError(
                 f"the reference of '{new['label']}' on {new.get('dataset') or new['environment']} is of another cell: "
                 f"its {name} is {was!r}, now {now!r}; {remedy}"

@@ -20,7 +20,7 @@ from rliable import library as rly
 from rliable import metrics
 from written import REFERENCE, STEPS, ramp, read, write_shard
 
-from analysis import ResultsError, bootstrap, load, manifests, plots
+from analysis import ResultsError, bootstrap, load, manifests, plots, power
 from analysis import __main__ as command
 from analysis import scores as reading
 from analysis.__main__ import main
@@ -413,6 +413,38 @@ def test_what_a_reader_must_know_is_noted(folder: Path) -> None:
     assert "'ppo' on b: 2 runs repeat the seed and settings of another one" in notes
     assert "b: reference low 0, high 0 is unusable" in notes
     assert "'ppo' on a: 2 runs repeat" not in notes
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "words"),
+    [
+        ("max_episode_steps", (None, 50), "time limit (the task's own and 50)"),
+        ("evaluation_physics", ("MJX", "MuJoCo 3.3"), "evaluation physics (MJX and MuJoCo 3.3)"),
+        ("dataset_checksum", ("0abc", "1def"), "checksum of the dataset (0abc and 1def)"),
+    ],
+)
+def test_runs_under_other_conditions_are_not_compared(
+    folder: Path, key: str, values: tuple[Any, Any], words: str
+) -> None:
+    dataset: dict[str, Any] = {"extra": {"dataset": "a"}, "dataset": "a"} if key == "dataset_checksum" else {}
+    for label, value in zip(("ppo", "sac"), values, strict=True):
+        write_shard(folder, label, "a", ramp(2), **dataset, **{key: value})
+        write_shard(folder, label, "b", ramp(2), **{key: values[0]})
+    write_shard(folder, "sac", "b", ramp(2), shard="of-a-version-that-did-not-say", seeds=range(2, 4))
+    scores = read(folder)
+    assert scores.comparable() == (["b"], {"a": f"its runs differ in {words}"})
+    notes = "\n".join(scores.notes)
+    assert f"a: runs differ in {words}; their scores are not of one task" in notes
+    assert "b: runs differ" not in notes and "pools" not in notes
+    # Nor are they seeds of one label.
+    write_shard(folder, "ppo", "a", ramp(2), shard="again", **dataset, **{key: values[1]})
+    notes = "\n".join(read(folder).notes)
+    assert f"'ppo' on a: pools runs that differ in {words.split(' (')[0]} (" in notes
+    assert "repeat" not in notes
+    write_shard(folder, "ppo", "a", ramp(2), shard="once more", **dataset, **{key: values[1]})
+    assert any("'ppo' on a: 2 runs repeat the seed and settings" in note for note in read(folder).notes)
+    with pytest.raises(ResultsError, match=r"runs on a differ in .* give a folder with runs of one kind alone"):
+        power.make_pilot(folder, "ppo", difference=0.1, environment="a")
 
 
 # --- Bootstrap --------------------------------------------------------------------------------------------------------
