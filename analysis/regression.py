@@ -38,16 +38,14 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from scipy import stats
 
 from analysis import bootstrap
 from analysis.bootstrap import Interval
 from analysis.plots import sample_efficiency
 from analysis.scores import Array, Manifest, ResultsError, Scores, TaskScores, load, manifests, score
-from analysis.tables import LAST
+from analysis.tables import LAST, print_table
 
 ALPHA = 0.01
 MARGIN = 0.05
@@ -400,35 +398,27 @@ def table(judged: Sequence[Judged], looks: int) -> pd.DataFrame:
 
 def render(rows: pd.DataFrame, console: Console) -> None:
     """Print what `table` gave; see `analysis.tables.make_console`."""
-    shown = Table(
-        title="\nNew runs against the reference",
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    shown.add_column("cell", overflow="fold")
-    for header in ("runs", "measure", "reference", "new", "lost", "at most", "P(X > Y)"):
-        shown.add_column(header, justify="right", no_wrap=True)
-    shown.add_column("verdict", no_wrap=True)
+    groups = []
     for _, of_cell in rows.groupby("name", sort=False):
+        group = []
         for row in of_cell.to_dict("records"):
             of_scores, first = row["measure"] != "diverged", row["measure"] == "final"
-            shown.add_row(
-                f"{row['label']}\n{row['task']}" if first else "",
-                f"{row['runs']}/{row['reference_runs']}" if first else "",
-                row["measure"],
-                f"{row['reference']:.1f}" if of_scores else f"{row['reference']:.1%}",
-                f"{row['new']:.1f}" if of_scores else f"{row['new']:.1%}",
-                f"{-row['difference']:.1%}" if of_scores else "",
-                f"{-row['low']:.1%}" if of_scores else "",
-                f"{row['improvement']:.2f}" if of_scores else "",
-                "identical" if row["identical"] else row["claim"],
+            group.append(
+                [
+                    f"{row['label']}\n{row['task']}" if first else "",
+                    row["measure"],
+                    f"{row['runs']}/{row['reference_runs']}" if first else "",
+                    f"{row['reference']:.1f}" if of_scores else f"{row['reference']:.1%}",
+                    f"{row['new']:.1f}" if of_scores else f"{row['new']:.1%}",
+                    f"{-row['difference']:.1%}" if of_scores else "",
+                    f"{-row['low']:.1%}" if of_scores else "",
+                    f"{row['improvement']:.2f}" if of_scores else "",
+                    "identical" if row["identical"] else row["claim"],
+                ]
             )
-        shown.add_section()
-    console.print(shown)
+        groups.append(group)
+    numbers = ["runs", "reference", "new", "lost", "at most", "P(X > Y)", "verdict"]
+    print_table(console, "New runs against the reference", ["cell", "measure"], numbers, groups)
     margins = ", ".join(
         f"{measure} {' or '.join(f'{margin:.0%}' for margin in sorted(set(of_measure['margin'])))}"
         for measure, of_measure in rows[rows["measure"] != "diverged"].groupby("measure", sort=False)

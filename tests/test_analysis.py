@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import shutil
 import subprocess
@@ -16,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import scipy.stats
+from rich.console import Console
 from rliable import library as rly
 from rliable import metrics
 from written import REFERENCE, STEPS, ramp, read, write_shard
@@ -25,7 +28,7 @@ from analysis import __main__ as command
 from analysis import scores as reading
 from analysis.__main__ import main
 from analysis.scores import matrix
-from analysis.tables import AGGREGATES, summarise
+from analysis.tables import AGGREGATES, render, summarise
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ("aggregate_intervals", "performance_profile", "sample_efficiency")
@@ -828,18 +831,53 @@ def test_report_is_the_same_for_the_same_seed(folder: Path, tmp_path: Path, monk
     assert all(content != found[name] for name, content in files("z", 4).items())
 
 
-def test_long_names_are_folded_into_100_columns_and_not_cut(
+def write_long_names(folder: Path) -> tuple[list[str], list[str]]:
+    """Two labels on two tasks, all with long names and high scores; gives the names and the words of all numbers."""
+    tasks, labels = ["suite/a-task-with-a-very-long-name-v0", "suite/b"], ["ppo-with-many-many-words", "sac"]
+    for task, label in itertools.product(tasks, labels):
+        write_shard(folder, label, task, 1e4 * ramp(3, seed=len(label)))
+    summary = summarise(read(folder), repetitions=40)
+    shown = summary[(summary["score"] != "auc") & ~summary["statistic"].isin(["last_iqm", "auc_iqm"])]
+    numbers = []
+    for row in shown.to_dict("records"):
+        decimals = 0 if row["section"] == "task" else 3
+        numbers.append(f"{row['estimate']:.{decimals}f}")
+        if row["statistic"] != "untrained_iqm":
+            numbers[-1] += f" [{row['low']:.{decimals}f}, {row['high']:.{decimals}f}]"
+    return [*tasks, *labels], numbers
+
+
+def test_into_a_pipe_tables_are_as_wide_as_they_need(
     folder: Path, capsys: pytest.CaptureFixture[str], no_figures: None
 ) -> None:
-    environment, label = "suite/" + "a-very-long-task" * 5, "ppo-with-many-words" * 2
-    write_shard(folder, label, environment, 1e4 * ramp(3))
+    names, numbers = write_long_names(folder)
     assert main([str(folder), "--repetitions", "40"]) == 0
-    table = capsys.readouterr().out.split("Episode return")[0]
-    assert max(map(len, table.splitlines())) == 100
-    words = [line.split() for line in table.splitlines()[4:]]
-    assert "".join(line[0] for line in words if line).startswith(environment[:20])
-    assert "..." not in table and "\N{HORIZONTAL ELLIPSIS}" not in table
-    assert {"3", "0", "1k", "750"} <= {word for line in words for word in line}
+    lines = capsys.readouterr().out.splitlines()
+    words = ["environment", "label", "runs", "diverged", "untrained", "final", "IQM", "[95%]", "at", "step", "steps/s"]
+    assert words in [line.split() for line in lines]
+    for text in (*names, *numbers):
+        assert any(text in line for line in lines), text
+    assert any(line.split()[:2] == names[::2] and line.split()[-1] == "750" for line in lines)
+
+
+@pytest.mark.parametrize("width", [200, 100, 80, 40, 20])
+def test_no_number_is_cut_and_every_label_is_there_in_a_terminal_of_any_width(folder: Path, width: int) -> None:
+    names, numbers = write_long_names(folder)
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None, markup=False)
+    scores = read(folder)
+    render(scores, summarise(scores, repetitions=40), console)
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    for number in numbers:
+        assert any(number in line for line in lines), number
+    rules = [index for index, line in enumerate(lines) if set(line) == {"\N{BOX DRAWINGS LIGHT HORIZONTAL}"}]
+    assert len(rules) == 3 if width == 200 else len(rules) > 3
+    for rule in rules:
+        rows = itertools.takewhile(bool, lines[rule + 1 :])
+        in_names = "".join(row[: len(names[0] + names[2]) + 4] for row in rows).replace(" ", "")
+        assert "sac" in in_names and "ppo" in in_names
+    # An interval with the narrowest names may be wider than the terminal.
+    assert max(map(len, lines)) <= max(width, 64)
 
 
 def test_plot_draws_the_iqm_of_the_runs_that_were_evaluated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
