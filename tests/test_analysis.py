@@ -206,7 +206,7 @@ def test_damaged_files_are_named_with_a_remedy(
     assert str(file) in str(caught.value)
     assert "again" in str(caught.value)
     assert main([str(folder)]) == 2
-    assert capsys.readouterr().err == f"error: {caught.value}\n"
+    assert capsys.readouterr().err == f"rlsuite: {caught.value}\n"
 
 
 @pytest.mark.parametrize(
@@ -961,7 +961,7 @@ def test_report_on_a_shard_that_has_only_begun(folder: Path, no_figures: None) -
     ("arguments", "message"),
     [
         (["none"], "no such results folder 'none'"),
-        ([], "required: results"),
+        ([], "required: RESULTS (see 'rlsuite report --help')"),
         (["{results}", "--repetitions", "ten"], "'ten' is not a whole number of at least 40"),
         (["{results}", "--repetitions", "5"], "'5' is not a whole number of at least 40"),
         (["{results}", "--seed", "-1"], "'-1' is not a whole number of at least 0"),
@@ -979,9 +979,17 @@ def test_command_line_errors_are_one_line(
     assert main([argument.replace("{results}", str(folder)) for argument in arguments]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert message in captured.err
+    assert captured.err.startswith("rlsuite: ") and message in captured.err
     assert captured.err.count("\n") == 1
     assert sorted(folder.iterdir()) == before, "something half-written"
+
+
+def test_the_command_is_called_what_its_user_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--help"])
+    printed = capsys.readouterr().out
+    assert left.value.code == 0
+    assert printed.startswith("usage: rlsuite report [-h]") and "RESULTS" in printed and "python" not in printed
 
 
 def test_module_runs_without_the_rest_of_the_suite(folder: Path) -> None:
