@@ -1,6 +1,4 @@
-"""`python -m analysis <results folder>`: print the comparison; write the page `report.html`, the tables `report.csv`
-and `report.tex`, and the figures `sample_efficiency`, `aggregate_intervals` and `performance_profile` as PNG and PDF;
-and for each `--metric NAME` also `metric_NAME.csv` and the figure `metric_NAME`."""
+"""`rlsuite report FOLDER`, and without the rest of rlsuite `python -m analysis FOLDER`."""
 
 from __future__ import annotations
 
@@ -22,6 +20,8 @@ from analysis.plots import aggregate_intervals, performance_profile, sample_effi
 from analysis.report import document, write
 from analysis.tables import latex, make_console, render, render_metric, summarise
 
+DESCRIPTION = """Compare the results in a folder: print the tables; write them as report.csv and report.tex, the page
+report.html, and the figures sample_efficiency, aggregate_intervals and performance_profile as PNG and PDF."""
 FIGURES = (".png", ".pdf")
 MINIMUM_REPETITIONS = 40
 """With fewer resamples not even one lies outside each end of a 95 % interval."""
@@ -33,7 +33,7 @@ class _UsageError(ValueError):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise _UsageError(f"{message}; see `{self.prog} --help`")
+        raise _UsageError(f"{message} (see '{self.prog} --help')")
 
 
 def main(argv: list[str]) -> int:
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
         out = arguments.out or arguments.results
         report(arguments.results, out, arguments.repetitions, arguments.seed, arguments.metric)
     except (ValueError, OSError) as error:  # ResultsError and _UsageError are ValueErrors
-        print(f"error: {error}", file=sys.stderr)
+        print(f"rlsuite: {error}", file=sys.stderr)
         return 2
     return 0
 
@@ -116,8 +116,10 @@ def _report_metric(scores: Scores, name: str, out: Path, repetitions: int, seed:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m analysis", description=__doc__, allow_abbrev=False)
-    parser.add_argument("results", type=Path, help="an experiment's folder, or a folder of experiments")
+    parser = _Parser(prog="rlsuite report", description=DESCRIPTION, allow_abbrev=False)
+    parser.add_argument(
+        "results", metavar="RESULTS", type=Path, help="an experiment's folder, or a folder of experiments"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: the results folder)")
     parser.add_argument(
         "--repetitions",
@@ -131,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME",
-        help="also a table and a plot of this training metric, such as value_bias; may be given again",
+        help="also metric_NAME.csv and a figure of this training metric, such as value_bias; may be given again",
     )
     parser.add_argument(
         "--seed", type=_integer(0), default=0, metavar="N", help="of the bootstrap (default: %(default)s)"

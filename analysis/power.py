@@ -210,6 +210,12 @@ def make_pilot(
     if return_difference is None and any(each not in scores.references for each in environments):
         raise ResultsError(f"{environments[0]} has no reference returns; give the difference as --return-difference")
 
+    for each in environments:
+        if each in scores.unequal:
+            raise ResultsError(
+                f"runs on {each} differ in {scores.unequal[each]}; give a folder with runs of one kind alone"
+            )
+
     def runs_of(name: str) -> list[Array]:
         tasks = []
         for each in environments:

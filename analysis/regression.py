@@ -38,16 +38,14 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from scipy import stats
 
 from analysis import bootstrap
 from analysis.bootstrap import Interval
 from analysis.plots import sample_efficiency
 from analysis.scores import Array, Manifest, ResultsError, Scores, TaskScores, load, manifests, score
-from analysis.tables import LAST
+from analysis.tables import LAST, print_table
 
 ALPHA = 0.01
 MARGIN = 0.05
@@ -58,9 +56,11 @@ MINIMUM_RUNS = 8
 REPETITIONS = 2000
 SAME = (
     *("algorithm", "environment", "label", "config_hash", "hypers", "steps", "evaluations", "eval_episodes"),
-    *("max_episode_steps", "dataset", "sampling", "dataset_checksum"),
+    *("max_episode_steps", "dataset", "sampling", "dataset_checksum", "evaluation_physics"),
 )
-"""What a cell's manifest and its reference's must agree on, where both say it."""
+"""What a cell's manifest and its reference's must agree on."""
+FOUND_OUT = ("dataset_checksum", "evaluation_physics")
+"""Of these, what is known only once a cell runs, and references may be too old to say: compared where both say it."""
 
 
 class Verdict(enum.Enum):
@@ -348,8 +348,7 @@ def check_same(reference: Manifest, new: Manifest, remedy: str) -> None:
     """
     for name in SAME:
         was, now = reference.get(name), new.get(name)
-        # The checksum of a dataset is only known once it is read.
-        if was != now and not (name == "dataset_checksum" and now is None):
+        if was != now and not (name in FOUND_OUT and None in (was, now)):
             raise ResultsError(
                 f"the reference of '{new['label']}' on {new.get('dataset') or new['environment']} is of another cell: "
                 f"its {name} is {was!r}, now {now!r}; {remedy}"
@@ -399,35 +398,27 @@ def table(judged: Sequence[Judged], looks: int) -> pd.DataFrame:
 
 def render(rows: pd.DataFrame, console: Console) -> None:
     """Print what `table` gave; see `analysis.tables.make_console`."""
-    shown = Table(
-        title="\nNew runs against the reference",
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    shown.add_column("cell", overflow="fold")
-    for header in ("runs", "measure", "reference", "new", "lost", "at most", "P(X > Y)"):
-        shown.add_column(header, justify="right", no_wrap=True)
-    shown.add_column("verdict", no_wrap=True)
+    groups = []
     for _, of_cell in rows.groupby("name", sort=False):
+        group = []
         for row in of_cell.to_dict("records"):
             of_scores, first = row["measure"] != "diverged", row["measure"] == "final"
-            shown.add_row(
-                f"{row['label']}\n{row['task']}" if first else "",
-                f"{row['runs']}/{row['reference_runs']}" if first else "",
-                row["measure"],
-                f"{row['reference']:.1f}" if of_scores else f"{row['reference']:.1%}",
-                f"{row['new']:.1f}" if of_scores else f"{row['new']:.1%}",
-                f"{-row['difference']:.1%}" if of_scores else "",
-                f"{-row['low']:.1%}" if of_scores else "",
-                f"{row['improvement']:.2f}" if of_scores else "",
-                "identical" if row["identical"] else row["claim"],
+            group.append(
+                [
+                    f"{row['label']}\n{row['task']}" if first else "",
+                    row["measure"],
+                    f"{row['runs']}/{row['reference_runs']}" if first else "",
+                    f"{row['reference']:.1f}" if of_scores else f"{row['reference']:.1%}",
+                    f"{row['new']:.1f}" if of_scores else f"{row['new']:.1%}",
+                    f"{-row['difference']:.1%}" if of_scores else "",
+                    f"{-row['low']:.1%}" if of_scores else "",
+                    f"{row['improvement']:.2f}" if of_scores else "",
+                    "identical" if row["identical"] else row["claim"],
+                ]
             )
-        shown.add_section()
-    console.print(shown)
+        groups.append(group)
+    numbers = ["runs", "reference", "new", "lost", "at most", "P(X > Y)", "verdict"]
+    print_table(console, "New runs against the reference", ["cell", "measure"], numbers, groups)
     margins = ", ".join(
         f"{measure} {' or '.join(f'{margin:.0%}' for margin in sorted(set(of_measure['margin'])))}"
         for measure, of_measure in rows[rows["measure"] != "diverged"].groupby("measure", sort=False)

@@ -55,7 +55,8 @@ def load(path: str | Path, *, episodes: bool = False) -> pd.DataFrame:
         the shard is still running or was interrupted). A run is identified by (experiment, shard, run).
 
     Raises:
-        ResultsError: no such folder, no results in it, or a file that is truncated or not one of ours.
+        ResultsError: no such folder, no results in it, a file that is truncated or not one of ours, or a shard that
+            is there twice.
     """
     frame: pd.DataFrame = load_arrow(path, episodes=episodes).to_pandas()
     return frame
@@ -66,11 +67,19 @@ def load_arrow(path: str | Path, *, episodes: bool = False) -> pa.Table:
     `polars.from_arrow(load_arrow("results/quick"))`. Arguments and errors as there.
     """
     tables = []
+    places: dict[tuple[str, str], Path] = {}
     for shard in _shards(Path(path)):
         read = _read(shard, episodes)
         if read is None:
             continue
         table, manifest, partial = read
+        # Runs are told apart by these names, so that a copy's would take the place of the original's.
+        other = places.setdefault((manifest["experiment"], manifest["shard"]), shard.manifest)
+        if other != shard.manifest:
+            raise ResultsError(
+                f"shard '{manifest['shard']}' of experiment '{manifest['experiment']}' is there twice: '{other}' and "
+                f"'{shard.manifest}'; give the folder of one of them, or move one out of '{path}'"
+            )
         added = {"label": manifest["label"], "shard": manifest["shard"], "partial": partial}
         table = table.drop_columns([name for name in added if name in table.column_names])
         for name, value in added.items():
@@ -236,6 +245,12 @@ def _listed(names: Any) -> str:
 
 KINDS = {"final": "final score", "auc": "area under the curve"}
 """What the score of a run may be, see `Scores.normalised`."""
+CONDITIONS = {
+    "max_episode_steps": "time limit",
+    "evaluation_physics": "evaluation physics",
+    "dataset_checksum": "checksum of the dataset",
+}
+"""Keys of a manifest, which may lack them: what the scores on a task depend on and its name does not tell."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -368,6 +383,8 @@ class Scores:
     """By environment: the environment steps that a run was to take (the largest, where labels differ)."""
     notes: tuple[str, ...]
     """What a reader must know before comparing: pooled settings, runs that have not finished, and so on."""
+    unequal: dict[str, str] = dataclasses.field(default_factory=dict)
+    """By environment, where runs differ in some of `CONDITIONS`: in which, as words."""
 
     @property
     def labels(self) -> list[str]:
@@ -382,8 +399,9 @@ class Scores:
     def comparable(self) -> tuple[list[str], dict[str, str]]:
         """The tasks that aggregates may use, and for each other task the reason why not.
 
-        A task needs a reference (else its scores have no common scale), finite scores, and runs of every label (else
-        labels would be compared on different tasks).
+        A task needs a reference (else its scores have no common scale), finite scores, runs of every label (else
+        labels would be compared on different tasks), and the same `CONDITIONS` for all of them (else it is several
+        tasks under one name).
         """
         reasons = {}
         for environment in self.environments:
@@ -391,6 +409,8 @@ class Scores:
             there = [self.tasks[label, environment] for label in self.labels if label not in lacking]
             if lacking:
                 reasons[environment] = f"no run of {_listed(lacking)}"
+            elif environment in self.unequal:
+                reasons[environment] = f"its runs differ in {self.unequal[environment]}"
             elif environment not in self.references:
                 reasons[environment] = "no reference returns in its manifests"
             elif not all(np.isfinite(task.final).all() for task in there):
@@ -459,13 +479,18 @@ def score(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> Scores:
     tasks = {}
     played: dict[tuple[int, int], list[str]] = {}
     floors = _floors(frame, references)
-    planned = {(manifest["experiment"], manifest["shard"]): len(manifest["seeds"]) for manifest in shard_manifests}
+    unequal = {}
+    for environment, rows in frame.groupby("environment", sort=True):
+        if differ := _differences(_manifests_of(rows, shard_manifests)):
+            unequal[environment] = _in_words(differ)
+            notes.append(f"{environment}: runs differ in {unequal[environment]}; their scores are not of one task")
     for (label, environment), rows in frame.groupby(["label", "environment"], sort=True):
         where, budget = f"'{label}' on {environment}", budgets[environment]
-        shards = rows[["experiment", "shard"]].drop_duplicates().itertuples(index=False, name=None)
-        task = _task_scores(label, environment, rows, floors[environment], sum(planned[shard] for shard in shards))
+        of_label = _manifests_of(rows, shard_manifests)
+        planned = sum(len(manifest["seeds"]) for manifest in of_label)
+        task = _task_scores(label, environment, rows, floors[environment], planned)
         tasks[label, environment] = task
-        notes += _pooling_notes(rows, where)
+        notes += _pooling_notes(rows, of_label, where)
         if task.offline:
             played.setdefault(_episodes_played(task, rows, shard_manifests), []).append(where)
         if task.running.any():
@@ -483,7 +508,7 @@ def score(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> Scores:
     for (total, of_a_run), cells in played.items():
         whose = cells[0] if len(cells) == 1 else f"each of {len(cells)} offline cells"
         notes.append(f"{whose}: {total:,} episodes were played to evaluate, {of_a_run:,} a run")
-    return Scores(tasks, references, budgets, tuple(notes))
+    return Scores(tasks, references, budgets, tuple(notes), unequal)
 
 
 def by_task(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> tuple[pd.DataFrame, list[Manifest]]:
@@ -491,6 +516,27 @@ def by_task(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> tuple[p
     if "dataset" in frame:
         frame = frame.assign(environment=frame["dataset"].fillna(frame["environment"]))
     return frame, [{**m, "environment": m.get("dataset", m["environment"])} for m in shard_manifests]
+
+
+def _manifests_of(rows: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> list[Manifest]:
+    """Those of the shards that the rows are of."""
+    shards = set(rows[["experiment", "shard"]].drop_duplicates().itertuples(index=False, name=None))
+    return [manifest for manifest in shard_manifests if (manifest["experiment"], manifest["shard"]) in shards]
+
+
+def _differences(shard_manifests: Sequence[Manifest]) -> dict[str, list[Any]]:
+    """The `CONDITIONS` that manifests disagree on, with their values. What a manifest does not say, it agrees on."""
+    values = {key: list(dict.fromkeys(m[key] for m in shard_manifests if key in m)) for key in CONDITIONS}
+    return {key: found for key, found in values.items() if len(found) > 1}
+
+
+def _in_words(differences: dict[str, list[Any]]) -> str:
+    """`time limit (50 and the task's own)`"""
+    words = {
+        key: " and ".join("the task's own" if value is None else str(value) for value in values)
+        for key, values in differences.items()
+    }
+    return ", ".join(f"{CONDITIONS[key]} ({values})" for key, values in words.items())
 
 
 def _episodes_played(task: TaskScores, rows: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> tuple[int, int]:
@@ -599,8 +645,11 @@ def _carry_forward(curves: Array, floor: float) -> Array:
     return np.where(last >= 0, np.take_along_axis(curves, np.maximum(last, 0), axis=1), floor)
 
 
-def _pooling_notes(rows: pd.DataFrame, where: str) -> Iterator[str]:
+def _pooling_notes(rows: pd.DataFrame, of_label: Sequence[Manifest], where: str) -> Iterator[str]:
     """Warnings about runs that one label pools although they may not belong together."""
+    differ = _differences(of_label)
+    if differ:
+        yield f"{where}: pools runs that differ in {_in_words(differ)}; report on each in a folder of its own"
     configs = rows["config_hash"].nunique()
     if configs > 1:
         yield f"{where}: pools runs of {configs} configurations; give each its own label to compare them"
@@ -616,6 +665,10 @@ def _pooling_notes(rows: pd.DataFrame, where: str) -> Iterator[str]:
         )
     identity = ["config_hash", "seed", *hypers]
     runs = rows.drop_duplicates(["experiment", "shard", "run"])
+    if differ:
+        conditions = {(m["experiment"], m["shard"]): str([m.get(key) for key in differ]) for m in of_label}
+        shards = runs[["experiment", "shard"]].itertuples(index=False, name=None)
+        runs, identity = runs.assign(conditions=[conditions[shard] for shard in shards]), [*identity, "conditions"]
     repeated = int(runs.duplicated(identity).sum())
     if repeated:
         yield f"{where}: {repeated} runs repeat the seed and settings of another one; they are not independent"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
@@ -30,7 +32,9 @@ COLUMNS = (
 LAST = 5
 """Evaluations at the end of which the mean is reported too, beside the score of the last one."""
 WIDTH = 100
-"""Columns of the printed tables where the output is not a terminal, which would tell its own width."""
+"""Columns of the printed text where the output is not a terminal, which would tell its own width."""
+UNLIMITED = 1_000_000
+"""Columns that no table needs."""
 MISSING = "-"
 
 
@@ -108,7 +112,7 @@ def render(scores: Scores, summary: pd.DataFrame, console: Console) -> None:
     """
     tasks = summary[summary["section"] == "task"]
     offline = any(task.offline for task in scores.tasks.values())
-    console.print(_task_table(tasks, offline=offline))
+    _print_tasks(console, tasks, offline=offline)
     console.print(
         "\nEpisode return, untrained and final: IQM over runs, which is the mean of their middle half.\n"
         + (f"Last {LAST}: the same of each run's mean over its last {LAST} evaluations.\n" if offline else "")
@@ -118,10 +122,10 @@ def render(scores: Scores, summary: pd.DataFrame, console: Console) -> None:
     environments, left_out = scores.comparable()
     if environments:
         of_final = summary[summary["score"] == "final"]
-        console.print(_aggregate_table(of_final[of_final["section"] == "aggregate"]))
+        _print_aggregates(console, of_final[of_final["section"] == "aggregate"])
         improvements = of_final[of_final["section"] == "improvement"]
         if len(improvements):
-            console.print(_improvement_table(improvements))
+            _print_improvements(console, improvements)
         returns = [
             f"{environment} ({scores.references[environment].low:g} to {scores.references[environment].high:g})"
             for environment in environments
@@ -195,14 +199,14 @@ def render_metric(scores: Scores, summary: pd.DataFrame, metric: str, console: C
         metric: its name.
         console: where to; see `make_console`.
     """
-    console.print(_task_table(summary[summary["section"] == "task"], f"Metric {metric} at the last evaluation"))
+    _print_tasks(console, summary[summary["section"] == "task"], f"Metric {metric} at the last evaluation")
     console.print(f"\nIQM over runs of {metric}, with its {CONFIDENCE:.0%} interval, stratified bootstrap over runs.")
     for note in scores.notes:
         console.print(f"Note: {note}.")
 
 
 def make_console() -> Console:
-    """A console for standard output: plain and `WIDTH` wide when piped."""
+    """A console for standard output: plain when piped, and text then `WIDTH` wide."""
     # Names of labels and tasks are text: brackets and colons in them are not rich's markup.
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
@@ -224,55 +228,105 @@ def _task_interval(values: Array, label: str, environment: str, repetitions: int
     )
 
 
-def _task_table(tasks: pd.DataFrame, title: str = "Final evaluation", offline: bool = False) -> Table:
-    table = _table(title)
-    table.add_column("dataset" if offline else "environment", overflow="fold")
-    table.add_column("label", overflow="fold", min_width=5)
-    interval = f"final IQM [{CONFIDENCE:.0%}]"
-    of_last = [f"last {LAST}"] if offline else []
-    for header in ("runs", "diverged", "untrained", interval, *of_last, "at step", "steps/s"):
-        table.add_column(header, justify="right", no_wrap=True)
-    previous = None
-    for (environment, label), rows in tasks.groupby(["environment", "label"], sort=False):
-        by_statistic = rows.set_index("statistic")
-        final = by_statistic.loc["final_iqm"]
-        first, last = int(final["first_final_step"]), int(final["last_final_step"])
-        decimals = _decimals(final["estimate"], final["high"] - final["low"])
-        if previous not in (None, environment):
+def print_table(
+    console: Console,
+    title: str,
+    names: Sequence[str],
+    numbers: Sequence[str],
+    groups: Sequence[Sequence[Sequence[str]]],
+) -> None:
+    """Print a table in which no name and no number is cut, whatever the width.
+
+    Where it is wider than a terminal, it becomes several tables below each other, each with the names and as many of
+    the numbers as fit. Into a file or a pipe it is one table, as wide as it needs.
+
+    Args:
+        console: see `make_console`.
+        title: above the table.
+        names: headings of the first columns. In a terminal, names that take more than half of it are folded.
+        numbers: headings of the other columns.
+        groups: rows, each the texts of all columns, in groups that are set apart from each other.
+    """
+    width = console.width if console.is_terminal else UNLIMITED
+    needed = [max(cell_len(text) for text in column) for column in zip(names, *itertools.chain(*groups), strict=False)]
+    limits = _shared(needed, width // 2)
+
+    def part(first: int, end: int) -> Table:
+        """With these of the numbers."""
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        for name, limit in zip(names, limits, strict=True):
+            table.add_column(name, overflow="fold", max_width=max(limit, cell_len(name)))
+        for number in numbers[first:end]:
+            table.add_column(number, justify="right", no_wrap=True)
+        for group in groups:
+            for row in group:
+                table.add_row(*row[: len(names)], *row[len(names) :][first:end])
             table.add_section()
-        table.add_row(
-            environment if environment != previous else "",
-            label,
-            str(final["runs"]) + (f"/{final['planned_runs']}" if final["runs"] < final["planned_runs"] else ""),
-            str(final["diverged"]),
-            _number(by_statistic.loc["untrained_iqm", "estimate"], decimals),
-            _interval(final, decimals),
-            *([_number(by_statistic.loc["last_iqm", "estimate"], decimals)] if offline else []),
-            _short(last) if first == last else f"{_short(first)} to {_short(last)}",
-            _short(final["steps_per_second"]),
-        )
-        previous = environment
-    return table
+        # Told its width, a table keeps it where the console is narrower.
+        table.width = console.measure(table, options=console.options.update(max_width=UNLIMITED)).maximum
+        return table
+
+    console.print(f"\n{title}", style="bold")
+    first = 0
+    while first < len(numbers):
+        ends = range(first + 1, len(numbers) + 1)
+        fitting = [end for end in ends if (part(first, end).width or 0) <= width]
+        end = max(fitting, default=first + 1)
+        if first:
+            console.print()
+        console.print(part(first, end), crop=False)
+        first = end
 
 
-def _aggregate_table(aggregates: pd.DataFrame) -> Table:
-    table = _table("Normalised final scores over all compared tasks")
-    table.add_column("label", overflow="fold", min_width=5)
-    for header in TITLES.values():
-        table.add_column(header, justify="right", no_wrap=True)
+def _shared(needed: Sequence[int], total: int) -> list[int]:
+    """How much of the total each gets: no more than it needs, and what some leave goes to the others."""
+    shares = [0] * len(needed)
+    for taken, index in enumerate(sorted(range(len(needed)), key=needed.__getitem__)):
+        shares[index] = min(needed[index], total // (len(needed) - taken))
+        total -= shares[index]
+    return shares
+
+
+def _print_tasks(console: Console, tasks: pd.DataFrame, title: str = "Final evaluation", offline: bool = False) -> None:
+    of_last = [f"last {LAST}"] if offline else []
+    groups = []
+    for environment, of_task in tasks.groupby("environment", sort=False):
+        group: list[list[str]] = []
+        for label, rows in of_task.groupby("label", sort=False):
+            by_statistic = rows.set_index("statistic")
+            final = by_statistic.loc["final_iqm"]
+            first, last = int(final["first_final_step"]), int(final["last_final_step"])
+            decimals = _decimals(final["estimate"], final["high"] - final["low"])
+            group.append(
+                [
+                    "" if group else environment,
+                    label,
+                    str(final["runs"]) + (f"/{final['planned_runs']}" if final["runs"] < final["planned_runs"] else ""),
+                    str(final["diverged"]),
+                    _number(by_statistic.loc["untrained_iqm", "estimate"], decimals),
+                    _interval(final, decimals),
+                    *([_number(by_statistic.loc["last_iqm", "estimate"], decimals)] if offline else []),
+                    _short(last) if first == last else f"{_short(first)} to {_short(last)}",
+                    _short(final["steps_per_second"]),
+                ]
+            )
+        groups.append(group)
+    interval = f"final IQM [{CONFIDENCE:.0%}]"
+    numbers = ["runs", "diverged", "untrained", interval, *of_last, "at step", "steps/s"]
+    print_table(console, title, ["dataset" if offline else "environment", "label"], numbers, groups)
+
+
+def _print_aggregates(console: Console, aggregates: pd.DataFrame) -> None:
+    group = []
     for label, rows in aggregates.groupby("label", sort=False):
         by_statistic = rows.set_index("statistic")
-        table.add_row(label, *(_interval(by_statistic.loc[statistic], 3) for statistic in AGGREGATES))
-    return table
+        group.append([label, *(_interval(by_statistic.loc[statistic], 3) for statistic in AGGREGATES)])
+    print_table(console, "Normalised final scores over all compared tasks", ["label"], list(TITLES.values()), [group])
 
 
-def _improvement_table(improvements: pd.DataFrame) -> Table:
-    table = _table("Probability of improvement")
-    table.add_column("P(X > Y)", overflow="fold")
-    table.add_column(f"[{CONFIDENCE:.0%} interval]", justify="right", no_wrap=True)
-    for _, row in improvements.iterrows():
-        table.add_row(f"{row['label']} > {row['against']}", _interval(row, 3))
-    return table
+def _print_improvements(console: Console, improvements: pd.DataFrame) -> None:
+    group = [[f"{row['label']} > {row['against']}", _interval(row, 3)] for _, row in improvements.iterrows()]
+    print_table(console, "Probability of improvement", ["P(X > Y)"], [f"[{CONFIDENCE:.0%} interval]"], [group])
 
 
 LATEX = {
@@ -298,17 +352,6 @@ def _one_line(text: str) -> str:
 def _latex_interval(row: pd.Series, decimals: int) -> str:
     # A bracket at the start of a row would be taken for an argument of the row before; braces keep it apart.
     return "{" + _interval(row, decimals).replace("-", "$-$") + "}"
-
-
-def _table(title: str) -> Table:
-    return Table(
-        title=f"\n{title}",
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        collapse_padding=True,
-    )
 
 
 def _interval(row: pd.Series, decimals: int) -> str:

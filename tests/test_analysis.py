@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import shutil
 import subprocess
@@ -16,16 +18,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import scipy.stats
+from rich.console import Console
 from rliable import library as rly
 from rliable import metrics
 from written import REFERENCE, STEPS, ramp, read, write_shard
 
-from analysis import ResultsError, bootstrap, load, manifests, plots
+from analysis import ResultsError, bootstrap, load, manifests, plots, power
 from analysis import __main__ as command
 from analysis import scores as reading
 from analysis.__main__ import main
 from analysis.scores import matrix
-from analysis.tables import AGGREGATES, summarise
+from analysis.tables import AGGREGATES, render, summarise
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ("aggregate_intervals", "performance_profile", "sample_efficiency")
@@ -203,7 +206,7 @@ def test_damaged_files_are_named_with_a_remedy(
     assert str(file) in str(caught.value)
     assert "again" in str(caught.value)
     assert main([str(folder)]) == 2
-    assert capsys.readouterr().err == f"error: {caught.value}\n"
+    assert capsys.readouterr().err == f"rlsuite: {caught.value}\n"
 
 
 @pytest.mark.parametrize(
@@ -225,6 +228,33 @@ def test_a_damaged_part_is_named_with_a_remedy(
     assert message in printed and printed.count("\n") == 1
     assert (str(file.parent) if damage is doubled_rows else str(file)) in printed
     assert printed.endswith("; run the same command again, which trains its runs anew\n")
+
+
+@pytest.mark.parametrize("running", [None, [2, 2]])
+def test_a_copy_of_results_beside_them_is_an_error(
+    folder: Path, capsys: pytest.CaptureFixture[str], running: list[int] | None
+) -> None:
+    write_shard(folder, "sac", "a", ramp(2))
+    write_shard(folder, "ppo", "a", ramp(2), running=running)
+    copy = folder.parent / "quick_old"
+    shutil.copytree(folder, copy)
+    (copy / "sac-a.parquet").unlink()
+    # The original may have gone on meanwhile.
+    write_shard(folder, "ppo", "a", ramp(2))
+    with pytest.raises(ResultsError) as caught:
+        load(folder.parent)
+    message = str(caught.value)
+    for named in ("shard 'ppo-a' of experiment 'quick'", str(folder / "ppo-a.json"), str(copy / "ppo-a.json")):
+        assert named in message
+    assert f"give the folder of one of them, or move one out of '{folder.parent}'" in message
+    assert main([str(folder.parent)]) == 2
+    assert message in capsys.readouterr().err
+    assert list(load(folder)["shard"].unique()) == ["ppo-a", "sac-a"]
+    # Within one folder too.
+    for ending in ("json", "parquet"):
+        shutil.copy(folder / f"ppo-a.{ending}", folder / f"b.{ending}")
+    with pytest.raises(ResultsError, match=r"is there twice: '.*quick/b\.json' and '.*quick/ppo-a\.json'"):
+        load(folder)
 
 
 def test_folders_without_results(tmp_path: Path) -> None:
@@ -386,6 +416,38 @@ def test_what_a_reader_must_know_is_noted(folder: Path) -> None:
     assert "'ppo' on b: 2 runs repeat the seed and settings of another one" in notes
     assert "b: reference low 0, high 0 is unusable" in notes
     assert "'ppo' on a: 2 runs repeat" not in notes
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "words"),
+    [
+        ("max_episode_steps", (None, 50), "time limit (the task's own and 50)"),
+        ("evaluation_physics", ("MJX", "MuJoCo 3.3"), "evaluation physics (MJX and MuJoCo 3.3)"),
+        ("dataset_checksum", ("0abc", "1def"), "checksum of the dataset (0abc and 1def)"),
+    ],
+)
+def test_runs_under_other_conditions_are_not_compared(
+    folder: Path, key: str, values: tuple[Any, Any], words: str
+) -> None:
+    dataset: dict[str, Any] = {"extra": {"dataset": "a"}, "dataset": "a"} if key == "dataset_checksum" else {}
+    for label, value in zip(("ppo", "sac"), values, strict=True):
+        write_shard(folder, label, "a", ramp(2), **dataset, **{key: value})
+        write_shard(folder, label, "b", ramp(2), **{key: values[0]})
+    write_shard(folder, "sac", "b", ramp(2), shard="of-a-version-that-did-not-say", seeds=range(2, 4))
+    scores = read(folder)
+    assert scores.comparable() == (["b"], {"a": f"its runs differ in {words}"})
+    notes = "\n".join(scores.notes)
+    assert f"a: runs differ in {words}; their scores are not of one task" in notes
+    assert "b: runs differ" not in notes and "pools" not in notes
+    # Nor are they seeds of one label.
+    write_shard(folder, "ppo", "a", ramp(2), shard="again", **dataset, **{key: values[1]})
+    notes = "\n".join(read(folder).notes)
+    assert f"'ppo' on a: pools runs that differ in {words.split(' (')[0]} (" in notes
+    assert "repeat" not in notes
+    write_shard(folder, "ppo", "a", ramp(2), shard="once more", **dataset, **{key: values[1]})
+    assert any("'ppo' on a: 2 runs repeat the seed and settings" in note for note in read(folder).notes)
+    with pytest.raises(ResultsError, match=r"runs on a differ in .* give a folder with runs of one kind alone"):
+        power.make_pilot(folder, "ppo", difference=0.1, environment="a")
 
 
 # --- Bootstrap --------------------------------------------------------------------------------------------------------
@@ -769,18 +831,53 @@ def test_report_is_the_same_for_the_same_seed(folder: Path, tmp_path: Path, monk
     assert all(content != found[name] for name, content in files("z", 4).items())
 
 
-def test_long_names_are_folded_into_100_columns_and_not_cut(
+def write_long_names(folder: Path) -> tuple[list[str], list[str]]:
+    """Two labels on two tasks, all with long names and high scores; gives the names and the words of all numbers."""
+    tasks, labels = ["suite/a-task-with-a-very-long-name-v0", "suite/b"], ["ppo-with-many-many-words", "sac"]
+    for task, label in itertools.product(tasks, labels):
+        write_shard(folder, label, task, 1e4 * ramp(3, seed=len(label)))
+    summary = summarise(read(folder), repetitions=40)
+    shown = summary[(summary["score"] != "auc") & ~summary["statistic"].isin(["last_iqm", "auc_iqm"])]
+    numbers = []
+    for row in shown.to_dict("records"):
+        decimals = 0 if row["section"] == "task" else 3
+        numbers.append(f"{row['estimate']:.{decimals}f}")
+        if row["statistic"] != "untrained_iqm":
+            numbers[-1] += f" [{row['low']:.{decimals}f}, {row['high']:.{decimals}f}]"
+    return [*tasks, *labels], numbers
+
+
+def test_into_a_pipe_tables_are_as_wide_as_they_need(
     folder: Path, capsys: pytest.CaptureFixture[str], no_figures: None
 ) -> None:
-    environment, label = "suite/" + "a-very-long-task" * 5, "ppo-with-many-words" * 2
-    write_shard(folder, label, environment, 1e4 * ramp(3))
+    names, numbers = write_long_names(folder)
     assert main([str(folder), "--repetitions", "40"]) == 0
-    table = capsys.readouterr().out.split("Episode return")[0]
-    assert max(map(len, table.splitlines())) == 100
-    words = [line.split() for line in table.splitlines()[4:]]
-    assert "".join(line[0] for line in words if line).startswith(environment[:20])
-    assert "..." not in table and "\N{HORIZONTAL ELLIPSIS}" not in table
-    assert {"3", "0", "1k", "750"} <= {word for line in words for word in line}
+    lines = capsys.readouterr().out.splitlines()
+    words = ["environment", "label", "runs", "diverged", "untrained", "final", "IQM", "[95%]", "at", "step", "steps/s"]
+    assert words in [line.split() for line in lines]
+    for text in (*names, *numbers):
+        assert any(text in line for line in lines), text
+    assert any(line.split()[:2] == names[::2] and line.split()[-1] == "750" for line in lines)
+
+
+@pytest.mark.parametrize("width", [200, 100, 80, 40, 20])
+def test_no_number_is_cut_and_every_label_is_there_in_a_terminal_of_any_width(folder: Path, width: int) -> None:
+    names, numbers = write_long_names(folder)
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None, markup=False)
+    scores = read(folder)
+    render(scores, summarise(scores, repetitions=40), console)
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    for number in numbers:
+        assert any(number in line for line in lines), number
+    rules = [index for index, line in enumerate(lines) if set(line) == {"\N{BOX DRAWINGS LIGHT HORIZONTAL}"}]
+    assert len(rules) == 3 if width == 200 else len(rules) > 3
+    for rule in rules:
+        rows = itertools.takewhile(bool, lines[rule + 1 :])
+        in_names = "".join(row[: len(names[0] + names[2]) + 4] for row in rows).replace(" ", "")
+        assert "sac" in in_names and "ppo" in in_names
+    # An interval with the narrowest names may be wider than the terminal.
+    assert max(map(len, lines)) <= max(width, 64)
 
 
 def test_plot_draws_the_iqm_of_the_runs_that_were_evaluated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -864,7 +961,7 @@ def test_report_on_a_shard_that_has_only_begun(folder: Path, no_figures: None) -
     ("arguments", "message"),
     [
         (["none"], "no such results folder 'none'"),
-        ([], "required: results"),
+        ([], "required: RESULTS (see 'rlsuite report --help')"),
         (["{results}", "--repetitions", "ten"], "'ten' is not a whole number of at least 40"),
         (["{results}", "--repetitions", "5"], "'5' is not a whole number of at least 40"),
         (["{results}", "--seed", "-1"], "'-1' is not a whole number of at least 0"),
@@ -882,9 +979,17 @@ def test_command_line_errors_are_one_line(
     assert main([argument.replace("{results}", str(folder)) for argument in arguments]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert message in captured.err
+    assert captured.err.startswith("rlsuite: ") and message in captured.err
     assert captured.err.count("\n") == 1
     assert sorted(folder.iterdir()) == before, "something half-written"
+
+
+def test_the_command_is_called_what_its_user_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--help"])
+    printed = capsys.readouterr().out
+    assert left.value.code == 0
+    assert printed.startswith("usage: rlsuite report [-h]") and "RESULTS" in printed and "python" not in printed
 
 
 def test_module_runs_without_the_rest_of_the_suite(folder: Path) -> None:

@@ -69,7 +69,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 
 def one_line(stderr: str) -> str:
     """The message, having checked that it is a single line of ours."""
-    assert re.fullmatch(r"(rlsuite|error): [^\n]+\n", stderr), stderr
+    assert re.fullmatch(r"rlsuite: [^\n]+\n", stderr), stderr
     return stderr
 
 
@@ -146,7 +146,7 @@ ERRORS: dict[str, tuple[list[str], list[str]]] = {
     "results in /proc": ([*TINY, "--results", "/proc/rlsuite"], ["/proc/rlsuite/run", "cannot be written"]),
     "sweep without a file": (["sweep"], ["experiment", "rlsuite sweep --help"]),
     "sweep of a missing file": (["sweep", "nosuch.py"], ["no experiment file 'nosuch.py'"]),
-    "report on nothing": (["report"], ["results", "--help"]),
+    "report on nothing": (["report"], ["RESULTS", "rlsuite report --help"]),
     "report on a missing folder": (["report", "nosuch"], ["no such results folder 'nosuch'"]),
     "report on an empty folder": (["report", "."], ["no results in '.'"]),
     "no width": (["run", "ppo", *ENV, "--width", "0"], ["--width 0", "at least 1", "leave it out"]),

@@ -345,6 +345,12 @@ def test_a_reference_of_another_cell_is_refused(name: str) -> None:
     regression.check_same(manifest, manifest | {"seeds": [1], "created": "now"}, "refresh it")
     with pytest.raises(ResultsError, match=f"its {name} is 'same', now 'other'; refresh it"):
         regression.check_same(manifest, manifest | {name: "other"}, "refresh it")
+    # What is found out in running a cell is not known before, nor to references from before it was recorded.
+    for either in ({}, {name: None}):
+        if name in regression.FOUND_OUT:
+            others = {key: value for key, value in manifest.items() if key != name} | either
+            regression.check_same(others, manifest, "refresh it")
+            regression.check_same(manifest, others, "refresh it")
 
 
 def test_a_shard_that_is_not_there(tmp_path: Path) -> None:
