@@ -106,7 +106,8 @@ def _report_returns(
 
 
 def _report_metric(scores: Scores, name: str, out: Path, repetitions: int, seed: int, console: Console) -> None:
-    summary = summarise(scores, repetitions=repetitions, seed=seed)
+    # Whether more of a metric is better, and on which scale, nobody can say.
+    summary = summarise(scores, repetitions=repetitions, seed=seed, tasks_alone=True)
     render_metric(scores, summary, name, console)
     table, plots = out / f"metric_{name}.csv", [out / f"metric_{name}{ending}" for ending in FIGURES]
     _write([table], lambda file: summary.to_csv(file, index=False))

@@ -100,7 +100,8 @@ def document(
         ],
         "table": _table(summary, labels, environments),
         "aggregates": _aggregates(summary, labels) if compared else {},
-        "improvements": _improvements(summary, labels) if compared else {},
+        "improvements": _improvements(summary, labels),
+        "improvement_tasks": scores.comparable(scaled=False)[0],
         "profiles": {
             kind: {
                 "x": _numbers(found.thresholds),
@@ -309,9 +310,11 @@ def _aggregates(summary: pd.DataFrame, labels: list[str]) -> dict[str, Any]:
 
 
 def _improvements(summary: pd.DataFrame, labels: list[str]) -> dict[str, Any]:
-    """By kind of score: `[label][against]`, an interval of the probability that a run of `label` scores higher."""
-    found: dict[str, Any] = {kind: [[None] * len(labels) for _ in labels] for kind in KINDS}
-    for _, row in summary[summary["section"] == "improvement"].iterrows():
+    """By kind of score: `[label][against]`, an interval of the probability that a run of `label` scores higher; empty
+    where there are no two labels on one task."""
+    rows = summary[summary["section"] == "improvement"]
+    found: dict[str, Any] = {kind: [[None] * len(labels) for _ in labels] for kind in KINDS if len(rows)}
+    for _, row in rows.iterrows():
         x, y = labels.index(row["label"]), labels.index(row["against"])
         estimate, low, high = _interval(row)
         matrix = found[row["score"]]

@@ -396,12 +396,16 @@ class Scores:
         """Sorted."""
         return sorted({environment for _, environment in self.tasks})
 
-    def comparable(self) -> tuple[list[str], dict[str, str]]:
+    def comparable(self, *, scaled: bool = True) -> tuple[list[str], dict[str, str]]:
         """The tasks that aggregates may use, and for each other task the reason why not.
 
         A task needs a reference (else its scores have no common scale), finite scores, runs of every label (else
         labels would be compared on different tasks), and the same `CONDITIONS` for all of them (else it is several
         tasks under one name).
+
+        Args:
+            scaled: whether a reference is needed. It is not where only scores on the same task are compared, and those
+                only by which is higher, as in the probability of improvement.
         """
         reasons = {}
         for environment in self.environments:
@@ -411,11 +415,18 @@ class Scores:
                 reasons[environment] = f"no run of {_listed(lacking)}"
             elif environment in self.unequal:
                 reasons[environment] = f"its runs differ in {self.unequal[environment]}"
-            elif environment not in self.references:
+            elif scaled and environment not in self.references:
                 reasons[environment] = "no reference returns in its manifests"
             elif not all(np.isfinite(task.final).all() for task in there):
                 reasons[environment] = "no finite score"
         return [environment for environment in self.environments if environment not in reasons], reasons
+
+    def returns(self, environments: Sequence[str], kind: str = "final") -> dict[str, list[Array]]:
+        """As `normalised`, but in episode return, which needs no reference."""
+        return {
+            label: [self.tasks[label, environment].of_kind(kind) for environment in environments]
+            for label in self.labels
+        }
 
     def normalised(self, environments: Sequence[str], kind: str = "final") -> dict[str, list[Array]]:
         """Normalised scores by label: one array `[runs that count]` for each environment, which needs a reference.
@@ -429,10 +440,10 @@ class Scores:
         """
         return {
             label: [
-                self.references[environment].normalise(self.tasks[label, environment].of_kind(kind))
-                for environment in environments
+                self.references[environment].normalise(task)
+                for environment, task in zip(environments, of_label, strict=True)
             ]
-            for label in self.labels
+            for label, of_label in self.returns(environments, kind).items()
         }
 
     def paired(

@@ -38,13 +38,14 @@ UNLIMITED = 1_000_000
 MISSING = "-"
 
 
-def summarise(scores: Scores, *, repetitions: int = 2000, seed: int = 0) -> pd.DataFrame:
+def summarise(scores: Scores, *, repetitions: int = 2000, seed: int = 0, tasks_alone: bool = False) -> pd.DataFrame:
     """Every figure of the report, one row per estimate.
 
     Args:
         scores: from `analysis.score`.
         repetitions: resamples for each interval.
         seed: of the bootstrap.
+        tasks_alone: only the section `task`.
 
     Returns:
         The columns `COLUMNS`. `section` is one of
@@ -54,7 +55,8 @@ def summarise(scores: Scores, *, repetitions: int = 2000, seed: int = 0) -> pd.D
         between `first_final_step` and `last_final_step`, which differ if shards of other lengths are pooled),
         `aggregate` (`iqm`, `mean`, `median`, `optimality_gap` of normalised scores, over the tasks that
         `Scores.comparable` gives), and `improvement` (probability that a run of `label` beats one of `against` on
-        those tasks), each for both `KINDS` of `score`. An interval is NaN where a task has a single run.
+        those tasks, and on those that lack nothing but a reference), each for both `KINDS` of `score`. An interval is
+        NaN where a task has a single run.
     """
     rows: list[dict[str, object]] = []
 
@@ -82,18 +84,18 @@ def summarise(scores: Scores, *, repetitions: int = 2000, seed: int = 0) -> pd.D
             found = _task_interval(values, label, environment, repetitions, seed)
             add("task", label, f"{statistic}_iqm", found, **facts)
 
-    environments, _ = scores.comparable()
-    for kind in KINDS if environments else ():
-        normalised = scores.normalised(environments, kind)
-        for statistic, function in AGGREGATES.items():
+    (environments, _), (of_pairs, _) = scores.comparable(), scores.comparable(scaled=False)
+    for kind in () if tasks_alone else KINDS:
+        normalised, returns = scores.normalised(environments, kind), scores.returns(of_pairs, kind)
+        for statistic, function in AGGREGATES.items() if environments else ():
             intervals = bootstrap.interval(
                 normalised, function, repetitions=repetitions, seed=seed, confidence=CONFIDENCE
             )
             for label, found in intervals.items():
                 add("aggregate", label, statistic, found, score=kind)
-        for label, against in itertools.combinations(scores.labels, 2):
+        for label, against in itertools.combinations(scores.labels, 2) if of_pairs else ():
             found = bootstrap.improvement(
-                normalised[label], normalised[against], repetitions=repetitions, seed=seed, confidence=CONFIDENCE
+                returns[label], returns[against], repetitions=repetitions, seed=seed, confidence=CONFIDENCE
             )
             add("improvement", label, "probability_of_improvement", found, against=against, score=kind)
 
@@ -120,19 +122,23 @@ def render(scores: Scores, summary: pd.DataFrame, console: Console) -> None:
         "A diverged run counts with its last finite score, else with the environment's floor."
     )
     environments, left_out = scores.comparable()
+    of_final = summary[summary["score"] == "final"]
+    improvements = of_final[of_final["section"] == "improvement"]
     if environments:
-        of_final = summary[summary["score"] == "final"]
         _print_aggregates(console, of_final[of_final["section"] == "aggregate"])
-        improvements = of_final[of_final["section"] == "improvement"]
-        if len(improvements):
-            _print_improvements(console, improvements)
+    if len(improvements):
+        _print_improvements(console, improvements)
+        of_pairs, _ = scores.comparable(scaled=False)
+        if of_pairs != environments:
+            console.print(f"\nP(X > Y) needs no reference returns: it is over {', '.join(of_pairs)}.")
+    if environments:
         returns = [
             f"{environment} ({scores.references[environment].low:g} to {scores.references[environment].high:g})"
             for environment in environments
         ]
         console.print(f"\nOptimality gap: lower is better. Scores 0 and 1 stand for the returns {', '.join(returns)}.")
     else:
-        console.print("\nNo aggregate over tasks: none can be compared.")
+        console.print("\nNo aggregate over tasks: all are left out.")
     for environment, reason in left_out.items():
         console.print(f"Left out of the aggregate: {environment}, {reason}.")
     for note in scores.notes:

@@ -364,9 +364,9 @@ def test_diverged_runs_keep_their_last_finite_score_or_get_the_floor(
     # Without a reference the floor is the lowest score that any label has on the task.
     assert scores.tasks["ppo", "b"].final.tolist() == [90.0, 60.0, 14.0, -3.0]
     assert scores.tasks["ppo", "b"].auc.tolist() == [70.0, 60.0, 14.0, -3.0]
-    summary = summarise(scores, repetitions=40).set_index(["section", "environment", "label", "statistic"])
-    assert summary.loc[("task", "a", "ppo", "final_iqm"), "diverged"] == 3
-    assert summary.loc[("task", "a", "ppo", "final_iqm"), "runs"] == 4
+    summary = summarise(scores, repetitions=40, tasks_alone=True).set_index(["environment", "label", "statistic"])
+    assert summary.loc[("a", "ppo", "final_iqm"), "diverged"] == 3
+    assert summary.loc[("a", "ppo", "final_iqm"), "runs"] == 4
 
 
 def test_a_run_that_diverged_with_finite_returns_is_counted(folder: Path) -> None:
@@ -781,7 +781,9 @@ def test_report_prints_the_table_and_writes_csv_and_plot(two_labels: Path, capsy
         sac = of_sac.set_index("statistic")["estimate"]
         sac_matrix = matrix(scores.normalised(["a", "b"], kind)["sac"])
         assert sac.to_dict() == pytest.approx({name: estimator(sac_matrix) for name, estimator in RLIABLE.items()})
-    ppo, sac_ragged = (scores.normalised(["a", "b"])[label] for label in ("ppo", "sac"))
+    # Which of two runs is higher needs no scale: task `d` without a reference counts too.
+    assert "P(X > Y) needs no reference returns: it is over a, b, d." in printed
+    ppo, sac_ragged = (scores.returns(["a", "b", "d"])[label] for label in ("ppo", "sac"))
     per_task = [
         metrics.probability_of_improvement(x[:, None], y[:, None]) for x, y in zip(ppo, sac_ragged, strict=True)
     ]
@@ -943,6 +945,23 @@ def test_report_on_one_label_without_a_reference(
     csv = pd.read_csv(folder / "report.csv")
     assert set(csv["section"]) == {"task"}
     assert csv["low"].isna().all() == (runs == 1)
+
+
+def test_labels_on_a_task_without_a_reference_are_compared_run_by_run(
+    folder: Path, capsys: pytest.CaptureFixture[str], no_figures: None
+) -> None:
+    for label, top in (("ppo", 70.0), ("sac", 72.0)):
+        write_shard(folder, label, "a", ramp(6, top, int(top)), reference=None)
+    assert main([str(folder), "--repetitions", "40"]) == 0
+    printed = capsys.readouterr().out
+    csv = pd.read_csv(folder / "report.csv")
+    found = csv[csv["section"] == "improvement"].set_index("score").loc["final"]
+    tasks = read(folder).tasks
+    expected = metrics.probability_of_improvement(*(tasks[label, "a"].final[:, None] for label in ("ppo", "sac")))
+    assert found["estimate"] == pytest.approx(expected) and found["low"] < expected < found["high"]
+    assert f"ppo > sac  {expected:.3f} [" in printed
+    assert "No aggregate over tasks: all are left out" in printed and "it is over a." in printed
+    assert set(csv["section"]) == {"task", "improvement"}
 
 
 def test_report_on_a_shard_that_has_only_begun(folder: Path, no_figures: None) -> None:

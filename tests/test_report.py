@@ -578,6 +578,22 @@ class TestBrowser:
         )
         assert boxes > 0, "nothing is wide here, so that this test shows nothing"
 
+    def test_without_reference_returns_labels_are_compared_run_by_run(
+        self, browser: webdriver.Chrome, tmp_path: Path
+    ) -> None:
+        for label, top in ((PPO, 70), ("sac", 71)):
+            write_shard(tmp_path / "x", label, "a", ramp(6, top, top), reference=None)
+        document = make(tmp_path / "x")
+        pages.write(document, tmp_path / "report.html")
+        show(browser, tmp_path / "report.html")
+        assert panels_of(browser, 0) == {"task-0", "improvements", "tables", "speed"}
+        estimate = document["improvements"]["final"][0][1][0]
+        assert f"{estimate:.2f}" in browser.find_element(By.ID, "matrix").text
+        assert "needs no reference returns and is over a." in browser.find_element(By.ID, "choices").text
+        browser.find_element(By.CSS_SELECTOR, "input[value='auc']").click()
+        assert "area under the curve" in browser.find_element(By.CSS_SELECTOR, "#improvements p").text
+        assert not browser.find_element(By.ID, "aggregates").is_displayed()
+
     def test_results_without_anything_to_compare(self, browser: webdriver.Chrome, tmp_path: Path) -> None:
         write_shard(tmp_path / "x", PPO, "a", [[1.0, 2.0, 3.0]], reference=None, running=[2])
         write_shard(tmp_path / "x", "sac", "b", np.full((2, 3), np.nan), reference=None)

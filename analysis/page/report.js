@@ -75,10 +75,10 @@ const named = (label) => [el("span", {class: "swatch", colour: colour(label)}), 
 
 const isCompared = (task) => task.left_out === null;
 
-/** Labels that are shown, the best IQM over tasks first. */
+/** Labels that are shown, the best IQM over tasks first, if there is one. */
 function ranked() {
-  const scores = report.aggregates[state.kind].iqm;
-  return labels.map((_, label) => label).filter(shown).sort((a, b) => scores[b][0] - scores[a][0]);
+  const scores = report.aggregates[state.kind]?.iqm, order = labels.map((_, label) => label).filter(shown);
+  return scores ? order.sort((a, b) => scores[b][0] - scores[a][0]) : order;
 }
 
 // --- Scales ----------------------------------------------------------------------------------------------------------
@@ -620,10 +620,14 @@ function choices() {
     + "tables have both. The best evaluation is never reported.");
   add("Tasks", compared.length
     ? `Aggregates are over ${compared.length} of ${tasks.length}, which weigh the same: ${compared.join(", ")}.`
-    : "None can be compared, so that there is no aggregate over tasks.",
+    : "All are left out, so that there is no aggregate over tasks.",
   ...(leftOut.length ? [" Left out:", bullets(leftOut)] : []));
   if (compared.length) {
     add("Normalised", "0 and 1 stand for these returns, values beyond are kept:", bullets(normalisations()));
+  }
+  const pairs = report.improvement_tasks;
+  if (pairs.length > compared.length && labels.length > 1) {
+    add("Improvement", `Its probability needs no reference returns and is over ${pairs.join(", ")}.`);
   }
   add("Intervals", `${confidence}, by ${grouped(repetitions)} resamples of a stratified bootstrap over runs, `
     + `seed ${seed}. They say how the figure could have come out with other seeds. Two that overlap do not show that `
@@ -720,17 +724,18 @@ function controls() {
 }
 
 for (const node of document.querySelectorAll(".confidence")) node.textContent = confidence;
-const compared = tasks.some(isCompared);
+const compared = tasks.some(isCompared), paired = state.kind in report.improvements;
 for (const node of document.querySelectorAll(".needs-aggregate")) node.hidden = !compared;
-for (const node of document.querySelectorAll(".needs-pairs")) node.hidden = !compared || labels.length < 2;
+for (const node of document.querySelectorAll(".needs-score")) node.hidden = !compared && !paired;
+for (const node of document.querySelectorAll(".needs-pairs")) node.hidden = !paired;
 choices();
 controls();
 curvesSection();
 if (compared) {
   forestSection();
   profilesSection();
-  if (labels.length > 1) charts.push(matrix);
 }
+if (paired) charts.push(matrix);
 taskTables();
 divergedSection();
 speedTable();
