@@ -1,7 +1,7 @@
 """Gymnasium's MuJoCo tasks (`envs/mujoco_tasks.py`) on MJX, MuJoCo's engine in JAX, with Gymnasium's own model files.
 
-The physics are MuJoCo 4.0's, also where MJX 3.17 departs from it: `runge_kutta` and `aligned_contacts` below mend two
-differences that we found. `docs/parity.md` shows the error of one step of every task. What is left:
+The physics are MuJoCo 4.0's, also where MJX 3.17 departs from it: `runge_kutta` and `mujocos_contacts` below mend
+three differences that we found. `docs/parity.md` shows the error of one step of every task. What is left:
 
 - Programs compute in float32, MuJoCo in float64.
 - Humanoid and HumanoidStandup ask for the PGS solver, which MJX lacks: Newton takes its place. It converges further.
@@ -143,7 +143,7 @@ class Mujoco:
         def body(_: Any, before: Any) -> Any:
             return typed_as(before, substep(model, before))
 
-        with aligned_contacts(), levels_apart():
+        with mujocos_contacts(), levels_apart():
             data = jax.lax.fori_loop(0, self.template.frame_skip, body, strong(data))
         if "cfrc_ext" in self.template.rules.reads and not self.warp:  # which has done it
             data = mjx.rne_postconstraint(model, data)
@@ -240,42 +240,107 @@ def _switched_on(switch: contextvars.ContextVar[bool]) -> Iterator[None]:
         switch.reset(token)
 
 
-_ALIGNED = contextvars.ContextVar("aligned", default=False)
+_AS_MUJOCO = contextvars.ContextVar("contacts as MuJoCo has them", default=False)
+NO_CONTACT = 1e3
+"""metres between two that shall not touch"""
+BISECTIONS = {jnp.dtype("float32"): 30, jnp.dtype("float64"): 60}
+"""halvings of a capsule's axis until a nearer point is no other number"""
 
 
-def aligned_contacts() -> contextlib.AbstractContextManager[None]:
-    """While a program is traced in here, contacts of a plane with a capsule have MuJoCo's frames.
+def mujocos_contacts() -> contextlib.AbstractContextManager[None]:
+    """While a program is traced in here, two kinds of contact are MuJoCo's.
 
-    MuJoCo lays the first tangent along the capsule. MJX does so too, but takes a fixed axis for a capsule that stands
-    at more than 60 degrees to the plane (google-deepmind/mujoco#2774). With a friction pyramid, whose edges lie along
-    the tangents, that is another force: it made MJX' Ant and Humanoid leave MuJoCo's way at their first contact.
+    Plane and capsule: MuJoCo lays the first tangent along the capsule. MJX does so too, but takes a fixed axis for a
+    capsule that stands at more than 60 degrees to the plane (google-deepmind/mujoco#2774). With a friction pyramid,
+    whose edges lie along the tangents, that is another force: it made MJX' Ant and Humanoid leave MuJoCo's way at their
+    first contact.
+
+    Capsule and cylinder: MuJoCo has one contact, where the two are nearest to each other. MJX looks for it by a few
+    steps of gradient descent from two points, and may find two: it made Pusher leave MuJoCo's way.
     """
-    _replace_plane_capsule()
-    return _switched_on(_ALIGNED)
+    _replace_colliders()
+    return _switched_on(_AS_MUJOCO)
 
 
 @functools.cache
-def _replace_plane_capsule() -> None:
-    """Put our collider before MJX' own, which goes on serving every other environment."""
+def _replace_colliders() -> None:
+    """Put our colliders before MJX' own, which go on serving every other environment."""
     from mujoco.mjx._src import collision_driver, types
 
-    pair = (types.GeomType.PLANE, types.GeomType.CAPSULE)
-    own = collision_driver._COLLISION_FUNC[pair]
+    def replace(one: str, other: str, ours: Callable[..., tuple[Array, Array, Array]]) -> None:
+        pair = (types.GeomType[one], types.GeomType[other])
+        own = collision_driver._COLLISION_FUNC[pair]
 
-    def plane_capsule(model: Any, data: Any, key: Any, geom: Array) -> tuple[Array, Array, Array]:
-        dist, pos, frame = own(model, data, key, geom)
-        if not _ALIGNED.get():
-            return dist, pos, frame
-        normal, axis = (data.geom_xmat[geoms][:, :, 2] for geoms in geom.T)
-        across = axis - normal * jnp.sum(normal * axis, axis=1, keepdims=True)
-        length = jnp.linalg.norm(across, axis=1, keepdims=True)
-        tangent = across / jnp.maximum(length, 1e-15)
-        aligned = jnp.stack([normal, tangent, jnp.cross(normal, tangent)], axis=1)
-        aligned = jnp.repeat(aligned, own.ncon, axis=0)
-        return dist, pos, jnp.where(jnp.repeat(length, own.ncon, axis=0)[:, :, None] < 1e-15, frame, aligned)
+        def collide(model: Any, data: Any, key: Any, geom: Array) -> tuple[Array, Array, Array]:
+            found: tuple[Array, Array, Array] = own(model, data, key, geom)
+            return ours(model, data, geom, found) if _AS_MUJOCO.get() else found
 
-    plane_capsule.ncon = own.ncon  # type: ignore[attr-defined]
-    collision_driver._COLLISION_FUNC[pair] = plane_capsule
+        collide.ncon = own.ncon  # type: ignore[attr-defined]
+        collision_driver._COLLISION_FUNC[pair] = collide
+
+    replace("PLANE", "CAPSULE", _plane_and_capsule)
+    replace("CAPSULE", "CYLINDER", _capsule_and_cylinder)
+
+
+def _plane_and_capsule(
+    model: Any, data: Any, geom: Array, found: tuple[Array, Array, Array]
+) -> tuple[Array, Array, Array]:
+    """MJX' contacts, two a pair, with the first tangent along the capsule."""
+    dist, pos, frame = found
+    normal, axis = (data.geom_xmat[geoms][:, :, 2] for geoms in geom.T)
+    across = axis - normal * jnp.sum(normal * axis, axis=1, keepdims=True)
+    length = jnp.linalg.norm(across, axis=1, keepdims=True)
+    tangent = across / jnp.maximum(length, 1e-15)
+    aligned = jnp.repeat(jnp.stack([normal, tangent, jnp.cross(normal, tangent)], axis=1), 2, axis=0)
+    return dist, pos, jnp.where(jnp.repeat(length, 2, axis=0)[:, :, None] < 1e-15, frame, aligned)
+
+
+def _capsule_and_cylinder(
+    model: Any, data: Any, geom: Array, found: tuple[Array, Array, Array]
+) -> tuple[Array, Array, Array]:
+    """Where each pair is nearest, and a second contact that is none, since MJX has room for two.
+
+    The signed distance from a cylinder is convex, so that along the capsule's axis its slope changes sign once.
+    """
+    from mujoco.mjx._src import math
+
+    def of_pair(capsule: Array, cylinder: Array) -> tuple[Array, Array, Array]:
+        (thick, length, _), (radius, height, _) = model.geom_size[capsule], model.geom_size[cylinder]
+        to_world = data.geom_xmat[cylinder]
+        middle = to_world.T @ (data.geom_xpos[capsule] - data.geom_xpos[cylinder])
+        axis = to_world.T @ data.geom_xmat[capsule][:, 2]
+
+        def distance(point: Array) -> tuple[Array, Array]:
+            """Of a point from the cylinder, negative inside, and its gradient."""
+            from_axis = jnp.linalg.norm(point[:2])
+            outwards = jnp.append(point[:2] / jnp.maximum(from_axis, 1e-15), 0.0)
+            upwards = jnp.zeros(3).at[2].set(jnp.sign(point[2]))
+            side, top = from_axis - radius, jnp.abs(point[2]) - height
+            apart = jnp.hypot(jnp.maximum(side, 0.0), jnp.maximum(top, 0.0))
+            edge = (jnp.maximum(side, 0.0) * outwards + jnp.maximum(top, 0.0) * upwards) / jnp.maximum(apart, 1e-15)
+            inside = jnp.maximum(side, top)
+            face = jnp.where(side > top, outwards, upwards)
+            return jnp.where(inside > 0.0, apart, inside), jnp.where(inside > 0.0, edge, face)
+
+        def halve(_: Any, between: tuple[Array, Array]) -> tuple[Array, Array]:
+            low, high = between
+            at = (low + high) / 2
+            rising = distance(middle + at * axis)[1] @ axis > 0.0
+            return jnp.where(rising, low, at), jnp.where(rising, at, high)
+
+        low, high = jax.lax.fori_loop(0, BISECTIONS[middle.dtype], halve, (-length, length))
+        nearest = middle + (low + high) / 2 * axis
+        apart, away = distance(nearest)
+        dist = apart - thick
+        pos = nearest - (thick + dist / 2) * away
+        frame = math.make_frame(to_world @ -away)
+        return (
+            jnp.stack([dist, jnp.full_like(dist, NO_CONTACT)]),
+            jnp.tile(to_world @ pos + data.geom_xpos[cylinder], (2, 1)),
+            jnp.tile(frame, (2, 1, 1)),
+        )
+
+    return jax.tree.map(jnp.concatenate, jax.vmap(of_pair)(*geom.T))
 
 
 _APART = contextvars.ContextVar("apart", default=False)

@@ -1,4 +1,4 @@
-"""The contact of a plane with a capsule as MuJoCo frames it, for MuJoCo Warp; see `aligned_contacts` in
+"""The contact of a plane with a capsule as MuJoCo frames it, for MuJoCo Warp; see `mujocos_contacts` in
 `envs/mujoco.py`, whose remedy this is once more. To be imported where Warp is there.
 
 Warp translates the source of the function below, and reads its annotations as they are: no postponed ones here.

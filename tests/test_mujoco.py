@@ -10,6 +10,7 @@ import contextlib
 import functools
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -302,7 +303,7 @@ def frames(aligned: bool) -> Any:
     model = mjx.put_model(mujoco.MjModel.from_xml_string(LEANING), impl="jax")
 
     def collide(qpos: jax.Array) -> tuple[jax.Array, jax.Array]:
-        with adapter.aligned_contacts() if aligned else contextlib.nullcontext():
+        with adapter.mujocos_contacts() if aligned else contextlib.nullcontext():
             data = mjx.make_data(model, impl="jax").replace(qpos=qpos)
             contact = mjx.collision(model, mjx.kinematics(model, data))._impl.contact
         return contact.dist, contact.frame
@@ -323,9 +324,61 @@ def test_contacts_of_a_leaning_capsule_have_mujocos_frames(degrees: float) -> No
     distance, frame = frames(True)(data.qpos)
     touching = int(np.argmin(distance))
     np.testing.assert_allclose(frame[touching].ravel(), data.contact.frame[0], atol=1e-6)
-    # Outside, MJX is as it comes: if this fails, it has been mended, and `aligned_contacts` can go.
+    # Outside, MJX is as it comes: if this fails, it has been mended, and `mujocos_contacts` can go.
     own = frames(False)(data.qpos)[1]
     assert np.allclose(own[touching].ravel(), data.contact.frame[0], atol=1e-6) == (degrees > 30)
+
+
+ACROSS = """
+<mujoco>
+  <option gravity="0 0 0" ccd_tolerance="1e-12" ccd_iterations="500"/>
+  <worldbody>
+    <body><freejoint/><geom type="capsule" size="0.02 0.1"/></body>
+    <body><freejoint/><geom type="cylinder" size="0.05 0.05"/></body>
+  </worldbody>
+</mujoco>
+"""
+
+
+def touching_poses(count: int) -> Iterator[tuple[np.ndarray, Any]]:
+    """(qpos, the contact in MuJoCo) of random poses in which the capsule's axis stays outside of the cylinder."""
+    model = mujoco.MjModel.from_xml_string(ACROSS)
+    data = mujoco.MjData(model)
+    rng = np.random.default_rng(0)
+    while count:
+        turns = rng.normal(size=(2, 4))
+        turns /= np.linalg.norm(turns, axis=1, keepdims=True)
+        data.qpos[:] = np.concatenate([rng.normal(size=3) * 0.08, turns[0], np.zeros(3), turns[1]])
+        mujoco.mj_forward(model, data)
+        # Two are what MuJoCo makes of a capsule that lies along a face.
+        if data.ncon == 1 and data.contact.dist[0] > -0.02:
+            count -= 1
+            yield data.qpos.copy(), data.contact
+
+
+@pytest.mark.xdist_group("contacts")
+def test_a_capsule_touches_a_cylinder_where_mujoco_has_it() -> None:
+    model = mjx.put_model(mujoco.MjModel.from_xml_string(ACROSS), impl="jax")
+
+    def collide(ours: bool, qpos: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        with adapter.mujocos_contacts() if ours else contextlib.nullcontext():
+            data = mjx.make_data(model, impl="jax").replace(qpos=qpos)
+            contact = mjx.collision(model, mjx.kinematics(model, data))._impl.contact
+        return contact.dist, contact.pos, contact.frame[:, 0]
+
+    mended, own = (
+        jax.jit(functools.partial(collide, ours), compiler_options=QUICK_TO_COMPILE) for ours in (True, False)
+    )
+    missed = 0
+    for qpos, contact in touching_poses(50):
+        dist, pos, normal = mended(qpos)
+        np.testing.assert_allclose(dist[0], contact.dist[0], atol=1e-6)
+        np.testing.assert_allclose(pos[0], contact.pos[0], atol=1e-5)
+        np.testing.assert_allclose(normal[0], contact.frame[0, :3], atol=1e-4)
+        assert dist[1] > 1.0  # no second one
+        missed += abs(float(own(qpos)[0].min()) - contact.dist[0]) > 1e-4
+    # Outside, MJX is as it comes: if this fails, it has been mended, and our collider can go.
+    assert missed > 25
 
 
 @pytest.mark.slow
