@@ -7,6 +7,7 @@ labels and tasks are drawn as they are; a dollar sign in them begins no formula.
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +45,8 @@ class Look(NamedTuple):
     marker: str
 
 
+TITLE_LETTERS = 32
+"""that fit above a panel"""
 STYLE = {"axes": 9, "ticks": 8, "title": 9.5, "caption": 7.5}
 
 
@@ -233,8 +236,18 @@ def _line(axis: Axes, x: Array, values: Array, complete: NDArray[np.bool_], look
     axis.plot(x, estimate, look.marker, color=look.colour, markersize=3.2, markevery=every, clip_on=False)
 
 
+def _folded(title: str) -> str:
+    """A title in lines that a panel has room for; an environment's id breaks before a wrapper or a part of its path."""
+    lines = [""]
+    for part in re.findall(rf"[+/ ]?[^+/ ]{{1,{TITLE_LETTERS - 1}}}|.", title):
+        if len(lines[-1] + part) > TITLE_LETTERS:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
 def _dress(axis: Axes, title: str, x_label: str, y_label: str) -> None:
-    axis.set_title(title, fontsize=STYLE["title"])
+    axis.set_title(_folded(title), fontsize=STYLE["title"])
     axis.set_xlabel(x_label, fontsize=STYLE["axes"])
     axis.set_ylabel(y_label, fontsize=STYLE["axes"])
     axis.tick_params(labelsize=STYLE["ticks"])

@@ -882,6 +882,22 @@ def test_no_number_is_cut_and_every_label_is_there_in_a_terminal_of_any_width(fo
     assert max(map(len, lines)) <= max(width, 64)
 
 
+@pytest.mark.parametrize(
+    "title",
+    [
+        "",
+        "gymnax/Pendulum-v1",
+        "brax/inverted_pendulum/spring+reward_scale=0.01+observation_noise=0.1",
+        "data-of/" + 90 * "x" + "/expert",
+    ],
+)
+def test_titles_are_folded_to_the_width_of_a_panel(title: str) -> None:
+    lines = plots._folded(title).split("\n")
+    assert "".join(lines) == title
+    assert max(map(len, lines)) <= plots.TITLE_LETTERS
+    assert len(lines) <= 1 + len(title) // (plots.TITLE_LETTERS // 2)
+
+
 def test_plot_draws_the_iqm_of_the_runs_that_were_evaluated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for environment, budget in (("a", 1000), ("b", 2000)):
         steps = tuple(step * budget // 1000 for step in STEPS)
