@@ -11,6 +11,7 @@ import inspect
 import itertools
 import os
 import shutil
+import signal
 import sys
 import textwrap
 import typing
@@ -50,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if arguments and not arguments[0].startswith("-"):
-            return command(arguments[0])(arguments[1:])
+            code = int(command(arguments[0])(arguments[1:]))
+            sys.stdout.flush()
+            return code
         summaries = "\n".join(f"  {name:<8} {summary}" for name, (_, summary) in COMMANDS.items())
         parser = Parser(
             prog="rlsuite",
@@ -70,6 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("rlsuite: interrupted; evaluations and snapshots are kept, the same command goes on", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Who reads has seen enough, as in `rlsuite list | head`. What is left to write would fail again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
 
 
 def command(name: str) -> Any:

@@ -280,6 +280,17 @@ def test_every_command_has_help(
     assert "usage: " in text_of_help([command], capsys, monkeypatch, columns=100)
 
 
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    """As in `rlsuite list | head -1`."""
+    listing = subprocess.Popen(
+        [sys.executable, "-m", "rlsuite.cli", "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert listing.stdout and listing.stderr
+    listing.stdout.close()
+    assert listing.stderr.read() == ""
+    assert listing.wait() == 128 + signal.SIGPIPE
+
+
 @pytest.mark.parametrize("name", algorithms.REGISTRY)
 def test_help_of_run_names_every_field_with_its_default(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
