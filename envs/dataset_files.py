@@ -86,10 +86,14 @@ def load(dataset_id: str, env: Env, folder: Path) -> Dataset:
 
 
 def reference_of(place: Path) -> Reference | None:
-    """The returns for normalised scores that a dataset brings, as those made here do. Its transitions are not read."""
+    """The returns for normalised scores that a dataset brings, as those made here do. Its transitions are not read.
+
+    Raises:
+        DatasetError: what a folder says of its dataset cannot be read.
+    """
     if place.is_file():
         return None
-    ours = json.loads((place / "data" / "metadata.json").read_text()).get(OURS, {})
+    ours = read_metadata(place).get(OURS, {})
     return Reference(**ours["reference"]) if "reference" in ours else None
 
 

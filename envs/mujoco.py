@@ -272,8 +272,8 @@ def _replace_colliders() -> None:
         own = collision_driver._COLLISION_FUNC[pair]
 
         def collide(model: Any, data: Any, key: Any, geom: Array) -> tuple[Array, Array, Array]:
-            found: tuple[Array, Array, Array] = own(model, data, key, geom)
-            return ours(model, data, geom, found) if _AS_MUJOCO.get() else found
+            found: Callable[[], tuple[Array, Array, Array]] = functools.partial(own, model, data, key, geom)
+            return ours(model, data, geom, found) if _AS_MUJOCO.get() else found()
 
         collide.ncon = own.ncon  # type: ignore[attr-defined]
         collision_driver._COLLISION_FUNC[pair] = collide
@@ -283,10 +283,10 @@ def _replace_colliders() -> None:
 
 
 def _plane_and_capsule(
-    model: Any, data: Any, geom: Array, found: tuple[Array, Array, Array]
+    model: Any, data: Any, geom: Array, found: Callable[[], tuple[Array, Array, Array]]
 ) -> tuple[Array, Array, Array]:
     """MJX' contacts, two a pair, with the first tangent along the capsule."""
-    dist, pos, frame = found
+    dist, pos, frame = found()
     normal, axis = (data.geom_xmat[geoms][:, :, 2] for geoms in geom.T)
     across = axis - normal * jnp.sum(normal * axis, axis=1, keepdims=True)
     length = jnp.linalg.norm(across, axis=1, keepdims=True)
@@ -296,7 +296,7 @@ def _plane_and_capsule(
 
 
 def _capsule_and_cylinder(
-    model: Any, data: Any, geom: Array, found: tuple[Array, Array, Array]
+    model: Any, data: Any, geom: Array, found: Callable[[], tuple[Array, Array, Array]]
 ) -> tuple[Array, Array, Array]:
     """Where each pair is nearest, and a second contact that is none, since MJX has room for two.
 
