@@ -25,7 +25,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from peers.compare import BENCHMARKS
-from where_time_goes import sizes
+from where_time_goes import Line, lines_of, sizes
 
 import envs
 from rlsuite import algorithms, batch, train
@@ -61,11 +61,6 @@ device_description_str: "H200"
 """in the words of XLA's GpuTargetConfigProto; numbers as its maker and CUDA give them"""
 NO_KERNELS = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call")
 
-Instruction = tuple[str, str, str, str]
-"""name, shape, opcode, and the rest of the line"""
-Instructions = dict[str, list[Instruction]]
-"""by computation; the last one is its result"""
-
 
 def segment_text(name: str, runs: int) -> str:
     """The training segment of a benchmark at so many runs, compiled for `DEVICE`."""
@@ -92,23 +87,9 @@ def segment_text(name: str, runs: int) -> str:
     return str(segment.lower(shared, learning, seed, hypers, *[count] * 4).compile().as_text())
 
 
-def instructions(text: str) -> Instructions:
-    """Of every computation of a program's text."""
-    found: Instructions = {}
-    computation = ""
-    for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
-        if head := re.match(r"\s*(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
-            computation = head.group(1)
-            found[computation] = []
-        elif parts := re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = ((?:\([^=]*?\)|\S+)) ([\w\-]+)\((.*)", line):
-            name, shape, opcode, rest = parts.groups()
-            found[computation].append((name, shape, opcode, rest))
-    return found
-
-
-def loops(found: Instructions) -> list[tuple[str, str, int]]:
+def loops(found: dict[str, list[Line]]) -> list[tuple[str, str, int]]:
     """(where it stands, its body, how often it turns) of every loop; 0 where only the program's input says."""
-    whiles = [(where, rest) for where, lines in found.items() for _, _, opcode, rest in lines if opcode == "while"]
+    whiles = [(where, line.rest) for where, lines in found.items() for line in lines if line.opcode == "while"]
     turns = [re.search(r'known_trip_count":\{"n":"(\d+)"', rest) for _, rest in whiles]
     bodies = [re.search(r"body=%?([\w.\-]+)", rest) for _, rest in whiles]
     return [
@@ -118,53 +99,48 @@ def loops(found: Instructions) -> list[tuple[str, str, int]]:
     ]
 
 
-def names_in(rest: str) -> list[str]:
-    """The operands of an instruction."""
-    return re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
-
-
-def touched(lines: list[Instruction]) -> int:
+def touched(lines: list[Line]) -> int:
     """Bytes that a fused computation reads and writes: of an operand that is only sliced, the slices; of a result that
     is another array with a slice replaced, that slice."""
-    shapes = {name: shape for name, shape, _, _ in lines}
-    users: dict[str, list[Instruction]] = {}
+    by_name = {line.name: line for line in lines}
+    users: dict[str, list[Line]] = {}
     for line in lines:
-        for name in names_in(line[3]):
+        for name in line.operands:
             users.setdefault(name, []).append(line)
 
     def read(name: str) -> int:
         through = users.get(name, [])
-        if len(through) == 1 and through[0][2] == "bitcast":
-            return read(through[0][0])
-        if through and all(opcode == "dynamic-slice" for _, _, opcode, _ in through):
-            return sum(sizes(shape) for _, shape, _, _ in through)
-        if through and all(opcode == "dynamic-update-slice" and names_in(r)[0] == name for _, _, opcode, r in through):
+        if len(through) == 1 and through[0].opcode == "bitcast":
+            return read(through[0].name)
+        if through and all(user.opcode == "dynamic-slice" for user in through):
+            return sum(sizes(user.shape) for user in through)
+        if through and all(user.opcode == "dynamic-update-slice" and user.operands[0] == name for user in through):
             return 0
-        return sizes(shapes[name])
+        return sizes(by_name[name].shape)
 
     def written(name: str) -> int:
-        _, shape, opcode, rest = next(line for line in lines if line[0] == name)
-        if opcode == "tuple":
-            return sum(written(each) for each in names_in(rest))
-        if opcode == "bitcast":
-            return written(names_in(rest)[0])
-        return sizes(shapes[names_in(rest)[1]] if opcode == "dynamic-update-slice" else shape)
+        line = by_name[name]
+        if line.opcode == "tuple":
+            return sum(written(each) for each in line.operands)
+        if line.opcode == "bitcast":
+            return written(line.operands[0])
+        return sizes(by_name[line.operands[1]].shape if line.opcode == "dynamic-update-slice" else line.shape)
 
-    parameters = [name for name, _, opcode, _ in lines if opcode == "parameter"]
-    return sum(read(name) for name in parameters) + written(lines[-1][0])
+    parameters = [line.name for line in lines if line.opcode == "parameter"]
+    return sum(read(name) for name in parameters) + written(lines[-1].name)
 
 
-def kernels(found: Instructions, computation: str) -> list[int]:
+def kernels(found: dict[str, list[Line]], computation: str) -> list[int]:
     """Bytes that each kernel of a computation moves; kernels of loops within are not among them."""
-    shapes = {name: shape for name, shape, _, _ in found[computation]}
+    shapes = {line.name: line.shape for line in found[computation]}
     moved = []
-    for _, shape, opcode, rest in found[computation]:
-        if opcode in NO_KERNELS:
+    for line in found[computation]:
+        if line.opcode in NO_KERNELS:
             continue
-        if fused := re.search(r"calls=%?([\w.\-]+)", rest):
+        if fused := re.search(r"calls=%?([\w.\-]+)", line.rest):
             moved.append(touched(found[fused.group(1)]))
         else:
-            moved.append(sizes(shape) + sum(sizes(shapes[each]) for each in names_in(rest) if each in shapes))
+            moved.append(sizes(line.shape) + sum(sizes(shapes[each]) for each in line.operands if each in shapes))
     return moved
 
 
@@ -181,7 +157,7 @@ def main() -> None:
         + "|---" * 6
     )
     for runs in given.runs:
-        found = instructions(segment_text(given.benchmark, runs))
+        found = lines_of(segment_text(given.benchmark, runs))
         names = {body: number for number, (_, body, _) in enumerate(loops(found), 1)}
         for where, body, turns in loops(found):
             moved = kernels(found, body)

@@ -67,6 +67,21 @@ BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1, "u8": 1, 
 MATRIX, COPIED, REPEATED = 2048, 1 << 26, 8
 
 
+class Line(NamedTuple):
+    """An instruction as a program's text has it."""
+
+    name: str
+    shape: str
+    opcode: str
+    rest: str
+    """of the line, behind the bracket that opens the operands"""
+
+    @property
+    def operands(self) -> list[str]:
+        """Their names."""
+        return re.findall(r"%([\w.\-]+)", self.rest.split("), ")[0])
+
+
 class Instruction(NamedTuple):
     """One operation of a compiled program."""
 
@@ -126,43 +141,48 @@ def sizes(shape: str) -> int:
     )
 
 
+def lines_of(text: str) -> dict[str, list[Line]]:
+    """Computation -> its instructions in order, the last of which is its result, of a program's text."""
+    found: dict[str, list[Line]] = {}
+    computation = ""
+    for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
+        if head := re.match(r"\s*(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+            computation = head.group(1)
+            found[computation] = []
+        elif parts := re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = ((?:\([^=]*?\)|\S+)) ([\w\-]+)\((.*)", line):
+            found[computation].append(Line(*parts.groups()))
+    return found
+
+
 def instructions(text: str) -> dict[str, Instruction]:
     """Name -> instruction, of all computations of a program's text."""
     of_frames = stacks(text)
-    lines = {}
-    inside: dict[str, list[str]] = {}
-    computation = ""
-    for line in text.splitlines():
-        if head := re.match(r"\s*(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
-            computation = head.group(1)
-        elif found := re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = ((?:\([^=]*?\)|\S+)) ([\w\-]+)\((.*)", line):
-            name, *rest = found.groups()
-            lines[name] = rest
-            inside.setdefault(computation, []).append(name)
+    inside = lines_of(text)
+    lines = {line.name: line for computation in inside.values() for line in computation}
 
     def dims(name: str) -> list[int]:
-        found = re.search(r"\[([\d,]*)\]", lines[name][0])
+        found = re.search(r"\[([\d,]*)\]", lines[name].shape)
         return [int(n) for n in found.group(1).split(",") if n] if found else []
 
     def products(name: str) -> int:
-        _, opcode, rest = lines[name]
+        _, _, opcode, rest = lines[name]
         if opcode == "dot":
-            left = re.search(r"%([\w.\-]+)", rest)
+            left = lines[name].operands[0]
             contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", rest)
-            assert left and contracted
-            depth = math.prod(dims(left.group(1))[int(i)] for i in contracted.group(1).split(",") if i)
+            assert contracted
+            depth = math.prod(dims(left)[int(i)] for i in contracted.group(1).split(",") if i)
             return 2 * math.prod(dims(name)) * depth
         called = re.search(r"calls=%?([\w.\-]+)", rest)
-        return sum(products(each) for each in inside.get(called.group(1), [])) if called else 0
+        return sum(products(each.name) for each in inside.get(called.group(1), [])) if called else 0
 
     found = {}
-    for name, (shape, opcode, rest) in lines.items():
+    for name, (_, shape, opcode, rest) in lines.items():
         frame = re.search(r"stack_frame_id=(\d+)", rest)
         title = re.search(r'op_name="([^"]*)"', rest)
-        operands = [each for each in re.findall(r"%([\w.\-]+)", rest.split("), ")[0]) if each in lines]
+        operands = [each for each in lines[name].operands if each in lines]
         part = part_of(of_frames.get(int(frame.group(1)), []) if frame else [], title.group(1) if title else "")
         count = products(name)
-        moved = sizes(shape) + sum(sizes(lines[each][0]) for each in operands)
+        moved = sizes(shape) + sum(sizes(lines[each].shape) for each in operands)
         if part == "rest" and count:
             part = "networks"
         found[name] = Instruction(opcode, part, count, moved)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 
+import docs_scripts
 import pytest
-
-DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 PROGRAM = """
 %sliced (table: f32[8,100], kept: f32[8,100], at: s32[]) -> f32[8,100] {
@@ -45,23 +41,15 @@ ENTRY %main (start: (s32[], f32[8,100], f32[8,100])) -> (s32[], f32[8,100], f32[
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    sys.path.insert(0, str(DOCS))
-    try:
-        spec = importlib.util.spec_from_file_location("gpu_kernels", DOCS / "gpu_kernels.py")
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-    finally:
-        sys.path.remove(str(DOCS))
+    return docs_scripts.load("gpu_kernels")
 
 
 def test_loops_are_found_with_their_turns(script: ModuleType) -> None:
-    assert script.loops(script.instructions(PROGRAM)) == [("main", "body", 5)]
+    assert script.loops(script.lines_of(PROGRAM)) == [("main", "body", 5)]
 
 
 def test_only_the_slice_of_a_sliced_array_is_counted(script: ModuleType) -> None:
     row, table, index = 4 * 100, 4 * 8 * 100, 4
     fused = row + index + row  # read, and written in place
     added = 3 * table
-    assert script.kernels(script.instructions(PROGRAM), "body") == [fused, added]
+    assert script.kernels(script.lines_of(PROGRAM), "body") == [fused, added]

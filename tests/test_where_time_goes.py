@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 
+import docs_scripts
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
 from flax import linen as nn
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
 BATCH, WIDTH, OUT, RUNS = 32, 48, 16, 3
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    sys.path.insert(0, str(DOCS))
-    try:
-        spec = importlib.util.spec_from_file_location("where_time_goes", DOCS / "where_time_goes.py")
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-        return module
-    finally:
-        sys.path.remove(str(DOCS))
+    return docs_scripts.load("where_time_goes")
 
 
 def program() -> str:
