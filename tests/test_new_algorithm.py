@@ -6,32 +6,30 @@ page tells the contributor to do, so that the registry of these tests stays as i
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import contributing
 import pytest
+from contributing import PAGE, ROOT, blocks, process
 
-ROOT = Path(__file__).resolve().parent.parent
 CONTRACT_TESTS = ("tests/test_algorithms.py", "tests/test_truncation_pairs.py")
-
-
-PAGE = (ROOT / "CONTRIBUTING.md").read_text()
-BLOCKS: list[str] = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
 
 
 def template() -> str:
     """The page's algorithm."""
-    (found,) = (block for block in BLOCKS if block.startswith('"""A2C'))
+    (found,) = (block for block in blocks("python") if block.startswith('"""A2C'))
     return found
 
 
 @pytest.fixture
 def contributed(tmp_path: Path) -> dict[str, str]:
     """The variables of a process in which the `toy_plugin` registers `a2c`."""
-    (line,) = (block for block in BLOCKS if block.startswith('    "a2c": '))
+    (line,) = (block for block in blocks("python") if block.startswith('    "a2c": '))
     (tmp_path / "a2c.py").write_text(template())
     (tmp_path / "toy_plugin.py").write_text(
         "import a2c\n"
@@ -65,8 +63,7 @@ def test_contract_tests_cover_a_new_algorithm(contributed: dict[str, str]) -> No
 
 @pytest.mark.xdist_group("a2c")
 def test_the_command_on_the_page_leaves_out_no_contract_test(contributed: dict[str, str]) -> None:
-    page = (ROOT / "CONTRIBUTING.md").read_text()
-    (options,) = re.findall(r"`\.venv-[\d.]+/bin/python -m pytest (.* a2c)`", page)
+    (options,) = re.findall(r"`\.venv-[\d.]+/bin/python -m pytest (.* a2c)`", PAGE)
     chosen = run_pytest(contributed, "--collect-only", *CONTRACT_TESTS, *options.split()).splitlines()
     everything = run_pytest(contributed, "--collect-only", *CONTRACT_TESTS).splitlines()
     of_a2c = [line for line in everything if re.search(r"[\[-]a2c[\]-]", line)]
@@ -81,15 +78,7 @@ def test_contract_tests_run_on_a_new_algorithm(contributed: dict[str, str]) -> N
 # --- From a package of one's own --------------------------------------------------------------------------------------
 
 
-def install(folder: Path, package: str, source: str, entry_point: str) -> None:
-    """Put a distribution with one module, `a2c`, and one entry point into a folder."""
-    (folder / package).mkdir()
-    (folder / package / "__init__.py").touch()
-    (folder / package / "a2c.py").write_text(source)
-    metadata = folder / f"{package}-0.1.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 0.1\n")
-    (metadata / "entry_points.txt").write_text(f"[rlsuite.algorithms]\n{entry_point}\n")
+install = functools.partial(contributing.install, group="rlsuite.algorithms")
 
 
 @pytest.fixture
@@ -100,15 +89,14 @@ def packaged(tmp_path: Path) -> Path:
     assert spec
     imports = "from envs.core import Discrete\nfrom rlsuite.core import AlgorithmSpec\n"
     line = " ".join(spec.group(1).split())
-    install(tmp_path, "my_algorithms", f"{template()}\n\n{imports}\n{line}\n", "a2c = my_algorithms.a2c:SPEC")
+    module = f"{template()}\n\n{imports}\n{line}\n"
+    install(tmp_path, "my_algorithms", entry_points={"a2c": "my_algorithms.a2c:SPEC"}, a2c=module)
     return tmp_path
 
 
 def rlsuite(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`rlsuite ARGUMENTS` where the distributions of a folder are installed."""
-    variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
-    command = [sys.executable, "-m", "rlsuite.cli", *arguments]
-    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
+    """`rlsuite ARGUMENTS` where the distributions in a folder are installed."""
+    return process(folder, "-m", "rlsuite.cli", *arguments)
 
 
 def test_an_algorithm_of_another_package_is_listed_and_trained(packaged: Path) -> None:
@@ -126,22 +114,21 @@ def test_an_algorithm_of_another_package_is_listed_and_trained(packaged: Path) -
 
 
 @pytest.mark.parametrize(
-    ("source", "entry_point", "reason"),
+    ("source", "name", "reason"),
     [
-        ("raise RuntimeError('first\\nsecond')", "mine = broken.a2c:SPEC", "RuntimeError: first second"),
-        ("SPEC = 3", "mine = broken.a2c:SPEC", "TypeError: expected an AlgorithmSpec, got int"),
+        ("raise RuntimeError('first\\nsecond')", "mine", "RuntimeError: first second"),
+        ("SPEC = 3", "mine", "TypeError: expected an AlgorithmSpec, got int"),
         (
             "from my_algorithms.a2c import SPEC",
-            "ppo = broken.a2c:SPEC",
+            "ppo",
             "ValueError: there is an algorithm of this name",
         ),
-        ("from my_algorithms.a2c import SPEC", "a+c = broken.a2c:SPEC", "ValueError: its name must consist of letters"),
+        ("from my_algorithms.a2c import SPEC", "a+c", "ValueError: its name must consist of letters"),
     ],
 )
-def test_a_package_that_cannot_be_used_is_named(packaged: Path, source: str, entry_point: str, reason: str) -> None:
-    install(packaged, "broken", source, entry_point)
+def test_a_package_that_cannot_be_used_is_named(packaged: Path, source: str, name: str, reason: str) -> None:
+    install(packaged, "broken", entry_points={name: "broken.a2c:SPEC"}, a2c=source)
     listed = rlsuite(packaged, "list", "algorithms")
-    name = entry_point.split()[0]
     assert f"left out: algorithm '{name}' of the package 'broken' ({reason}" in listed.stderr
     assert re.search(r"^  a2c  ", listed.stdout, re.M)
     assert re.search(r"^  ppo  ", listed.stdout, re.M)

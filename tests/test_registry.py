@@ -1,14 +1,9 @@
-"""Families of environments: those of other packages, found by their entry points, and wrappers of their own.
-
-The other packages are real distributions in a folder on the path: modules beside a `*.dist-info`, as pip would leave
-them.
-"""
+"""Families of environments: those of other packages, found by their entry points, and wrappers of their own."""
 
 from __future__ import annotations
 
+import functools
 import json
-import os
-import re
 import subprocess
 import sys
 import tomllib
@@ -17,22 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import contributing
 import pytest
+from contributing import blocks, process
 
 import envs
 from envs import gymnax, registry, wrappers
 from envs.core import Env
 from envs.wrappers import Argument, Wrapper
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def blocks(language: str) -> list[str]:
-    """The code blocks of CONTRIBUTING.md in one language."""
-    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
-    found: list[str] = re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
-    return found
-
 
 (POINT,) = (block for block in blocks("python") if '"point/Regulate"' in block)
 """the environment that CONTRIBUTING.md gives as an example"""
@@ -40,22 +27,7 @@ def blocks(language: str) -> list[str]:
 """what makes a package of it"""
 
 
-def install(folder: Path, package: str, entry_points: dict[str, str], **modules: str) -> None:
-    """Put a distribution into a folder: its metadata, and its modules below a package of the same name."""
-    (folder / package).mkdir()
-    for name, source in {"__init__": "", **modules}.items():
-        (folder / package / f"{name}.py").write_text(source)
-    metadata = folder / f"{package}-0.1.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package.replace('_', '-')}\nVersion: 0.1\n")
-    lines = "".join(f"{name} = {module}\n" for name, module in entry_points.items())
-    (metadata / "entry_points.txt").write_text(f"[rlsuite.environments]\n{lines}")
-
-
-def process(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`python ARGUMENTS` where the distributions in a folder are installed."""
-    variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
-    return subprocess.run([sys.executable, *arguments], cwd=folder, env=variables, capture_output=True, text=True)
+install = functools.partial(contributing.install, group="rlsuite.environments")
 
 
 def listed(folder: Path) -> tuple[list[str], str]:
@@ -77,7 +49,7 @@ def point(tmp_path: Path) -> Path:
     entry_points = project["entry-points"]["rlsuite.environments"]
     ((package, module),) = (target.split(".") for target in entry_points.values())
     assert package == project["name"].replace("-", "_")
-    install(tmp_path, package, entry_points, **{module: POINT})
+    install(tmp_path, package, entry_points=entry_points, **{module: POINT})
     return tmp_path
 
 
@@ -158,7 +130,7 @@ BROKEN: dict[str, tuple[str, str]] = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_package_is_left_out_with_a_warning(name: str, here: Path) -> None:
     source, reason = BROKEN[name]
-    install(here, "broken", {"mine": "broken.family"}, family=source)
+    install(here, "broken", entry_points={"mine": "broken.family"}, family=source)
     message = rf"^left out: environments 'mine' of the package 'broken' \({reason}\); repair or uninstall it$"
     with pytest.warns(UserWarning, match=message) as warned:
         assert envs.registered() == tuple(sorted([*OWN, "point/Regulate"]))
@@ -167,19 +139,19 @@ def test_a_broken_package_is_left_out_with_a_warning(name: str, here: Path) -> N
 
 
 def test_an_entry_point_must_name_a_module(here: Path) -> None:
-    install(here, "broken", {"mine": "broken.family:TASKS"}, family=TASK)
+    install(here, "broken", entry_points={"mine": "broken.family:TASKS"}, family=TASK)
     with pytest.warns(UserWarning, match=r"\(TypeError: expected a module, got dict\)"):
         assert envs.registered() == tuple(sorted([*OWN, "point/Regulate"]))
 
 
 def test_two_packages_cannot_bring_the_same_environment(here: Path) -> None:
-    install(here, "second", {"point": "second.point"}, point=POINT)
+    install(here, "second", entry_points={"point": "second.point"}, point=POINT)
     with pytest.warns(UserWarning, match=r"\(ValueError: the ids 'point/Regulate' are taken\)"):
         assert envs.registered() == tuple(sorted([*OWN, "point/Regulate"]))
 
 
 def test_our_own_environments_ask_no_other_package(here: Path) -> None:
-    install(here, "broken", {"mine": "broken.family"}, family="raise RuntimeError('imported')")
+    install(here, "broken", entry_points={"mine": "broken.family"}, family="raise RuntimeError('imported')")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         envs.make("probe/constant/discrete+reward_scale=2")
@@ -188,7 +160,7 @@ def test_our_own_environments_ask_no_other_package(here: Path) -> None:
 
 
 def test_the_commands_work_beside_a_broken_package(point: Path) -> None:
-    install(point, "broken", {"mine": "broken.family"}, family="raise RuntimeError('first\\nsecond')")
+    install(point, "broken", entry_points={"mine": "broken.family"}, family="raise RuntimeError('first\\nsecond')")
     names, warned = listed(point)
     assert names == sorted([*OWN, "point/Regulate"])
     assert "left out: environments 'mine' of the package 'broken' (RuntimeError: first second)" in warned
