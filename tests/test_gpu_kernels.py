@@ -53,3 +53,13 @@ def test_only_the_slice_of_a_sliced_array_is_counted(script: ModuleType) -> None
     fused = row + index + row  # read, and written in place
     added = 3 * table
     assert script.kernels(script.lines_of(PROGRAM), "body") == [fused, added]
+
+
+def test_what_runs_beside_others_is_one_kernel(script: ModuleType) -> None:
+    fused = next(line for line in PROGRAM.splitlines() if "calls=%sliced" in line)
+    begun = (
+        "  %begun = ((f32[8,100]{1,0}, f32[8,100]{1,0}, s32[]), f32[8,100]{1,0}, u32[]) fusion-start(%a, %b, %i), "
+        "kind=kLoop, calls=%sliced\n  %fusion = f32[8,100]{1,0} fusion-done(%begun)"
+    )
+    at_once, later = (script.kernels(script.lines_of(text), "body") for text in (PROGRAM, PROGRAM.replace(fused, begun)))
+    assert later == at_once
