@@ -344,7 +344,7 @@ PRESETS = {
 
 TRIAL = Trial(
     Config(
-        batch_size=256,
+        batch_size=64,
         hidden_sizes=(64, 64),
         critic_hidden_sizes=(64, 64),
         value_hidden_sizes=(32, 32),

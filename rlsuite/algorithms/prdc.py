@@ -185,7 +185,7 @@ PRESETS = {
 }
 
 TRIAL = Trial(
-    Config(batch_size=256, hidden_sizes=(64, 64)),
+    Config(batch_size=64, hidden_sizes=(64, 64)),
     Hypers(actor_learning_rate=1e-3, critic_learning_rate=5e-3, discount=0.5, tau=0.1, alpha=5.0),
     updates=2000,
 )
