@@ -567,6 +567,9 @@ def test_intervals_are_reproducible_to_the_bit_whatever_the_number_of_threads(mo
     for threads in (1, 3):
         monkeypatch.setattr("os.cpu_count", lambda threads=threads: threads)
         assert everything(seed=1) == first
+    for elements in (1, 100, 10**9):  # one row at a time, a few, all
+        monkeypatch.setattr(bootstrap, "SLICE_ELEMENTS", elements)
+        assert everything(seed=1) == first
 
 
 def test_blocks_bound_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:

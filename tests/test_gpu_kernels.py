@@ -61,5 +61,7 @@ def test_what_runs_beside_others_is_one_kernel(script: ModuleType) -> None:
         "  %begun = ((f32[8,100]{1,0}, f32[8,100]{1,0}, s32[]), f32[8,100]{1,0}, u32[]) fusion-start(%a, %b, %i), "
         "kind=kLoop, calls=%sliced\n  %fusion = f32[8,100]{1,0} fusion-done(%begun)"
     )
-    at_once, later = (script.kernels(script.lines_of(text), "body") for text in (PROGRAM, PROGRAM.replace(fused, begun)))
+    at_once, later = (
+        script.kernels(script.lines_of(text), "body") for text in (PROGRAM, PROGRAM.replace(fused, begun))
+    )
     assert later == at_once
