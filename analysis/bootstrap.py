@@ -38,8 +38,9 @@ BLOCK_ELEMENTS = 1 << 21
 """A block of resamples holds at most this many counts (one resample, if that is more), of up to 8 bytes with a few
 copies in each thread: it bounds the memory. Smaller blocks cost more calls; another number gives other resamples."""
 SLICE_ELEMENTS = 1 << 17
-"""So many counts of a block at a time become partial sums: what is as large as a block, the system takes back and gives
-anew each time. The number changes no result."""
+"""The IQM, which puts all tasks side by side, looks at so many counts of a block at a time: arrays as large as a block,
+the system takes back and gives anew each time. Statistics that go task by task would only be slowed down. The number
+changes no result."""
 MANY_RUNS = 256
 """From here on counts are drawn as such."""
 
@@ -102,8 +103,8 @@ def iqm(tasks: Tasks) -> Callable[[Counts], Array]:
     weights = np.concatenate([np.full(scores.size, total / (len(tasks) * scores.size)) for scores in tasks])[order]
     equal = len({scores.size for scores in tasks}) == 1
 
-    def of_rows(drawn: NDArray[Any]) -> Array:
-        drawn = drawn.take(order, axis=1)
+    def of_slice(counts: Counts) -> Array:
+        drawn = np.concatenate(counts, axis=1).take(order, axis=1)
         edges = np.cumsum(drawn, axis=1, dtype=np.int32) if equal else np.cumsum(drawn * weights, axis=1)
         np.clip(edges, cut, total - cut, out=edges)
         # The sum of the kept weights times the scores, summed by parts.
@@ -111,9 +112,9 @@ def iqm(tasks: Tasks) -> Callable[[Counts], Array]:
         return kept / (total - 2 * cut)
 
     def of_counts(counts: Counts) -> Array:
-        drawn = np.concatenate(counts, axis=1)
         few = max(1, SLICE_ELEMENTS // total)
-        return np.concatenate([of_rows(drawn[first : first + few]) for first in range(0, len(drawn), few)])
+        firsts = range(0, len(counts[0]), few)
+        return np.concatenate([of_slice([of_task[i : i + few] for of_task in counts]) for i in firsts])
 
     return of_counts
 
