@@ -137,8 +137,8 @@ def kernels(found: dict[str, list[Line]], computation: str) -> list[int]:
     for line in found[computation]:
         if line.opcode in NO_KERNELS or line.opcode.endswith("-done"):  # what was begun is counted where it began
             continue
-        if fused := re.search(r"calls=%?([\w.\-]+)", line.rest):
-            moved.append(touched(found[fused.group(1)]))
+        if line.calls:
+            moved.append(touched(found[line.calls]))
         else:
             moved.append(sizes(line.shape) + sum(sizes(shapes[each]) for each in line.operands if each in shapes))
     return moved

@@ -81,6 +81,12 @@ class Line(NamedTuple):
         """Their names."""
         return re.findall(r"%([\w.\-]+)", self.rest.split("), ")[0])
 
+    @property
+    def calls(self) -> str | None:
+        """The computation that was fused into it."""
+        found = re.search(r"calls=%?([\w.\-]+)", self.rest)
+        return found and found.group(1)
+
 
 class Instruction(NamedTuple):
     """One operation of a compiled program."""
@@ -165,27 +171,24 @@ def instructions(text: str) -> dict[str, Instruction]:
         return [int(n) for n in found.group(1).split(",") if n] if found else []
 
     def products(name: str) -> int:
-        _, _, opcode, rest = lines[name]
-        if opcode == "dot":
-            left = lines[name].operands[0]
-            contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", rest)
+        line = lines[name]
+        if line.opcode == "dot":
+            contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line.rest)
             assert contracted
-            depth = math.prod(dims(left)[int(i)] for i in contracted.group(1).split(",") if i)
+            depth = math.prod(dims(line.operands[0])[int(i)] for i in contracted.group(1).split(",") if i)
             return 2 * math.prod(dims(name)) * depth
-        called = re.search(r"calls=%?([\w.\-]+)", rest)
-        return sum(products(each.name) for each in inside.get(called.group(1), [])) if called else 0
+        return sum(products(each.name) for each in inside.get(line.calls, [])) if line.calls else 0
 
     found = {}
-    for name, (_, shape, opcode, rest) in lines.items():
-        frame = re.search(r"stack_frame_id=(\d+)", rest)
-        title = re.search(r'op_name="([^"]*)"', rest)
-        operands = [each for each in lines[name].operands if each in lines]
+    for name, line in lines.items():
+        frame = re.search(r"stack_frame_id=(\d+)", line.rest)
+        title = re.search(r'op_name="([^"]*)"', line.rest)
         part = part_of(of_frames.get(int(frame.group(1)), []) if frame else [], title.group(1) if title else "")
         count = products(name)
-        moved = sizes(shape) + sum(sizes(lines[each].shape) for each in operands)
+        moved = sizes(line.shape) + sum(sizes(lines[each].shape) for each in line.operands if each in lines)
         if part == "rest" and count:
             part = "networks"
-        found[name] = Instruction(opcode, part, count, moved)
+        found[name] = Instruction(line.opcode, part, count, moved)
     return found
 
 
