@@ -8,7 +8,9 @@ episodes of one evaluation) at every evaluation.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -376,7 +378,8 @@ class Scores:
     """What every label scored on every task it was run on."""
 
     tasks: dict[tuple[str, str], TaskScores]
-    """By (label, environment), sorted."""
+    """By (label, environment): labels in the order of the experiment's cells where the manifests tell it, else of
+    their names; environments sorted."""
     references: dict[str, Reference]
     """By environment, where the manifests give a usable one."""
     budgets: dict[str, int]
@@ -388,15 +391,23 @@ class Scores:
 
     @property
     def labels(self) -> list[str]:
-        """Sorted."""
-        return sorted({label for label, _ in self.tasks})
+        """In the order of `tasks`."""
+        return list(dict.fromkeys(label for label, _ in self.tasks))
 
     @property
     def environments(self) -> list[str]:
         """Sorted."""
         return sorted({environment for _, environment in self.tasks})
 
-    def comparable(self, *, scaled: bool = True) -> tuple[list[str], dict[str, str]]:
+    def pairs(self) -> dict[tuple[str, str], list[str]]:
+        """The tasks on which runs of two labels can be compared by which is higher, for each two labels: none for those
+        that have no such task in common."""
+        pairs = itertools.combinations(self.labels, 2)
+        return {pair: self.comparable(scaled=False, labels=pair)[0] for pair in pairs}
+
+    def comparable(
+        self, *, scaled: bool = True, labels: Sequence[str] | None = None
+    ) -> tuple[list[str], dict[str, str]]:
         """The tasks that aggregates may use, and for each other task the reason why not.
 
         A task needs a reference (else its scores have no common scale), finite scores, runs of every label (else
@@ -406,11 +417,13 @@ class Scores:
         Args:
             scaled: whether a reference is needed. It is not where only scores on the same task are compared, and those
                 only by which is higher, as in the probability of improvement.
+            labels: those to compare; by default all.
         """
         reasons = {}
+        labels = self.labels if labels is None else labels
         for environment in self.environments:
-            lacking = [label for label in self.labels if (label, environment) not in self.tasks]
-            there = [self.tasks[label, environment] for label in self.labels if label not in lacking]
+            lacking = [label for label in labels if (label, environment) not in self.tasks]
+            there = [self.tasks[label, environment] for label in labels if label not in lacking]
             if lacking:
                 reasons[environment] = f"no run of {_listed(lacking)}"
             elif environment in self.unequal:
@@ -487,6 +500,7 @@ def score(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> Scores:
     budgets: dict[str, int] = {}
     for manifest in shard_manifests:
         budgets[manifest["environment"]] = max(int(manifest["steps"]), budgets.get(manifest["environment"], 0))
+    order = _order(frame, shard_manifests)
     tasks = {}
     played: dict[tuple[int, int], list[str]] = {}
     floors = _floors(frame, references)
@@ -495,9 +509,16 @@ def score(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> Scores:
         if differ := _differences(_manifests_of(rows, shard_manifests)):
             unequal[environment] = _in_words(differ)
             notes.append(f"{environment}: runs differ in {unequal[environment]}; their scores are not of one task")
-    for (label, environment), rows in frame.groupby(["label", "environment"], sort=True):
-        where, budget = f"'{label}' on {environment}", budgets[environment]
+    of_cells = frame.groupby(["label", "environment"], sort=True)
+    for (label, environment), rows in sorted(of_cells, key=lambda item: order[item[0][0]]):
+        where = f"'{label}' on {environment}"
         of_label = _manifests_of(rows, shard_manifests)
+        budget = max(int(manifest["steps"]) for manifest in of_label)
+        if budget < budgets[environment]:
+            notes.append(
+                f"{where}: its budget is {budget:,} steps, that of another label {budgets[environment]:,}; "
+                "final scores are those at the end of each one's own"
+            )
         planned = sum(len(manifest["seeds"]) for manifest in of_label)
         task = _task_scores(label, environment, rows, floors[environment], planned)
         tasks[label, environment] = task
@@ -527,6 +548,17 @@ def by_task(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> tuple[p
     if "dataset" in frame:
         frame = frame.assign(environment=frame["dataset"].fillna(frame["environment"]))
     return frame, [{**m, "environment": m.get("dataset", m["environment"])} for m in shard_manifests]
+
+
+def _order(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> dict[str, tuple[str, float, str]]:
+    """What labels are sorted by: the experiment, the first of its cells that has the label, the name. Manifests of
+    earlier versions have no `cell`, and come last."""
+    cells = {(m["experiment"], m["shard"]): float(m.get("cell", math.inf)) for m in shard_manifests}
+    order: dict[str, tuple[str, float, str]] = {}
+    for label, *shard in frame[["label", "experiment", "shard"]].drop_duplicates().itertuples(index=False, name=None):
+        place = (shard[0], cells.get((shard[0], shard[1]), math.inf), label)
+        order[label] = min(place, order.get(label, place))
+    return order
 
 
 def _manifests_of(rows: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> list[Manifest]:

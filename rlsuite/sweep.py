@@ -85,6 +85,8 @@ class Shard:
     config: Any
     runs: tuple[tuple[int, Any], ...]
     """(seed, Hypers) of each run"""
+    place: int = 0
+    """that of the cell in its experiment, which is the order of the labels in a report"""
 
     @property
     def label(self) -> str:
@@ -135,6 +137,7 @@ class Shard:
             "shard": self.name,
             "experiment": self.experiment,
             "label": self.label,
+            "cell": self.place,
             "algorithm": cell.algorithm,
             "environment": self.environment,
             **offline,
@@ -323,7 +326,7 @@ def shards(experiment: Experiment) -> list[Shard]:
         try:
             if not isinstance(cell, Cell):
                 raise UserError(f"expected a Cell(...), got {cell!r}")
-            result.append(shard(experiment.name, cell))
+            result.append(dataclasses.replace(shard(experiment.name, cell), place=i))
         except UserError as error:
             raise UserError(f"cell {i} of experiment '{experiment.name}': {error}") from error
     names = [s.name for s in result]

@@ -172,6 +172,13 @@ def test_another_environment_has_the_defaults() -> None:
     assert shard.describe()["preset"] == "defaults"
 
 
+def test_the_place_of_a_cell_is_described_and_no_part_of_its_name() -> None:
+    cells = tuple(dataclasses.replace(CELL, label=label) for label in ("b", "c", "a"))
+    shards = sweep.shards(Experiment("mine", "three labels", cells))
+    assert [(each.describe()["label"], each.describe()["cell"]) for each in shards] == [("b", 0), ("c", 1), ("a", 2)]
+    assert shards[2].name == sweep.shard("mine", cells[2]).name
+
+
 def test_label_and_reference_are_described() -> None:
     described = sweep.shard("mine", dataclasses.replace(CELL, label="mine too", reference=REFERENCE)).describe()
     assert described["label"] == "mine too"
