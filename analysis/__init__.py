@@ -4,5 +4,17 @@ It reads results only, and imports neither `rlsuite` nor `envs`: results stay re
 """
 
 from analysis.scores import Manifest, ResultsError, Scores, TaskScores, load, load_arrow, manifests, of_metric, score
+from analysis.selection import select
 
-__all__ = ["Manifest", "ResultsError", "Scores", "TaskScores", "load", "load_arrow", "manifests", "of_metric", "score"]
+__all__ = [
+    "Manifest",
+    "ResultsError",
+    "Scores",
+    "TaskScores",
+    "load",
+    "load_arrow",
+    "manifests",
+    "of_metric",
+    "score",
+    "select",
+]

@@ -14,7 +14,7 @@ from typing import NoReturn
 import pandas as pd
 from rich.console import Console
 
-from analysis import Manifest, Scores, load, manifests, of_metric, score
+from analysis import Manifest, Scores, load, manifests, of_metric, score, select
 from analysis.curves import performance_profiles, sample_efficiency_curves
 from analysis.plots import aggregate_intervals, performance_profile, sample_efficiency
 from analysis.report import document, write
@@ -36,11 +36,12 @@ class _Parser(argparse.ArgumentParser):
         raise _UsageError(f"{message} (see '{self.prog} --help')")
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], shards: Sequence[str] | None = None) -> int:
     """Report on a folder of results.
 
     Args:
         argv: the arguments, without the program's name.
+        shards: names of those to report on, where not all that lie there are meant.
 
     Returns:
         The exit code: 0, or 2 after one line on standard error that says what is wrong and what to do.
@@ -48,29 +49,40 @@ def main(argv: list[str]) -> int:
     try:
         arguments = _parser().parse_args(argv)
         out = arguments.out or arguments.results
-        report(arguments.results, out, arguments.repetitions, arguments.seed, arguments.metric)
+        chosen = {"labels": arguments.labels, "tasks": arguments.tasks, "shards": shards}
+        report(arguments.results, out, arguments.repetitions, arguments.seed, arguments.metric, **chosen)
     except (ValueError, OSError) as error:  # ResultsError and _UsageError are ValueErrors
         print(f"rlsuite: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def report(results: Path, out: Path, repetitions: int, seed: int, metrics: Sequence[str] = ()) -> None:
+def report(
+    results: Path,
+    out: Path,
+    repetitions: int,
+    seed: int,
+    metrics: Sequence[str] = (),
+    *,
+    labels: Sequence[str] | None = None,
+    tasks: Sequence[str] | None = None,
+    shards: Sequence[str] | None = None,
+) -> None:
     """Print the tables and the paths of the files; write them into `out`, with a table and a figure of each of these
     training metrics.
 
     Raises:
-        ResultsError: the results cannot be read.
+        ResultsError: the results cannot be read, or lack one of the chosen `labels` or `tasks`.
         OSError: `out` cannot be written.
     """
-    frame, shards = load(results), manifests(results)
-    scores = score(frame, shards)
+    frame, of_shards = select(load(results), manifests(results), labels=labels, tasks=tasks, shards=shards)
+    scores = score(frame, of_shards)
     # A metric's curves are like those of the return, but no metric has reference values.
-    without_reference = [{**manifest, "reference": None} for manifest in shards]
+    without_reference = [{**manifest, "reference": None} for manifest in of_shards]
     of_metrics = {name: score(of_metric(frame, name), without_reference) for name in metrics}
     _check_writable(out)  # before the minutes that thousands of runs may take
     console = make_console()
-    _report_returns(scores, frame, shards, out, repetitions, seed, console)
+    _report_returns(scores, frame, of_shards, out, repetitions, seed, console)
     for name, of_metric_alone in of_metrics.items():
         _report_metric(of_metric_alone, name, out, repetitions, seed, console)
 
@@ -121,6 +133,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "results", metavar="RESULTS", type=Path, help="an experiment's folder, or a folder of experiments"
     )
+    parser.add_argument("--labels", nargs="+", metavar="LABEL", help="only these labels (default: all)")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these environments or datasets (default: all)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: the results folder)")
     parser.add_argument(
         "--repetitions",

@@ -207,11 +207,11 @@ def run_sweep(arguments: list[str]) -> int:
     if others := store.others(shards):
         names = ", ".join([*others[:MOST_NAMES], *(["..."] if len(others) > MOST_NAMES else [])])
         print(
-            f"rlsuite: shards in '{store.folder}' that are not in '{options.experiment}' but in the report: "
-            f"{len(others)} ({names}); move their files away, or give another folder with --results",
+            f"rlsuite: shards in '{store.folder}' that are not in '{options.experiment}', nor in the report: "
+            f"{len(others)} ({names}); `rlsuite report {store.folder}` is of all",
             flush=True,
         )
-    return report_after(store.folder)
+    return report_after(store.folder, [shard.name for shard in shards])
 
 
 def run_collect(arguments: list[str]) -> int:
@@ -350,13 +350,14 @@ def print_columns(rows: Sequence[Sequence[str]]) -> None:
         print("  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
 
 
-def report(arguments: list[str]) -> int:
-    """`rlsuite report FOLDER`: hand over to the analysis package, which reads results and nothing else."""
+def report(arguments: list[str], shards: Sequence[str] | None = None) -> int:
+    """`rlsuite report FOLDER`: hand over to the analysis package, which reads results and nothing else. Only these
+    shards, where some are given."""
     try:
         from analysis.__main__ import main as analysis_main
     except ImportError as error:
         raise missing_extra(error) from error
-    return analysis_main(arguments)
+    return analysis_main(arguments, shards)
 
 
 def missing_extra(error: ImportError) -> UserError:
@@ -364,10 +365,11 @@ def missing_extra(error: ImportError) -> UserError:
     return UserError(f"reports need the analysis extra ({error.name} is missing): pip install 'rlsuite[analysis]'")
 
 
-def report_after(folder: Path) -> int:
-    """Report on what has just run. Its results are whole without the analysis extra, so that is no failure."""
+def report_after(folder: Path, shards: Sequence[str] | None = None) -> int:
+    """Report on what has just run: these shards of the folder, or all of it. Its results are whole without the analysis
+    extra, so that is no failure."""
     try:
-        return report([str(folder)])
+        return report([str(folder)], shards)
     except UserError as error:
         print(f"rlsuite: results are in {folder}; {error}")
         return 0

@@ -520,7 +520,7 @@ def test_execution_options_reach_the_executor(
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the report, whose plot takes longer than the training."""
-    monkeypatch.setattr(cli, "report_after", lambda folder: 0)
+    monkeypatch.setattr(cli, "report_after", lambda folder, shards=None: 0)
 
 
 TEXT, REAL = pa.string(), pa.float64()
@@ -677,7 +677,7 @@ def test_a_sweep_runs_only_the_cell_that_is_missing(
     [added] = set((results / "run").glob("*.parquet")) - {results / "run" / f"{finished.shard}.parquet"}
     assert set(pq.read_table(added)["seed"].to_pylist()) == {7, 8}
     printed = capsys.readouterr().out
-    assert "but in the report" not in printed
+    assert "nor in the report" not in printed
     assert printed.startswith("run: two cells, of which TINY is the first\n[1/2] ")
     assert "[1/2] ppo on probe/action/discrete, 2 runs: done before, kept\n[2/2] " in printed
 
@@ -685,10 +685,12 @@ def test_a_sweep_runs_only_the_cell_that_is_missing(
 def test_a_sweep_says_which_shards_of_its_folder_are_not_its_own(
     results: Path, finished: Finished, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after a hyperparameter was edited: the report pools both."""
+    """As after a hyperparameter was edited: the report is of the file's own cells."""
+    reported: list[str] = []
 
-    def report_after(folder: Path) -> int:
+    def report_after(folder: Path, shards: list[str]) -> int:
         print("the report")
+        reported[:] = shards
         return 0
 
     monkeypatch.setattr(local, "run", lambda shards, store, settings: None)
@@ -698,15 +700,17 @@ def test_a_sweep_says_which_shards_of_its_folder_are_not_its_own(
     (folder / "another__shard.partial").mkdir()
     assert cli.main(["sweep", str(file), "--results", str(results)]) == 0
     assert capsys.readouterr().out.splitlines()[1:] == [
-        f"rlsuite: shards in '{folder}' that are not in '{file}' but in the report: 2 (another__shard, "
-        f"{finished.shard}); move their files away, or give another folder with --results",
+        f"rlsuite: shards in '{folder}' that are not in '{file}', nor in the report: 2 (another__shard, "
+        f"{finished.shard}); `rlsuite report {folder}` is of all",
         "the report",
     ]
+    own = [shard.name for shard in sweep.shards(sweep.load(file))]
+    assert reported == own and finished.shard not in own
     for number in range(5):
         (folder / f"another__{number}.partial").mkdir()
     assert cli.main(["sweep", str(file), "--results", str(results)]) == 0
     printed = capsys.readouterr().out
-    assert "report: 7 (" in printed and "another__4, ...); move" in printed
+    assert "report: 7 (" in printed and "another__4, ...); `rlsuite report" in printed
 
 
 def partial(folder: Path, shard: str) -> dict[str, bytes | None]:
