@@ -45,6 +45,8 @@ class Look(NamedTuple):
     marker: str
 
 
+WITHOUT = "Without a bar or band: too few runs for an interval that holds, or all equal."
+"""Caption where intervals are missing."""
 TITLE_LETTERS = 32
 """that fit above a panel"""
 STYLE = {"axes": 9, "ticks": 8, "title": 9.5, "caption": 7.5}
@@ -115,6 +117,9 @@ def sample_efficiency(
         axis.xaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=0))
 
     lines = ["Line: IQM over runs. Band: pointwise 95 % stratified-bootstrap interval."]
+    bands = [curve.band for curve in (*curves.tasks.values(), *curves.aggregate.values())]
+    if any(np.isnan(band.low).any() for band in bands):
+        lines.append(WITHOUT)
     if not all(task.evaluated.all() and task.runs == task.planned for task in scores.tasks.values()):
         lines.append("Dashed: not over all runs, some are not there yet.")
     if curves.aggregate:
@@ -162,6 +167,8 @@ def aggregate_intervals(scores: Scores, summary: pd.DataFrame, *files: str | Pat
         f"Normalised final scores over {tasks} task{'s' * (tasks > 1)}, 95 % stratified-bootstrap intervals. "
         "Optimality gap: lower is better."
     )
+    if found["low"].isna().any():
+        caption += "\n" + WITHOUT
     _save(figure, caption, files)
 
 
@@ -185,7 +192,10 @@ def performance_profile(scores: Scores, profiles: Profiles, *files: str | Path) 
     _dress(axis, "", "normalised final score", "share of runs above it")
     axis.set_xlim(profiles.thresholds[0], profiles.thresholds[-1])
     axis.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=0))
-    _save(figure, "Band: pointwise 95 % stratified-bootstrap interval.", files)
+    # At either end, where all runs are on one side, no line has a band.
+    without = any(np.isnan(band.low).all() for band in profiles.bands.values())
+    caption = "Band: pointwise 95 % stratified-bootstrap interval."
+    _save(figure, f"{caption}\n{WITHOUT}" if without else caption, files)
 
 
 def _figure(width: float, height: float) -> Figure:

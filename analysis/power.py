@@ -33,7 +33,8 @@ MOST_VALUES = 64
 """A pilot of more runs on a task is drawn from by so many of its quantiles, so that the time stays bounded."""
 STEPS = (0.5, 0.7, 0.85, 1.0, 1.2, 1.4)
 """Numbers of runs that are tried, as shares of what the normal approximation asks for."""
-LEAST = 3
+LEAST = bootstrap.FEWEST_RUNS
+"""runs a side, with fewer of which a report has no interval that could exclude anything"""
 MOST = 100_000
 """runs a side, beyond which the answer is that seeds will not do"""
 FEW = 10
@@ -142,7 +143,7 @@ def approximate_runs(pilot: Pilot, wanted: float, confidence: float) -> int:
     # The spread of an IQM shrinks as one over the root of the runs: the bootstrap gives it at the pilot's number.
     variance = 0.0
     for tasks in (pilot.x, pilot.y):
-        found = bootstrap.interval(tasks, bootstrap.iqm, confidence=0.6827)
+        found = bootstrap.interval(tasks, bootstrap.iqm, confidence=0.6827, withhold=False)
         variance += ((found.high - found.low) / 2) ** 2 * float(np.mean([task.size for task in tasks]))
     z = norm.ppf((1 + confidence) / 2) + norm.ppf(wanted)
     runs = z**2 * variance / pilot.difference**2

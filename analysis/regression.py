@@ -157,7 +157,13 @@ def claims(
         # Where no new run has a finite score, each has the reference's lowest.
         of_new = np.where(np.isfinite(of_new), of_new, reference.curves.min())
         found_difference = bootstrap.difference(
-            [of_new], [of_reference], bootstrap.iqm, repetitions=repetitions, seed=seed, confidence=0.95
+            [of_new],
+            [of_reference],
+            bootstrap.iqm,
+            repetitions=repetitions,
+            seed=seed,
+            confidence=0.95,
+            withhold=False,  # no interval is shown: their spread is the standard error
         )
         difference = found_difference.estimate / learned
         error = (found_difference.high - found_difference.low) / (2 * stats.norm.ppf(0.975)) / learned

@@ -29,7 +29,7 @@ from analysis.bootstrap import CurveInterval
 from analysis.curves import Curve, Curves, Profiles
 from analysis.plots import look_of
 from analysis.scores import KINDS, Array, Manifest, Scores, TaskScores, by_task
-from analysis.tables import AGGREGATES, CONFIDENCE, LAST, TITLES
+from analysis.tables import AGGREGATES, CONFIDENCE, LAST, MARKS, MEANINGS, TITLES, by_tasks
 
 MAX_RUNS = 50
 """Runs of a label that are drawn one by one on a task; more would only make the file larger."""
@@ -85,6 +85,10 @@ def document(
         "tasks": [_task(scores, environment, shard_manifests, left_out) for environment in environments],
         "kinds": KINDS,
         "statistics": TITLES,
+        "marks": [
+            {"mark": MARKS[reason], "meaning": meaning, "used": bool((summary["no_interval"] == reason).any())}
+            for reason, meaning in MEANINGS.items()
+        ],
         "notes": list(scores.notes),
         "cells": [
             {
@@ -101,7 +105,9 @@ def document(
         "table": _table(summary, labels, environments),
         "aggregates": _aggregates(summary, labels) if compared else {},
         "improvements": _improvements(summary, labels),
-        "improvement_tasks": scores.comparable(scaled=False)[0],
+        "improvement_tasks": [
+            {"tasks": shared, "pairs": [f"{x} and {y}" for x, y in pairs]} for shared, pairs in by_tasks(scores.pairs())
+        ],
         "profiles": {
             kind: {
                 "x": _numbers(found.thresholds),
@@ -161,8 +167,9 @@ def _curve(curve: Curve) -> dict[str, Any]:
     return {"x": _numbers(curve.x), **_band(curve.band), "complete": curve.complete.tolist()}
 
 
-def _interval(row: pd.Series) -> list[float | None]:
-    return _numbers(row[["estimate", "low", "high"]])
+def _interval(row: pd.Series) -> list[Any]:
+    """Estimate, low and high; and the mark that stands behind an estimate that has no interval, or an empty text."""
+    return [*_numbers(row[["estimate", "low", "high"]]), MARKS.get(row["no_interval"], "")]
 
 
 def _place(key: tuple[str, str], labels: list[str], environments: list[str]) -> dict[str, int]:
@@ -284,7 +291,8 @@ def _speed(task: TaskScores, shards: Sequence[Manifest]) -> dict[str, Any]:
 
 def _table(summary: pd.DataFrame, labels: list[str], environments: list[str]) -> list[dict[str, Any]]:
     rows = []
-    for (label, environment), group in summary[summary["section"] == "task"].groupby(["label", "environment"]):
+    of_tasks = summary[summary["section"] == "task"]
+    for (label, environment), group in of_tasks.groupby(["label", "environment"], sort=False):
         statistics = group.set_index("statistic")
         facts = group.iloc[0]
         rows.append(
@@ -316,11 +324,11 @@ def _improvements(summary: pd.DataFrame, labels: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {kind: [[None] * len(labels) for _ in labels] for kind in KINDS if len(rows)}
     for _, row in rows.iterrows():
         x, y = labels.index(row["label"]), labels.index(row["against"])
-        estimate, low, high = _interval(row)
+        estimate, low, high, mark = _interval(row)
         matrix = found[row["score"]]
-        matrix[x][y] = [estimate, low, high]
+        matrix[x][y] = [estimate, low, high, mark]
         # A tie counts one half for either, so that the other way round is the rest.
-        matrix[y][x] = [None if value is None else 1 - value for value in (estimate, high, low)]
+        matrix[y][x] = [*(None if value is None else 1 - value for value in (estimate, high, low)), mark]
     return found
 
 

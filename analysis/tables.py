@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from rich.table import Table
 
 from analysis import bootstrap
 from analysis.bootstrap import Interval, Statistic
-from analysis.scores import KINDS, Array, Scores
+from analysis.scores import KINDS, Array, Scores, TaskScores
 
 CONFIDENCE = 0.95
 AGGREGATES: dict[str, Statistic] = {
@@ -27,8 +28,16 @@ AGGREGATES: dict[str, Statistic] = {
 TITLES = {"iqm": "IQM", "mean": "mean", "median": "median", "optimality_gap": "optimality gap"}
 COLUMNS = (
     *("section", "environment", "label", "against", "score", "statistic", "estimate", "low", "high", "confidence"),
-    *("runs", "planned_runs", "diverged", "first_final_step", "last_final_step", "steps_per_second"),
+    *("no_interval", "runs", "planned_runs", "diverged", "first_final_step", "last_final_step", "steps_per_second"),
+    *("setting", "tasks"),
 )
+MARKS = {bootstrap.FEW_RUNS: "*", bootstrap.NO_SPREAD: "="}
+"""What stands behind an estimate without interval, by the reason."""
+MEANINGS = {
+    bootstrap.FEW_RUNS: f"no interval, fewer than {bootstrap.FEWEST_RUNS} runs on a task, or of means than "
+    f"{bootstrap.FEWEST_FOR_A_MEAN} on all: too few",
+    bootstrap.NO_SPREAD: "no interval, all resamples are alike: runs are equal, or all of X above all of Y",
+}
 LAST = 5
 """Evaluations at the end of which the mean is reported too, beside the score of the last one."""
 WIDTH = 100
@@ -36,6 +45,10 @@ WIDTH = 100
 UNLIMITED = 1_000_000
 """Columns that no table needs."""
 MISSING = "-"
+LISTED = "; "
+"""Between the names of the CSV file's `tasks`."""
+MOST_SETTINGS = 10
+"""Settings of a label on a task that are printed; report.csv has all."""
 
 
 def summarise(scores: Scores, *, repetitions: int = 2000, seed: int = 0, tasks_alone: bool = False) -> pd.DataFrame:
@@ -55,16 +68,19 @@ def summarise(scores: Scores, *, repetitions: int = 2000, seed: int = 0, tasks_a
         between `first_final_step` and `last_final_step`, which differ if shards of other lengths are pooled),
         `aggregate` (`iqm`, `mean`, `median`, `optimality_gap` of normalised scores, over the tasks that
         `Scores.comparable` gives), and `improvement` (probability that a run of `label` beats one of `against` on
-        those tasks, and on those that lack nothing but a reference), each for both `KINDS` of `score`. An interval is
-        NaN where a task has a single run.
+        the `tasks` that the two share, and on those that lack nothing but a reference), each for both `KINDS` of
+        `score`, and `setting` (`setting_iqm`, the final IQM in episode return of each `setting` of a label that pools
+        several, the best first). Where an estimate has no interval, `low` and `high` are NaN and `no_interval` says
+        why, a key of `MEANINGS`.
     """
     rows: list[dict[str, object]] = []
 
-    def add(section: str, label: str, statistic: str, found: Interval, **more: object) -> None:
+    def add(section: str, label: str, statistic: str, found: Interval, why: str, **more: object) -> None:
         bounds = {"estimate": found.estimate, "low": found.low, "high": found.high, "confidence": CONFIDENCE}
-        rows.append({"section": section, "label": label, "statistic": statistic, **bounds, **more})
+        rows.append({"section": section, "label": label, "statistic": statistic, **bounds, "no_interval": why, **more})
 
-    for (label, environment), task in sorted(scores.tasks.items(), key=lambda item: item[0][::-1]):
+    # By task, and on each in the order of the labels.
+    for (label, environment), task in sorted(scores.tasks.items(), key=lambda item: item[0][1]):
         final_steps = task.last_steps[task.counted]
         facts = {
             "environment": environment,
@@ -81,23 +97,33 @@ def summarise(scores: Scores, *, repetitions: int = 2000, seed: int = 0, tasks_a
             ("last", task.mean_of_last(LAST)),
             ("auc", task.auc),
         ):
-            found = _task_interval(values, label, environment, repetitions, seed)
-            add("task", label, f"{statistic}_iqm", found, **facts)
+            found = _task_interval(values, f"{label} {environment}", repetitions, seed)
+            add("task", label, f"{statistic}_iqm", found, _why(found, [values.size]), **facts)
 
-    (environments, _), (of_pairs, _) = scores.comparable(), scores.comparable(scaled=False)
+    environments, _ = scores.comparable()
+    pairs = scores.pairs()
     for kind in () if tasks_alone else KINDS:
-        normalised, returns = scores.normalised(environments, kind), scores.returns(of_pairs, kind)
+        normalised = scores.normalised(environments, kind) if environments else {}
         for statistic, function in AGGREGATES.items() if environments else ():
             intervals = bootstrap.interval(
                 normalised, function, repetitions=repetitions, seed=seed, confidence=CONFIDENCE
             )
             for label, found in intervals.items():
-                add("aggregate", label, statistic, found, score=kind)
-        for label, against in itertools.combinations(scores.labels, 2) if of_pairs else ():
-            found = bootstrap.improvement(
-                returns[label], returns[against], repetitions=repetitions, seed=seed, confidence=CONFIDENCE
-            )
-            add("improvement", label, "probability_of_improvement", found, against=against, score=kind)
+                sizes = [task.size for task in normalised[label]]
+                why = bootstrap.why_no_interval(found, sizes, function)
+                add("aggregate", label, statistic, found, why, score=kind, tasks=LISTED.join(environments))
+        for (label, against), shared in pairs.items():
+            if not shared:
+                continue
+            x, y = ([scores.tasks[each, task].of_kind(kind) for task in shared] for each in (label, against))
+            found = bootstrap.improvement(x, y, repetitions=repetitions, seed=seed, confidence=CONFIDENCE)
+            sizes = [task.size for task in (*x, *y)]
+            facts = {"against": against, "score": kind, "tasks": LISTED.join(shared)}
+            add("improvement", label, "probability_of_improvement", found, _why(found, sizes), **facts)
+
+    for (label, environment), task in () if tasks_alone else scores.tasks.items():
+        for row in _settings(task, repetitions, seed):
+            add("setting", label, "setting_iqm", environment=environment, **row)
 
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     counts = ["runs", "planned_runs", "diverged", "first_final_step", "last_final_step"]
@@ -128,9 +154,9 @@ def render(scores: Scores, summary: pd.DataFrame, console: Console) -> None:
         _print_aggregates(console, of_final[of_final["section"] == "aggregate"])
     if len(improvements):
         _print_improvements(console, improvements)
-        of_pairs, _ = scores.comparable(scaled=False)
-        if of_pairs != environments:
-            console.print(f"\nP(X > Y) needs no reference returns: it is over {', '.join(of_pairs)}.")
+        _print_shared(console, scores.pairs(), environments)
+    _print_settings(console, summary[summary["section"] == "setting"])
+    _print_marks(console, summary)
     if environments:
         returns = [
             f"{environment} ({scores.references[environment].low:g} to {scores.references[environment].high:g})"
@@ -139,6 +165,8 @@ def render(scores: Scores, summary: pd.DataFrame, console: Console) -> None:
         console.print(f"\nOptimality gap: lower is better. Scores 0 and 1 stand for the returns {', '.join(returns)}.")
     else:
         console.print("\nNo aggregate over tasks: all are left out.")
+        if len(scores.labels) > 1 and any(environment in scores.references for environment in left_out):
+            console.print("It needs a task that every label ran; `--labels` and `--tasks` choose what is compared.")
     for environment, reason in left_out.items():
         console.print(f"Left out of the aggregate: {environment}, {reason}.")
     for note in scores.notes:
@@ -160,6 +188,7 @@ def latex(scores: Scores, summary: pd.DataFrame) -> str:
         r"% Needs \usepackage{booktabs}.",
         f"% IQM over runs with its {100 * CONFIDENCE:.0f} % stratified-bootstrap interval, in episode return;",
         "% AUC is the mean over the evaluations after step 0.",
+        *(f"% {meaning}." for meaning in _marks(summary)),
         r"\begin{tabular}{llrll}",
         r"\toprule",
         r"Task & Label & Runs & Final & AUC \\",
@@ -207,6 +236,7 @@ def render_metric(scores: Scores, summary: pd.DataFrame, metric: str, console: C
     """
     _print_tasks(console, summary[summary["section"] == "task"], f"Metric {metric} at the last evaluation")
     console.print(f"\nIQM over runs of {metric}, with its {CONFIDENCE:.0%} interval, stratified bootstrap over runs.")
+    _print_marks(console, summary)
     for note in scores.notes:
         console.print(f"Note: {note}.")
 
@@ -220,7 +250,7 @@ def make_console() -> Console:
     return console
 
 
-def _task_interval(values: Array, label: str, environment: str, repetitions: int, seed: int) -> Interval:
+def _task_interval(values: Array, name: str, repetitions: int, seed: int) -> Interval:
     # Nothing to estimate where no run was evaluated untrained, or where every run of a task without reference diverged.
     if values.size == 0 or not np.isfinite(values).all():
         return Interval(math.nan, math.nan, math.nan)
@@ -230,8 +260,85 @@ def _task_interval(values: Array, label: str, environment: str, repetitions: int
         repetitions=repetitions,
         seed=seed,
         confidence=CONFIDENCE,
-        name=f"{label} {environment}",
+        name=name,
     )
+
+
+def _why(found: Interval, sizes: Sequence[int]) -> str:
+    """Of an IQM or a P(X > Y)."""
+    return bootstrap.why_no_interval(found, sizes, bootstrap.iqm)
+
+
+def _settings(task: TaskScores, repetitions: int, seed: int) -> list[dict[str, Any]]:
+    """The settings of a label on a task that pools several, the best first."""
+    hypers = task.hypers[task.counted].reset_index(drop=True)
+    varied = [name for name in hypers if hypers[name].nunique(dropna=False) > 1]
+    if not varied or not np.isfinite(task.final).all():
+        return []
+    found = []
+    for values, of_setting in hypers.groupby(varied, sort=True, dropna=False):
+        setting = ", ".join(f"{name} {value:g}" for name, value in zip(varied, values, strict=True))
+        scores = task.final[of_setting.index]
+        interval = Interval(bootstrap.estimate([scores], bootstrap.iqm), math.nan, math.nan)
+        # Thousands of settings with a run or two each have none.
+        if scores.size >= bootstrap.FEWEST_RUNS:
+            name = f"{task.label} {task.environment}, {setting}"
+            interval = _task_interval(scores, name, repetitions, seed)
+        found.append({"found": interval, "why": _why(interval, [scores.size]), "setting": setting, "runs": scores.size})
+    return sorted(found, key=lambda row: -row["found"].estimate)
+
+
+def _print_settings(console: Console, settings: pd.DataFrame) -> None:
+    """Where labels pool settings, each of these by itself."""
+    groups, left_out = [], []
+    for (environment, label), rows in settings.groupby(["environment", "label"], sort=False):
+        group: list[list[str]] = []
+        for _, row in rows.iloc[:MOST_SETTINGS].iterrows():
+            names = ["", ""] if group else [environment, label]
+            shown = _interval(row, _decimals(row["estimate"], row["high"] - row["low"]))
+            group.append([*names, row["setting"], str(row["runs"]), shown])
+        groups.append(group)
+        if len(rows) > MOST_SETTINGS:
+            left_out.append(f"{len(rows) - MOST_SETTINGS} of '{label}' on {environment}")
+    if not groups:
+        return
+    numbers = ["runs", f"final IQM [{CONFIDENCE:.0%}]"]
+    print_table(console, "By setting, best first", ["task", "label", "setting"], numbers, groups)
+    if left_out:
+        console.print(f"\nSettings not shown, which are in report.csv: {', '.join(left_out)}.")
+    console.print("\nThe best of several settings is in part the luckiest: report it on seeds it was not chosen by.")
+
+
+def _print_shared(console: Console, pairs: Mapping[tuple[str, str], list[str]], environments: list[str]) -> None:
+    """Which tasks labels were compared on run by run, where the table of the aggregates does not say it."""
+    groups = by_tasks(pairs)
+    if [tasks for tasks, _ in groups] == [environments]:
+        return
+    if len(groups) == 1 and len(groups[0][1]) == len(pairs):
+        console.print(f"\nP(X > Y) needs no reference returns: it is over {', '.join(groups[0][0])}.")
+        return
+    console.print("\nP(X > Y) is over the tasks that both labels ran:")
+    for tasks, names in groups:
+        console.print(f"{', '.join(tasks) or 'none in common'}: {'; '.join(f'{x} > {y}' for x, y in names)}.")
+
+
+def by_tasks(pairs: Mapping[tuple[str, str], list[str]]) -> list[tuple[list[str], list[tuple[str, str]]]]:
+    """`Scores.pairs` the other way round: tasks, and the pairs of labels that share just these."""
+    groups: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+    for pair, tasks in pairs.items():
+        groups.setdefault(tuple(tasks), []).append(pair)
+    return [(list(tasks), names) for tasks, names in groups.items()]
+
+
+def _marks(summary: pd.DataFrame) -> list[str]:
+    """What the marks mean that stand behind estimates of this summary."""
+    there = set(summary["no_interval"])
+    return [f"{MARKS[reason]} {meaning}" for reason, meaning in MEANINGS.items() if reason in there]
+
+
+def _print_marks(console: Console, summary: pd.DataFrame) -> None:
+    if meanings := _marks(summary):
+        console.print("\n" + "\n".join(f"{meaning}." for meaning in meanings))
 
 
 def print_table(
@@ -362,7 +469,9 @@ def _latex_interval(row: pd.Series, decimals: int) -> str:
 
 def _interval(row: pd.Series, decimals: int) -> str:
     estimate, low, high = (_number(row[column], decimals) for column in ("estimate", "low", "high"))
-    return estimate if low == MISSING else f"{estimate} [{low}, {high}]"
+    if low != MISSING:
+        return f"{estimate} [{low}, {high}]"
+    return f"{estimate} {MARKS[row['no_interval']]}" if row["no_interval"] else estimate
 
 
 def _number(value: float, decimals: int) -> str:

@@ -9,7 +9,7 @@ hyperparameter.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -173,7 +173,8 @@ def _choose(
             f"{where}: the best setting has {fewest} runs at other seeds than the {len(selection_seeds)} of the "
             f"selection, expected at least {MINIMUM_RUNS}; select by fewer seeds, or train more"
         )
-    found = bootstrap.interval(reported, bootstrap.iqm, **resampling, confidence=confidence, name=where)
+    settings: dict[str, Any] = {**resampling, "confidence": confidence}
+    found = bootstrap.interval(reported, bootstrap.iqm, **settings, name=where)
     return best, {
         "settings": len(ranks),
         **{f"hyper/{name}": value for name, value in first.varied().loc[best].items()},

@@ -24,7 +24,7 @@ import scipy.stats
 from analysis import bootstrap
 
 DATASETS = 2000
-RUNS = (5, 30, 300)
+RUNS = (2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 300)
 REPETITIONS = 1000
 
 
@@ -68,7 +68,7 @@ def coverage() -> None:
             held = np.zeros(4)
             for seed in range(DATASETS):
                 x, y = ([distribution.sample(rng, runs)] for _ in range(2))
-                settings: Any = {"repetitions": REPETITIONS, "seed": seed}
+                settings: Any = {"repetitions": REPETITIONS, "seed": seed, "withhold": False}
                 found = (
                     bootstrap.interval(x, bootstrap.mean, **settings),
                     bootstrap.interval(x, bootstrap.iqm, **settings),

@@ -49,11 +49,11 @@ def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 def two_labels(folder: Path) -> Path:
     """Two labels; tasks `a` and `b` of both with other numbers of runs, `c` of one only, `d` without a reference."""
     for index, (label, environment, runs) in enumerate(
-        [("ppo", "a", 8), ("ppo", "b", 6), ("sac", "a", 8), ("sac", "b", 8), ("sac", "c", 5), ("ppo", "d", 4)]
+        [("ppo", "a", 8), ("ppo", "b", 9), ("sac", "a", 8), ("sac", "b", 8), ("sac", "c", 8), ("ppo", "d", 8)]
     ):
         reference = None if environment == "d" else REFERENCE
         write_shard(folder, label, environment, ramp(runs, 70 + index, index), reference=reference)
-    write_shard(folder, "sac", "d", ramp(4), reference=None)
+    write_shard(folder, "sac", "d", ramp(8), reference=None)
     return folder
 
 
@@ -326,7 +326,7 @@ def test_runs_of_a_running_shard_count_once_they_have_come_farthest(
     )
     assert main([str(folder), "--repetitions", "40"]) == 0
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["a", "ppo", "2/6", "1", "2", "25"] in [line[:6] for line in printed]
+    assert ["a", "ppo", "2/6", "1", "2.00", "25.00", "*"] in [line[:7] for line in printed]
     assert ["sac", "3", "0"] in [line[:3] for line in printed]
     csv = pd.read_csv(folder / "report.csv")
     final = csv[csv["statistic"] == "final_iqm"].set_index("label")
@@ -395,9 +395,9 @@ def test_comparable_tasks_are_those_of_every_label_with_a_reference(two_labels: 
     assert environments == ["a", "b"]
     assert left_out == {"c": "no run of 'ppo'", "d": "no reference returns in its manifests"}
     normalised = scores.normalised(environments)
-    assert [task.size for task in normalised["ppo"]] == [8, 6]
+    assert [task.size for task in normalised["ppo"]] == [8, 9]
     assert matrix(normalised["sac"]).shape == (8, 2)
-    with pytest.raises(ValueError, match=r"\[8, 6\] runs"):
+    with pytest.raises(ValueError, match=r"\[8, 9\] runs"):
         matrix(normalised["ppo"])
 
 
@@ -629,7 +629,7 @@ def test_rows_with_too_many_draws_are_drawn_again(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_curve_is_the_interval_of_every_point() -> None:
-    curves = [np.random.default_rng(8).normal(size=(9, 4)), np.random.default_rng(9).normal(size=(5, 4))]
+    curves = [np.random.default_rng(8).normal(size=(9, 4)), np.random.default_rng(9).normal(size=(8, 4))]
     band = bootstrap.curve(curves, bootstrap.iqm, repetitions=200, name="ppo")
     for point in range(4):
         alone = bootstrap.interval([c[:, point] for c in curves], bootstrap.iqm, repetitions=200, name="ppo")
@@ -650,10 +650,12 @@ def test_a_simultaneous_band_holds_the_whole_curve_as_often_as_it_says() -> None
     assert pointwise / datasets < 0.75
 
 
-def test_a_simultaneous_band_where_all_runs_agree_has_no_width() -> None:
-    band = bootstrap.curve([np.array([[1.0, 2.0], [1.0, 4.0], [1.0, 6.0]])], bootstrap.mean, repetitions=200)
-    assert band.simultaneous_low[0] == band.simultaneous_high[0] == 1.0
-    assert band.simultaneous_low[1] < 4.0 < band.simultaneous_high[1]
+def test_where_all_runs_agree_a_curve_has_no_band() -> None:
+    curves = np.stack([np.full(31, 0.3), np.arange(31.0)], axis=1)
+    band = bootstrap.curve([curves], bootstrap.mean, repetitions=200)
+    assert band.estimate == pytest.approx([0.3, 15.0])
+    assert all(np.isnan(bound[0]) for bound in band[1:])
+    assert band.simultaneous_low[1] <= band.low[1] < 15.0 < band.high[1] <= band.simultaneous_high[1]
 
 
 def test_points_of_a_curve_must_be_the_same_for_all_tasks() -> None:
@@ -663,11 +665,14 @@ def test_points_of_a_curve_must_be_the_same_for_all_tasks() -> None:
 
 def test_performance_profile_equals_rliable() -> None:
     thresholds = np.arange(-5, 21) / 10
-    scores = np.random.default_rng(12).choice(thresholds, (9, 3))  # some lie on a threshold, which is not above it
+    scores = np.random.default_rng(12).choice(thresholds, (10, 3))  # some lie on a threshold, which is not above it
     expected, _ = rly.create_performance_profile({"ppo": scores}, thresholds, reps=1)
     found = bootstrap.profile(list(scores.T), thresholds, repetitions=100)
     np.testing.assert_allclose(found.estimate, expected["ppo"], rtol=1e-12)
-    assert np.all(found.simultaneous_low <= found.low) and np.all(found.low <= found.estimate)
+    # Where all runs are on one side of a threshold, no resample differs.
+    within = (found.estimate > 0) & (found.estimate < 1)
+    assert np.isfinite(found.low).tolist() == within.tolist() and not within.all()
+    assert np.all((found.simultaneous_low <= found.low)[within] & (found.low <= found.estimate)[within])
 
 
 def test_difference_of_pairs_is_narrower_where_runs_have_luck_in_common() -> None:
@@ -820,8 +825,8 @@ def test_report_of_a_metric_is_of_its_values(folder: Path, capsys: pytest.Captur
 
 
 def test_report_is_the_same_for_the_same_seed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_shard(folder, "ppo", "a", ramp(4))
-    write_shard(folder, "sac", "a", ramp(4))
+    write_shard(folder, "ppo", "a", ramp(8))
+    write_shard(folder, "sac", "a", ramp(8))
 
     def files(name: str, seed: int) -> dict[str, bytes]:
         out = tmp_path / name
@@ -840,7 +845,7 @@ def write_long_names(folder: Path) -> tuple[list[str], list[str]]:
     """Two labels on two tasks, all with long names and high scores; gives the names and the words of all numbers."""
     tasks, labels = ["suite/a-task-with-a-very-long-name-v0", "suite/b"], ["ppo-with-many-many-words", "sac"]
     for task, label in itertools.product(tasks, labels):
-        write_shard(folder, label, task, 1e4 * ramp(3, seed=len(label)))
+        write_shard(folder, label, task, 1e4 * ramp(15, seed=len(label)))
     summary = summarise(read(folder), repetitions=40)
     shown = summary[(summary["score"] != "auc") & ~summary["statistic"].isin(["last_iqm", "auc_iqm"])]
     numbers = []
@@ -848,7 +853,9 @@ def write_long_names(folder: Path) -> tuple[list[str], list[str]]:
         decimals = 0 if row["section"] == "task" else 3
         numbers.append(f"{row['estimate']:.{decimals}f}")
         if row["statistic"] != "untrained_iqm":
-            numbers[-1] += f" [{row['low']:.{decimals}f}, {row['high']:.{decimals}f}]"
+            bounds = f"[{row['low']:.{decimals}f}, {row['high']:.{decimals}f}]"
+            # Scores above 1 all fall short of it by nothing.
+            numbers[-1] += " =" if row["statistic"] == "optimality_gap" else f" {bounds}"
     return [*tasks, *labels], numbers
 
 
@@ -862,7 +869,7 @@ def test_into_a_pipe_tables_are_as_wide_as_they_need(
     assert words in [line.split() for line in lines]
     for text in (*names, *numbers):
         assert any(text in line for line in lines), text
-    assert any(line.split()[:2] == names[::2] and line.split()[-1] == "750" for line in lines)
+    assert any(line.split()[:2] == names[::2] and line.split()[-1] == "3.75k" for line in lines)
 
 
 @pytest.mark.parametrize("width", [200, 100, 80, 40, 20])
@@ -952,7 +959,7 @@ def test_plot_of_running_shards_is_dashed_where_runs_are_missing(folder: Path, m
     assert plots._runs(scores, "ppo") == "8 of 12 runs"
 
 
-@pytest.mark.parametrize("runs", [1, 3])
+@pytest.mark.parametrize("runs", [1, bootstrap.FEWEST_RUNS])
 def test_report_on_one_label_without_a_reference(
     folder: Path, capsys: pytest.CaptureFixture[str], no_figures: None, runs: int
 ) -> None:
@@ -970,7 +977,7 @@ def test_labels_on_a_task_without_a_reference_are_compared_run_by_run(
     folder: Path, capsys: pytest.CaptureFixture[str], no_figures: None
 ) -> None:
     for label, top in (("ppo", 70.0), ("sac", 72.0)):
-        write_shard(folder, label, "a", ramp(6, top, int(top)), reference=None)
+        write_shard(folder, label, "a", ramp(9, top, int(top)), reference=None)
     assert main([str(folder), "--repetitions", "40"]) == 0
     printed = capsys.readouterr().out
     csv = pd.read_csv(folder / "report.csv")

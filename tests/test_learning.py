@@ -35,7 +35,7 @@ def iqm(experiment: str, label: str, environment: str, *, untrained: bool = Fals
     step = frame.step.min() if untrained else frame.step.max()
     scores = frame[frame.step == step].return_mean.to_numpy()
     assert len(scores) >= 32
-    found = bootstrap.interval([scores], bootstrap.iqm, seed=0)
+    found = bootstrap.interval([scores], bootstrap.iqm, seed=0, withhold=False)
     return found.estimate, found.low, found.high
 
 

@@ -97,7 +97,7 @@ def test_the_command_prints_a_table_and_the_smallest_number(results: Path, capsy
     # A run's standard deviation is 0.1 of the reference's range, give or take what 24 runs leave open.
     needed = 2 * 1.195 * 0.1**2 * (norm.ppf(0.975) + norm.ppf(0.8)) ** 2 / 0.05**2
     assert needed / 1.8 < smallest < needed * 1.8
-    assert cli.main([*command, "--runs", "5,10"]) == 0
+    assert cli.main([*command, "--runs", "8,10"]) == 0
     assert "by IQM: more than 10 runs" in capsys.readouterr().out
 
 
@@ -127,7 +127,7 @@ def test_differences_are_in_shares_of_the_reference_or_in_returns(results: Path)
         (["--label", "ppo", "--return-difference", "5"], "needs one task of a, b; choose it with --env"),
         (["--label", "ppo", "--difference", "1", "--return-difference", "5"], "not allowed with"),
         (["--label", "ppo", "--difference", "1", "--power", "80"], "'80' must be a share between 0 and 1"),
-        (["--label", "ppo", "--difference", "1", "--runs", "2"], "--runs 2 must be at least 3"),
+        (["--label", "ppo", "--difference", "1", "--runs", "2"], "--runs 2 must be at least 8"),
         (["--label", "ppo", "--difference", "1", "--seed", "-1"], "--seed -1 must be 0 or more"),
     ],
 )

@@ -29,7 +29,7 @@ from analysis import bootstrap, load, manifests
 from analysis import report as pages
 from analysis.__main__ import main
 from analysis.curves import THRESHOLDS, performance_profiles, sample_efficiency_curves
-from analysis.tables import AGGREGATES, latex, summarise
+from analysis.tables import AGGREGATES, MARKS, latex, summarise
 
 ROOT = Path(__file__).resolve().parent.parent
 REPETITIONS = 60
@@ -53,11 +53,13 @@ def write_results(folder: Path) -> None:
         "hypers": [{"lr": 0.1}, {"lr": 0.2}],
     }
     write_shard(folder, PPO, "a", returns, extra={"hyper/lr": rates}, **facts)
-    lost = ramp(6, 60)
+    lost = ramp(8, 60)
     lost[-1, 1:] = np.nan
     write_shard(folder, HOSTILE, "a", lost, shard="sac-a")
     for label, shard in ((PPO, "ppo-b"), (HOSTILE, "sac-b")):
-        write_shard(folder, label, "b", rng.normal(-500, 200, (5, 3)), shard=shard, reference={"low": -1000, "high": 0})
+        write_shard(
+            folder, label, "b", rng.normal(-500, 200, (24, 3)), shard=shard, reference={"low": -1000, "high": 0}
+        )
     write_shard(folder, PPO, "c", 1000 + ramp(3) / 20, reference=None)
 
 
@@ -119,6 +121,11 @@ def cell_of(document: dict[str, Any], label: str, task: str) -> dict[str, Any]:
     return found
 
 
+def or_none(values: Any) -> list[float | None]:
+    """As JSON has them."""
+    return [float(value) if np.isfinite(value) else None for value in values]
+
+
 # --- The document -----------------------------------------------------------------------------------------------------
 
 
@@ -130,11 +137,11 @@ def test_aggregates_and_probabilities_are_those_of_the_bootstrap(folder: Path, d
         normalised = scores.normalised(["a", "b"], kind)
         for statistic, function in AGGREGATES.items():
             found = bootstrap.interval(normalised, function, **settings)
-            assert document["aggregates"][kind][statistic] == [list(found[label]) for label in scores.labels]
+            assert document["aggregates"][kind][statistic] == [[*found[label], ""] for label in scores.labels]
         better = bootstrap.improvement(*normalised.values(), **settings)
         matrix = document["improvements"][kind]
-        assert matrix[0][1] == list(better)
-        assert matrix[1][0] == pytest.approx([1 - better.estimate, 1 - better.high, 1 - better.low])
+        assert matrix[0][1] == [*better, ""]
+        assert matrix[1][0][:3] == pytest.approx([1 - better.estimate, 1 - better.high, 1 - better.low])
         assert matrix[0][0] is None
 
 
@@ -145,14 +152,15 @@ def test_curves_and_profiles_are_those_of_the_bootstrap(folder: Path, document: 
         cell = cell_of(document, label, task)
         band = bootstrap.curve([found.curves], bootstrap.iqm, name=f"{label} {task}", **settings)
         assert cell["x"] == list(STEPS)
-        assert all(cell[name] == values.tolist() for name, values in band._asdict().items())
+        assert all(cell[name] == or_none(values) for name, values in band._asdict().items())
     for kind in ("final", "auc"):
         profile = document["profiles"][kind]
         thresholds = np.array(profile["x"])
         assert thresholds.size == THRESHOLDS and thresholds[0] <= 0 < 1 <= thresholds[-1]
         for index, (label, tasks) in enumerate(scores.normalised(["a", "b"], kind).items()):
             band = bootstrap.profile(tasks, thresholds, name=label, **settings)
-            assert all(profile["bands"][index][name] == values.tolist() for name, values in band._asdict().items())
+            shown = profile["bands"][index]
+            assert all(shown[name] == or_none(values) for name, values in band._asdict().items())
 
 
 def test_the_table_is_that_of_the_csv_file(folder: Path, document: dict[str, Any]) -> None:
@@ -162,7 +170,10 @@ def test_the_table_is_that_of_the_csv_file(folder: Path, document: dict[str, Any
         label, task = document["labels"][row["label"]]["name"], document["tasks"][row["task"]]["name"]
         there = csv[(csv["label"] == label) & (csv["environment"] == task)].set_index("statistic")
         for name in ("untrained", "final", "last", "auc"):
-            assert row[name] == there.loc[f"{name}_iqm", ["estimate", "low", "high"]].tolist()
+            found = there.loc[f"{name}_iqm"]
+            assert row[name][:3] == or_none(found[["estimate", "low", "high"]])
+            assert row[name][3] == MARKS.get(found["no_interval"], "")
+            assert (row[name][3] == "*") == (task == "c")
         assert row["runs"] == there["runs"].iloc[0] and row["diverged"] == there["diverged"].iloc[0]
 
 
@@ -202,8 +213,8 @@ def test_diverged_runs_are_listed_with_step_and_score(
     assert document["diverged"]["total"] == 1
     (run,) = document["diverged"]["runs"]
     assert (document["labels"][run["label"]]["name"], document["tasks"][run["task"]]["name"]) == (HOSTILE, "a")
-    assert (run["seed"], run["step"], run["counted"]) == (5, 500, True)
-    assert run["score"] == pytest.approx(ramp(6, 60)[5, 0])
+    assert (run["seed"], run["step"], run["counted"]) == (7, 500, True)
+    assert run["score"] == pytest.approx(ramp(8, 60)[7, 0])
     # Flagged from the last evaluation on although finite; never finite; and of a shard that goes on.
     flags = [[False, False, True], [False] * 3, [True] * 3]
     write_shard(tmp_path / "x", PPO, "a", [[1, 2, 3], [1, 2, 4], [np.nan] * 3], diverged=flags)
@@ -222,7 +233,7 @@ def test_diverged_runs_are_listed_with_step_and_score(
 def test_speed_and_memory_come_from_the_manifests(document: dict[str, Any], tmp_path: Path) -> None:
     names = ("compile_seconds", "run_seconds", "peak_memory_bytes", "width", "devices", "steps_per_second")
     assert [cell_of(document, PPO, "a")[name] for name in names] == [3.5, 12, 2**30, [4], [2], 8 * 1000 / 4]
-    assert [cell_of(document, HOSTILE, "a")[name] for name in names] == [None, None, None, [], [], 6 * 1000 / 4]
+    assert [cell_of(document, HOSTILE, "a")[name] for name in names] == [None, None, None, [], [], 8 * 1000 / 4]
     for index, (width, peak) in enumerate(((4, 10), (2, 30))):
         facts = {"run_seconds": 2.0, "peak_memory_bytes": peak, "plan": {"width": width, "devices": 1}}
         seeds = range(2 * index, 2 * index + 2)
@@ -325,7 +336,8 @@ def test_latex_without_a_comparable_task_or_an_interval(tmp_path: Path) -> None:
     scores = read(tmp_path / "x")
     text = latex(scores, summarise(scores, repetitions=40))
     assert text.count(r"\begin{tabular}") == 1
-    assert r"a & ppo & 1 & {3.000} & {2.500} \\" in text
+    assert r"a & ppo & 1 & {3.000 *} & {2.500 *} \\" in text
+    assert "% * no interval, fewer than 8 runs on a task" in text
 
 
 def test_pdf_figures_have_embedded_fonts(folder: Path) -> None:
@@ -557,6 +569,32 @@ class TestBrowser:
             opened.execute_script("arguments[0].firstChild.click()", heading)
             assert heading.get_attribute("aria-sort") == direction
             assert order() == expected
+
+    @pytest.mark.parametrize("width", [1280, 700, 390])
+    def test_names_in_interval_panels_begin_with_their_first_letter(
+        self, browser: webdriver.Chrome, tmp_path: Path, width: int
+    ) -> None:
+        names = ["WWWW MMMM", "SAC with a learning rate of 0.001, wide", "ppo", "W" * 60, "TD3_BC_AWAC_WIDE"]
+        for seed, name in enumerate(names):
+            write_shard(tmp_path / "x", name, "a", 1e4 * ramp(8, 70, seed), shard=f"{seed}")
+        pages.write(make(tmp_path / "x"), tmp_path / "report.html")
+        show(browser, tmp_path / "report.html", width=width)
+        found = browser.execute_script(
+            "return [...document.querySelectorAll('#forest svg')].map((chart) => ["
+            "chart.getBoundingClientRect().left, chart.getBoundingClientRect().right,"
+            "...['.name', '.value', '.marker'].map((each) => [...chart.querySelectorAll(each)].map("
+            "(node) => { const box = node.getBoundingClientRect(); return [box.left, box.right, node.textContent]; }))"
+            "]);"
+        )
+        assert len(found) == 4
+        for left, right, of_names, of_values, markers in found:
+            assert all(left <= box[0] for box in of_names)
+            assert {box[2] for box in of_names} >= {"WWWW MMMM", "ppo"}
+            for name, value, marker in zip(of_names, of_values, markers, strict=True):
+                assert value[1] <= right and name[1] <= value[0]
+                assert left <= marker[0] and marker[1] <= right
+                # Wide, all is on one line: name, interval, numbers.
+                assert width < 700 or name[1] <= marker[0] <= marker[1] <= value[0]
 
     @pytest.mark.parametrize("scheme", ["light", "dark"])
     def test_light_and_dark_are_readable(self, browser: webdriver.Chrome, folder: Path, scheme: str) -> None:

@@ -52,10 +52,12 @@ function decimals([estimate, low, high]) {
   const shown = Math.max(Math.abs(estimate ?? 0) * 1e-2, there(low) ? high - low : 0);
   return shown > 0 ? Math.min(4, Math.max(0, 1 - Math.floor(Math.log10(shown)))) : 1;
 }
+/** A found interval is [estimate, low, high, mark]; the mark says why there are no bounds, see `report.marks`. */
 function interval(found, digits = decimals(found)) {
-  const [estimate, low, high] = found.map((value) => number(value, digits));
-  return low === MISSING ? estimate : `${estimate} [${low}, ${high}]`;
+  const [estimate, low, high] = found.slice(0, 3).map((value) => number(value, digits));
+  return low === MISSING ? marked(estimate, found) : `${estimate} [${low}, ${high}]`;
 }
+const marked = (text, found) => (found[3] ? `${text} ${found[3]}` : text);
 
 // --- Labels ----------------------------------------------------------------------------------------------------------
 
@@ -355,7 +357,7 @@ function aboutPoint(curve, i, first, what, format) {
   const intervals = there(curve.low[i])
     ? [`pointwise ${bounds(curve.low, curve.high)}`,
       `simultaneous ${bounds(curve.simultaneous_low, curve.simultaneous_high)}`]
-    : ["no interval of a single run"];
+    : ["no interval: too few runs, or no spread"];
   return [...first, `${what} ${format(curve.estimate[i])}`, ...intervals];
 }
 
@@ -415,6 +417,21 @@ function profilesSection() {
       .map((band) => ({...withBand(band), describe: (i) => about(band, i)}))});
 }
 
+const pen = document.createElement("canvas").getContext("2d");
+/** Pixels that a text of the page's font takes, at this size. */
+function textWidth(text, size) {
+  pen.font = `${size}px ${getComputedStyle(document.body).fontFamily}`;
+  return Math.ceil(pen.measureText(text).width);
+}
+
+/** As much of the beginning of a text as there is room for. */
+function fitted(text, size, room) {
+  if (textWidth(text, size) <= room) return text;
+  let end = text.length - 1;
+  while (end > 1 && textWidth(`${text.slice(0, end)}…`, size) > room) end--;
+  return `${text.slice(0, end)}…`;
+}
+
 function forestSection() {
   for (const [statistic, title] of Object.entries(report.statistics)) {
     const plot = el("div");
@@ -429,11 +446,13 @@ function forest(host, statistic, title) {
   // Where there is little width, name and numbers are a line of their own above the interval.
   const narrow = width < 440;
   const row = narrow ? 40 : 24, height = order.length * row + 34;
-  // A name takes a third of the width at most; a longer one is cut, and whole in the tooltip.
-  const longest = Math.max(4, ...order.map((label) => labels[label].name.length));
-  const letters = Math.min(longest, Math.floor((narrow ? width - 150 : width / 3) / 7));
-  const [left, right] = narrow ? [14, width - 14] : [14 + letters * 7, width - 138];
-  const x = scale(order.flatMap((label) => found[label]).filter(there),
+  // A name takes a third of the width at most; a longer one loses its end, and is whole in the tooltip.
+  const numbers = Math.max(0, ...order.map((label) => textWidth(interval(found[label], 3), 11.5)));
+  const room = narrow ? width - numbers - 20 : width / 3;
+  const names = new Map(order.map((label) => [label, fitted(labels[label].name, 12.5, room)]));
+  const longest = Math.max(30, ...[...names.values()].map((name) => textWidth(name, 12.5)));
+  const [left, right] = narrow ? [14, width - 14] : [14 + longest, width - numbers - 14];
+  const x = scale(order.flatMap((label) => found[label].slice(0, 3)).filter(there),
     {pixels: [left, right], ticks: Math.max(2, Math.floor((right - left) / 55)), pad: 0.06});
   const words = order.map((label) => `${labels[label].name} ${interval(found[label], 3)}`);
   const chart = canvas(statistic, width, height, {role: "img", "aria-label": `${title}: ${words.join("; ")}`});
@@ -444,10 +463,10 @@ function forest(host, statistic, title) {
   }
   order.forEach((label, i) => {
     const top = i * row + 4, at = top + (narrow ? 28 : 12), baseline = top + 16;
-    const [estimate, low, high] = found[label], name = labels[label].name;
+    const [estimate, low, high] = found[label];
     chart.append(svg("g", of(label), svg("title", {}, words[i]),
       svg("text", {class: "name", x: narrow ? 2 : left - 10, y: baseline, "text-anchor": narrow ? "start" : "end"},
-        name.length > letters ? `${name.slice(0, letters - 1)}…` : name),
+        names.get(label)),
       ...(there(low) ? [svg("line", {class: "interval", x1: x.place(low), x2: x.place(high), y1: at, y2: at})] : []),
       marker(label, x.place(estimate), at, 4),
       svg("text", {class: "value", x: width - 2, y: baseline, "text-anchor": "end"}, interval(found[label], 3))));
@@ -465,7 +484,7 @@ function matrix() {
       const [estimate, low, high] = cell;
       const decided = there(low) && (low > 0.5 || high < 0.5);
       const shade = Math.round(Math.abs(estimate - 0.5) * 200);
-      const td = el("td", {}, el(decided ? "strong" : "span", {}, number(estimate, 2)),
+      const td = el("td", {}, el(decided ? "strong" : "span", {}, marked(number(estimate, 2), cell)),
         el("small", {}, there(low) ? `${number(low, 2)}–${number(high, 2)}` : ""));
       const side = estimate > 0.5 ? "better" : "worse";
       td.style.background = `color-mix(in srgb, var(--${side}) ${shade}%, var(--surface))`;
@@ -613,6 +632,7 @@ function choices() {
   const leftOut = tasks.filter((task) => !isCompared(task)).map((task) => `${task.name}: ${task.left_out}`);
   const varied = labels.flatMap((_, label) => variations(label));
   const {repetitions, seed} = report.bootstrap;
+  const marks = report.marks.filter(({used}) => used).map(({mark, meaning}) => `${mark} ${meaning}.`);
   const add = (term, ...content) => byId("choice-list").append(el("dt", {}, term), el("dd", {}, ...content));
 
   add("Score of a run", "Its final score, the mean return of the episodes of its last evaluation; or the area under its "
@@ -625,13 +645,17 @@ function choices() {
   if (compared.length) {
     add("Normalised", "0 and 1 stand for these returns, values beyond are kept:", bullets(normalisations()));
   }
-  const pairs = report.improvement_tasks;
-  if (pairs.length > compared.length && labels.length > 1) {
-    add("Improvement", `Its probability needs no reference returns and is over ${pairs.join(", ")}.`);
+  const shared = report.improvement_tasks;
+  if (shared.length === 1 && shared[0].tasks.join() !== compared.join() && shared[0].tasks.length) {
+    add("Improvement", `Its probability needs no reference returns and is over ${shared[0].tasks.join(", ")}.`);
+  } else if (shared.length > 1) {
+    add("Improvement", "Its probability is over the tasks that both labels ran:", bullets(shared.map(
+      ({tasks: both, pairs}) => `${both.join(", ") || "none in common"}: ${pairs.join("; ")}`)));
   }
   add("Intervals", `${confidence}, by ${grouped(repetitions)} resamples of a stratified bootstrap over runs, `
     + `seed ${seed}. They say how the figure could have come out with other seeds. Two that overlap do not show that `
-    + "two methods are equal: see the probability of improvement.");
+    + "two methods are equal: see the probability of improvement.",
+  ...(marks.length ? [" Without one:", bullets(marks)] : []));
   add("Diverged runs", `${grouped(report.diverged.total)} of ${grouped(runs)}. They count with their last finite score, `
     + "else with the floor of their task.");
   add("Hyperparameters", varied.length

@@ -1,0 +1,183 @@
+"""No false interval: where it cannot hold there is a mark and a sentence, in every place that shows one."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from docs_scripts import DOCS
+from written import read, write_shard
+
+from analysis import __main__ as command
+from analysis import bootstrap, plots, power
+from analysis import report as pages
+from analysis.__main__ import main
+from analysis.bootstrap import FEW_RUNS, FEWEST_FOR_A_MEAN, FEWEST_RUNS, NO_SPREAD
+from analysis.curves import performance_profiles, sample_efficiency_curves
+from analysis.power import Pilot
+from analysis.tables import AGGREGATES, latex, summarise
+
+BOUNDS = r"\[-?[\d.]+, -?[\d.]+\]"
+
+
+def final(runs: int, top: float, spread: float = 5.0) -> np.ndarray:
+    """`[runs, 3]` curves; without spread all runs are equal."""
+    noise = spread * np.random.default_rng(int(top)).normal(size=(runs, 3))
+    return np.array([10.0, (10 + top) / 2, top]) + noise
+
+
+def write(folder: Path, runs: int, spread: float = 5.0) -> Path:
+    """Two labels on a task, whose runs overlap unless they have no spread."""
+    for label, top in (("ppo", 50.0), ("sac", 52.0)):
+        curves = final(runs, top, spread)
+        write_shard(folder, label, "a", curves, extra={"metric/kl": curves.T.ravel()})
+    return folder
+
+
+def touch(*arguments: Any, **settings: Any) -> None:
+    """In the place of a figure, which takes seconds."""
+    for file in arguments:
+        if isinstance(file, Path):
+            file.touch()
+
+
+@pytest.mark.parametrize(
+    ("runs", "spread", "mark", "reason"), [(2, 5.0, "*", FEW_RUNS), (7, 5.0, "*", FEW_RUNS), (30, 0.0, "=", NO_SPREAD)]
+)
+def test_no_interval_is_shown_that_cannot_hold(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    runs: int,
+    spread: float,
+    mark: str,
+    reason: str,
+) -> None:
+    for figure in ("sample_efficiency", "aggregate_intervals", "performance_profile"):
+        monkeypatch.setattr(command, figure, touch)
+    folder = write(tmp_path / "x", runs, spread)
+    documents: list[Any] = []
+    monkeypatch.setattr(command, "write", lambda document, file: (documents.append(document), file.touch()))
+    assert main([str(folder), "--repetitions", "40", "--metric", "kl"]) == 0
+    printed = capsys.readouterr().out
+    assert not re.search(BOUNDS, printed)
+    assert printed.count(f" {mark}") >= 2 * (1 + len(AGGREGATES)) + 1
+    # Under the tables and under those of the metric.
+    assert len(re.findall(rf"^{re.escape(mark)} no interval", printed, re.M)) == 2
+    for file in ("report.csv", "metric_kl.csv"):
+        csv = pd.read_csv(folder / file)
+        assert len(csv) and csv["estimate"].notna().all()
+        assert csv[["low", "high"]].isna().all(axis=None) and set(csv["no_interval"]) == {reason}
+    tex = (folder / "report.tex").read_text()
+    assert not re.search(BOUNDS, tex) and f" {mark}}}" in tex and f"% {mark} no interval" in tex
+    (document,) = documents
+    shown = [row[name] for row in document["table"] for name in ("untrained", "final", "last", "auc")]
+    shown += [each for of_kind in document["aggregates"].values() for found in of_kind.values() for each in found]
+    shown += [of_kind[x][1 - x] for of_kind in document["improvements"].values() for x in range(2)]
+    assert all(each[1:] == [None, None, mark] for each in shown)
+    assert [each["mark"] for each in document["marks"] if each["used"]] == [mark]
+    bands = [*document["cells"], *(band for profile in document["profiles"].values() for band in profile["bands"])]
+    for band in bands:
+        assert all(set(band[name]) == {None} for name in ("low", "high", "simultaneous_low", "simultaneous_high"))
+
+
+def test_figures_without_intervals_draw_none_and_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    captions: list[str] = []
+    bars: list[Any] = []
+    monkeypatch.setattr(plots.Figure, "savefig", lambda self, file, **settings: bars.extend(self.axes[0].lines))
+    monkeypatch.setattr(plots.Figure, "supxlabel", lambda self, text, **settings: captions.append(text))
+    for runs, expected in ((FEWEST_RUNS - 1, 3), (FEWEST_FOR_A_MEAN, 0)):
+        captions.clear()
+        scores = read(write(tmp_path / str(runs), runs))
+        settings: dict[str, Any] = {"repetitions": 40, "seed": 0}
+        plots.sample_efficiency(scores, tmp_path / "x.png", **settings)
+        profile = performance_profiles(scores, **settings)["final"]
+        plots.performance_profile(scores, profile, tmp_path / "x.png")
+        bars.clear()
+        plots.aggregate_intervals(scores, summarise(scores, **settings), tmp_path / "x.png")
+        assert sum("Without a bar or band" in caption for caption in captions) == expected
+        # A marker for each label, and a bar where there is an interval.
+        assert len(bars) == (2 if expected else 4)
+
+
+def test_a_mean_needs_more_runs_than_an_iqm(tmp_path: Path) -> None:
+    def reasons(folder: Path) -> dict[str, str]:
+        found = summarise(read(folder), repetitions=40)
+        of_ppo = found[(found["section"] == "aggregate") & (found["label"] == "ppo") & (found["score"] == "final")]
+        assert (of_ppo["low"].isna() == (of_ppo["no_interval"] != "")).all()
+        return dict(zip(of_ppo["statistic"], of_ppo["no_interval"], strict=True))
+
+    of_means = {name for name in AGGREGATES if name != "iqm"}
+    assert reasons(write(tmp_path / "few", 12)) == {"iqm": ""} | dict.fromkeys(of_means, FEW_RUNS)
+    assert set(reasons(write(tmp_path / "enough", FEWEST_FOR_A_MEAN)).values()) == {""}
+    # On all tasks together.
+    for label in ("ppo", "sac"):
+        for task in "bcd":
+            write_shard(tmp_path / "tasks", label, task, final(FEWEST_RUNS, 60.0))
+    assert set(reasons(tmp_path / "tasks").values()) == {""}
+
+
+def test_separated_labels_have_no_interval_of_width_zero(tmp_path: Path) -> None:
+    for label, top in (("ppo", 30.0), ("sac", 80.0)):
+        write_shard(tmp_path / "x", label, "a", final(20, top, 1.0))
+    scores = read(tmp_path / "x")
+    summary = summarise(scores, repetitions=40)
+    better = summary[(summary["section"] == "improvement") & (summary["score"] == "final")].iloc[0]
+    assert (better["estimate"], better["no_interval"]) == (0.0, NO_SPREAD) and np.isnan(better["low"])
+    assert "{0.000 =}" not in latex(scores, summary)  # LaTeX has no such table
+
+
+def test_equal_scores_have_no_interval_whatever_rounding_makes_of_them() -> None:
+    rng = np.random.default_rng(0)
+    for score in (500.0, 0.3, -1e-9, 1e12 / 3, 0.0):
+        tasks = [np.full(31, score), np.full(40, score)]
+        for statistic in AGGREGATES.values():
+            assert np.isnan(bootstrap.interval(tasks, statistic, repetitions=50).low)
+            assert np.isnan(bootstrap.difference(tasks, tasks, statistic, repetitions=50).low)
+        assert np.isnan(bootstrap.improvement(tasks, tasks, repetitions=50).low)
+    found = bootstrap.interval([1e12 + rng.normal(size=40)], bootstrap.mean, repetitions=50, withhold=False)
+    assert found.low < found.estimate < found.high
+
+
+def test_the_fewest_runs_are_those_of_the_table_of_coverages() -> None:
+    rows = re.findall(r"^\| (.+?) \| (\d+) \| (.+) \|$", (DOCS / "statistics.md").read_text("utf-8"), re.M)
+    held = [(int(runs), [float(share) for share in re.findall(r"([\d.]+)%", shares)]) for _, runs, shares in rows]
+    assert len(held) >= 40
+
+    def lowest(runs: int, columns: slice) -> float:
+        return min(share for count, shares in held if count == runs for share in shares[columns])
+
+    counts = sorted({runs for runs, _ in held})
+    # Not the mean; and the mean alone.
+    for columns, fewest in ((slice(1, 4), FEWEST_RUNS), (slice(0, 1), FEWEST_FOR_A_MEAN)):
+        enough = [runs for runs in counts if lowest(runs, columns) >= 90.0]
+        assert enough == [runs for runs in counts if runs >= fewest]
+
+
+def test_power_proposes_no_fewer_runs_than_an_interval_needs() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=12)
+    pilot = Pilot([x + 10.0], [x], 10.0)  # which three runs would show
+    assert power.approximate_runs(pilot, 0.8, 0.95) == power.LEAST == FEWEST_RUNS
+
+
+def test_the_page_explains_its_marks(tmp_path: Path) -> None:
+    scores = read(write(tmp_path / "x", 3))
+    from analysis import load, manifests
+
+    settings: dict[str, Any] = {"repetitions": 40, "seed": 0}
+    document = pages.document(
+        scores,
+        load(tmp_path / "x"),
+        manifests(tmp_path / "x"),
+        summarise(scores, **settings),
+        sample_efficiency_curves(scores, **settings),
+        performance_profiles(scores, **settings),
+        **settings,
+    )
+    (used,) = (each for each in document["marks"] if each["used"])
+    assert used["mark"] == "*" and f"fewer than {FEWEST_RUNS} runs" in used["meaning"]
