@@ -39,6 +39,8 @@ def nothing_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 ENV = envs.make("gymnax/Pendulum-v1")  # 3 observations, one action in [-2, 2]
 REFERENCE = Reference(-1200.0, -150.0, "random", "expert")
 LENGTHS = (4, 1, 3)
+PLAYED = envs.make("gymnax/Pendulum-v1", max_episode_steps=4)
+"""what `some_records` are of"""
 
 
 def numbers(*shape: int, seed: int = 0) -> np.ndarray:
@@ -47,7 +49,7 @@ def numbers(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def some_records() -> Records:
-    """Episodes of `LENGTHS`: the first is truncated, the second terminates, the third is truncated."""
+    """Episodes of `LENGTHS`: the first runs out of time, the second terminates, the third is cut off."""
     n = sum(LENGTHS)
     episode = np.repeat(np.arange(3), LENGTHS)
     ends = np.cumsum(LENGTHS) - 1
@@ -66,6 +68,7 @@ def some_records() -> Records:
         truncated=np.isin(np.arange(n), ends) & ~terminated,
         episode=episode,
         episode_return=np.bincount(episode, weights=reward),
+        complete=np.array([True, True, False]),
     )
 
 
@@ -77,13 +80,14 @@ def assert_same(dataset: Any, records: Records) -> None:
         np.testing.assert_allclose(2.0 * getattr(batch, name), getattr(records, name), atol=1e-6, err_msg=name)
     np.testing.assert_array_equal(dataset.episode, records.episode)
     np.testing.assert_allclose(dataset.episode_return, records.episode_return, rtol=1e-6)
+    np.testing.assert_array_equal(dataset.complete, records.complete)
 
 
 def write(folder: Path, records: Records | None = None, reference: Reference | None = REFERENCE) -> Path:
     return dataset_files.write(
         "gymnax/Pendulum-v1/medium",
         some_records() if records is None else records,
-        ENV,
+        PLAYED,
         folder,
         reference=reference,
         source="a test",
@@ -121,6 +125,7 @@ def test_what_is_written_here_loads_in_minari(tmp_path: Path, monkeypatch: pytes
     np.testing.assert_array_equal(first.actions, records.action[:4])
     assert not first.terminations.any() and first.truncations.tolist() == [False, False, False, True]
     assert found[1].terminations.tolist() == [True]
+    assert not found[2].terminations.any() and not found[2].truncations.any(), "a record that is cut off just stops"
     assert "gymnax/Pendulum-v1/medium-v0" in minari.list_local_datasets()
     np.testing.assert_allclose(minari.get_normalized_score(found, np.array([-150.0])), [1.0])
 
@@ -244,7 +249,8 @@ def test_other_spaces_are_refused(tmp_path: Path) -> None:
 
 def test_another_environment_is_refused(tmp_path: Path) -> None:
     write(tmp_path)
-    with pytest.raises(DatasetError, match="has observations of 3 numbers, but 'probe/constant/continuous' shows 1"):
+    of_another = "is of 'gymnax/Pendulum-v1', as its metadata say, not of 'probe/constant/continuous'; name one of "
+    with pytest.raises(DatasetError, match=of_another):
         dataset_files.load("gymnax/Pendulum-v1/medium", envs.make("probe/constant/continuous"), tmp_path)
 
 
