@@ -519,7 +519,8 @@ def read_d4rl(file: Path, max_episode_steps: int) -> Records:
       row early, and if it does run out of time its last row is kept, with the first observation of another episode.
     - A row that terminates on the very step of the limit is kept; D4RL leaves it out.
     - D4RL does not look at `next_observations`. Where the row below begins elsewhere than a row led to, the record of
-      an episode is cut off: that row is truncated, and what was done after it is not known.
+      an episode is cut off: that row is truncated, what was done after it is not known, and the episode that begins in
+      the row below is not complete either, nor is any if most rows are like this.
 
     Raises:
         DatasetError: it is no such file, is damaged or empty, its arrays do not belong together, or an episode is
@@ -545,11 +546,15 @@ def read_d4rl(file: Path, max_episode_steps: int) -> Records:
                 steps = 0
     else:
         ended = arrays["timeouts"].reshape(n).astype(bool)
+    jumps &= ~ended
     last = terminated | ended | jumps
     episode: np.ndarray = np.cumsum(last) - last
     lengths = np.bincount(episode)
     check_lengths(file, lengths, max_episode_steps)
-    whole = terminated[np.cumsum(lengths) - 1] | (lengths == max_episode_steps)
+    last_rows = np.cumsum(lengths) - 1
+    whole = terminated[last_rows] | (lengths == max_episode_steps)
+    # What follows a jump may begin in the middle of an episode, and in a file in any order everything may.
+    whole &= np.append(True, ~jumps[last_rows[:-1]]) & (2 * jumps.sum() <= (~(terminated | ended)).sum())
     # As in `qlearning_dataset`, also a row that has terminated and timed out.
     kept = np.arange(n) < n - 1
     kept &= ~ended
