@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from envs import datasets
+from envs import datasets, registry
 from envs.core import Box, Env, Reference
 from envs.datasets import Dataset, DatasetError, Records
 
@@ -52,6 +52,8 @@ class Facts(NamedTuple):
     """the id, ours, of the environment that a dataset made here is of"""
     outside: str | None = None
     """Gymnasium's or D4RL's name of the environment"""
+    action_box: Box | None = None
+    """of that environment, for a dataset made here"""
     max_episode_steps: int | None = None
     """the time limit that it was recorded with"""
     reference: Reference | None = None
@@ -85,7 +87,7 @@ def load(dataset_id: str, env: Env, folder: Path, clip_actions: bool = False) ->
 
     Args:
         dataset_id: a path or an id.
-        env: what it is of, or that with more wrappers.
+        env: what it is of; wrappers that leave returns comparable may differ.
         folder: of datasets made here.
         clip_actions: clip actions to the action box instead of refusing those outside of it.
 
@@ -101,7 +103,7 @@ def load(dataset_id: str, env: Env, folder: Path, clip_actions: bool = False) ->
             + (f"did you mean '{near[0]}'?" if near else "expected an HDF5 file, a Minari folder, or the id of one")
         )
     facts = facts_of(place)
-    check_environment(dataset_id, facts, env.id)
+    check_environment(dataset_id, facts, env)
     read = read_d4rl if place.is_file() else read_minari
     records = read(place, facts.max_episode_steps or env.max_episode_steps)
     if records.obs.shape[1] != env.obs_dim:
@@ -114,23 +116,18 @@ def load(dataset_id: str, env: Env, folder: Path, clip_actions: bool = False) ->
         records,
         env.action_space,
         source=facts.source,
-        reference=reference_of(place, env.id),
+        reference=facts.reference,
         clip_actions=clip_actions,
     )
 
 
-def reference_of(place: Path, env_id: str) -> Reference | None:
-    """The returns for normalised scores that a dataset brings for this environment, as those made here do.
-
-    Those of one environment are none of the same with more wrappers. Its transitions are not read.
+def reference_of(place: Path) -> Reference | None:
+    """The returns for normalised scores that a dataset brings, as those made here do. Its transitions are not read.
 
     Raises:
         DatasetError: what a folder says of its dataset cannot be read.
     """
-    if place.is_file():
-        return None
-    facts = facts_of(place)
-    return facts.reference if facts.environment in (None, env_id) else None
+    return None if place.is_file() else facts_of(place).reference
 
 
 def facts_of(place: Path) -> Facts:
@@ -142,14 +139,25 @@ def facts_of(place: Path) -> Facts:
         return Facts(f"D4RL layout, {place.name}", outside=outside, max_episode_steps=limit)
     metadata = read_metadata(place)
     ours = metadata.get(OURS, {})
-    outside, limit = spec_of(metadata["env_spec"]) if metadata.get("env_spec") else (None, None)
+    spec = metadata.get("env_spec")
+    outside, limit = spec_of(spec) if isinstance(spec, str) else (None, None)
     return Facts(
         source=ours.get("source", f"Minari, {metadata.get('dataset_id', place.name)}"),
         environment=ours.get("environment"),
         outside=outside,
+        action_box=box_of(metadata.get("action_space")) if ours else None,
         max_episode_steps=ours.get("max_episode_steps", limit),
         reference=reference_in(ours, place),
     )
+
+
+def box_of(text: str | None) -> Box | None:
+    """The action box that Minari's description of a space holds; None if that is no such thing."""
+    try:
+        space = json.loads(text or "")
+        return Box(tuple(space["low"]), tuple(space["high"]))
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def spec_of(text: str) -> tuple[str | None, int | None]:
@@ -181,24 +189,34 @@ def reference_in(ours: dict[str, Any], place: Path) -> Reference | None:
     return reference
 
 
-def check_environment(dataset_id: str, facts: Facts, env_id: str) -> None:
+def check_environment(dataset_id: str, facts: Facts, env: Env) -> None:
     """Raise DatasetError if a dataset says that it is of another environment.
 
-    What was made here is of one id, with its wrappers; the environment may have more of them behind that. Gymnasium's
-    names, and D4RL's, are compared with the task's without versions.
+    An id with wrappers is another environment, unless they leave returns comparable and the action box as it was.
+    Gymnasium's names, and D4RL's, are compared with the task's without versions.
     """
-    task = env_id.split("+")[0]
-    ours = facts.environment
-    if ours is not None and env_id != ours and not env_id.startswith(f"{ours}+"):
-        named = ours
-    elif facts.outside is not None and plain(task.split("/")[1]) not in names_of(facts.outside):
-        named = facts.outside
-    else:
+    if facts.environment is None and facts.outside is None:
         return
-    raise DatasetError(
-        f"dataset '{dataset_id}' is of '{named}', as its metadata say, not of '{env_id}'; name one of "
-        f"'{env_id}', or the environment that it is of"
-    )
+    task = registry.comparable(env.id)
+    if facts.environment is not None:
+        named = facts.environment
+        same = task == (registry.comparable(named) if named.split("+")[0] == env.id.split("+")[0] else named)
+    else:
+        named = facts.outside or ""
+        same = "+" not in task and plain(task.split("/")[1]) in names_of(named)
+    if not same:
+        raise DatasetError(
+            f"dataset '{dataset_id}' is of '{named}', as its metadata say, not of '{env.id}'; name one of "
+            f"'{env.id}', or the environment that it is of"
+        )
+    box, space = facts.action_box, env.action_space
+    if box is None or not isinstance(space, Box):
+        return
+    if box.dim != space.dim or not np.allclose([box.low, box.high], [space.low, space.high]):
+        raise DatasetError(
+            f"dataset '{dataset_id}' is of '{named}' with actions in {list(box.low)} .. {list(box.high)}, but those of "
+            f"'{env.id}' are in {list(space.low)} .. {list(space.high)}; name '{named}'"
+        )
 
 
 def names_of(outside: str) -> set[str]:

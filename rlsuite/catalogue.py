@@ -63,17 +63,15 @@ def read(dataset_id: str, env: Env, sampling: str = "uniform", clip_actions: boo
         raise UserError(str(error)) from error
 
 
-def reference(dataset_id: str, env_id: str) -> Reference | None:
-    """The returns for normalised scores that a dataset which is there brings for this environment.
-
-    Its transitions are not read.
+def reference(dataset_id: str) -> Reference | None:
+    """The returns for normalised scores that a dataset which is there brings itself. Its transitions are not read.
 
     Raises:
         UserError: what it says of itself cannot be read.
     """
     place = dataset_files.find(dataset_id, folder())
     try:
-        return None if place is None else dataset_files.reference_of(place, env_id)
+        return None if place is None else dataset_files.reference_of(place)
     except DatasetError as error:
         raise UserError(str(error)) from error
 

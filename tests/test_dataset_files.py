@@ -411,27 +411,55 @@ def test_metadata_of_another_environment_are_believed(
             dataset_files.load(name, CHEETAH, folder)
 
 
-def test_what_was_made_here_is_of_its_environment_or_of_that_with_more_wrappers(tmp_path: Path) -> None:
-    """Returns for normalised scores are of the environment alone that they were measured in."""
-    place = write(tmp_path)
-    for env_id, reference in ((ENV.id, REFERENCE), (f"{ENV.id}+observation_noise=0.1+clip_actions", None)):
-        assert dataset_files.load("gymnax/Pendulum-v1/medium", envs.make(env_id), tmp_path).reference == reference
-        assert dataset_files.reference_of(place, env_id) == reference
-    recorded = {**json.loads((place / dataset_files.METADATA).read_text())["rlsuite"]}
-    for environment, env_id in (
-        (f"{ENV.id}+reward_scale=0.1", ENV.id),
-        (f"{ENV.id}+reward_scale=0.1", f"{ENV.id}+reward_scale=0.10001"),
-        (f"{ENV.id}0", ENV.id),
-        ("gymnax/MountainCarContinuous-v0", ENV.id),
-    ):
-        named(place, rlsuite={**recorded, "environment": environment})
-        with pytest.raises(
-            DatasetError, match=re.escape(f"is of '{environment}', as its metadata say, not of '{env_id}'")
-        ):
-            dataset_files.load("gymnax/Pendulum-v1/medium", envs.make(env_id), tmp_path)
-    named(place, rlsuite={**recorded, "environment": f"{ENV.id}+reward_scale=0.1"})
-    for env_id in (f"{ENV.id}+reward_scale=0.1", f"{ENV.id}+reward_scale=0.1+clip_actions"):
-        assert dataset_files.load("gymnax/Pendulum-v1/medium", envs.make(env_id), tmp_path).size == sum(LENGTHS)
+NOISY = f"{ENV.id}+observation_noise=0.1"
+
+
+@pytest.mark.parametrize(
+    ("environment", "env_id", "accepted"),
+    [
+        (ENV.id, ENV.id, True),
+        (NOISY, NOISY, True),
+        # What leaves returns comparable.
+        (ENV.id, f"{ENV.id}+clip_actions", True),
+        (f"{NOISY}+clip_actions", NOISY, True),
+        # What does not.
+        (ENV.id, NOISY, False),
+        (NOISY, ENV.id, False),
+        (f"{ENV.id}+reward_scale=0.1", ENV.id, False),
+        (ENV.id, f"{ENV.id}+reward_scale=0.1", False),
+        (f"{ENV.id}+reward_scale=0.1", f"{ENV.id}+reward_scale=0.2", False),
+        ("gymnax/MountainCarContinuous-v0", ENV.id, False),
+        ("another-packages/Pendulum-v1", ENV.id, False),
+    ],
+)
+def test_an_environment_with_other_wrappers_is_another_one(
+    tmp_path: Path, environment: str, env_id: str, accepted: bool
+) -> None:
+    place, env = write(tmp_path), envs.make(env_id)
+    recorded = json.loads((place / dataset_files.METADATA).read_text())["rlsuite"]
+    named(place, rlsuite={**recorded, "environment": environment})
+    if accepted:
+        assert dataset_files.load("gymnax/Pendulum-v1/medium", env, tmp_path).reference == REFERENCE
+        return
+    message = f"is of '{environment}', as its metadata say, not of '{env_id}'; name one of '{env_id}', or the "
+    with pytest.raises(DatasetError, match=re.escape(message)):
+        dataset_files.load("gymnax/Pendulum-v1/medium", env, tmp_path)
+
+
+def test_gymnasiums_environments_have_no_wrappers_of_ours(tmp_path: Path) -> None:
+    of_minari(tmp_path, "some/thing-v0", [episode(3)])
+    named(tmp_path / "some/thing-v0", env_spec=gymnasium.spec("Pendulum-v1").to_json())
+    assert dataset_files.load("some/thing-v0", envs.make(f"{ENV.id}+clip_actions"), tmp_path).size == 3
+    with pytest.raises(DatasetError, match=re.escape(f"is of 'Pendulum-v1', as its metadata say, not of '{NOISY}'")):
+        dataset_files.load("some/thing-v0", envs.make(NOISY), tmp_path)
+
+
+def test_actions_of_another_box_are_refused_though_they_lie_in_it(tmp_path: Path) -> None:
+    """1 is half of the torque that a plain pendulum takes, and all of that of the wrapped one."""
+    write(tmp_path)
+    message = r"with actions in \[-2\.0\] \.\. \[2\.0\], but those of '.*scale_actions' are in \[-1\.0\] \.\. \[1\.0\]"
+    with pytest.raises(DatasetError, match=message):
+        dataset_files.load("gymnax/Pendulum-v1/medium", envs.make(f"{ENV.id}+scale_actions"), tmp_path)
 
 
 @pytest.mark.parametrize(
