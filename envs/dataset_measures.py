@@ -1,7 +1,7 @@
 """How good a dataset is and how much it covers: TQ and SACo (Schweighofer et al. 2022, arXiv 2111.04714).
 
 - TQ, the quality of trajectories: (mean return - low) / (high - low), with low the return of random actions and high
-  that of the best policy; 0 is random, 1 as good as the best.
+  that of the best policy; 0 is random, 1 as good as the best. Trajectories that were cut off have no known return.
 - SACo, the coverage of states and actions: u(dataset) / u(reference dataset), where u counts the different pairs of
   state and action and the reference is the replay dataset of the same environment, best of the same run.
 
@@ -44,15 +44,18 @@ class Measures(NamedTuple):
     transitions: int
     episodes: int
     terminated: int
-    """episodes that ended by themselves; the others were cut off"""
-    returns: Spread
+    """episodes that ended by themselves"""
+    incomplete: int
+    """episodes whose record ends before they do; the others ended by themselves or by their time limit"""
+    returns: Spread | None
+    """of the complete episodes; None without any"""
     lengths: Spread
-    """in recorded transitions"""
+    """of all episodes, in recorded transitions"""
     pairs: int
     """different pairs of state and action, in bins between the extremes of the reference dataset, or of the dataset
     itself where there is none"""
     tq: float | None
-    """None without reference returns"""
+    """of the complete episodes; None without any, or without reference returns"""
     saco: float | None
     """None without a reference dataset"""
 
@@ -75,21 +78,28 @@ def measure(dataset: Dataset, reference: Reference | None, against: Dataset | No
         )
     low, high = extremes(dataset if against is None else against)
     pairs = unique_pairs(dataset, low, high)
-    returns = np.asarray(dataset.episode_return, np.float64)
+    complete = np.asarray(dataset.complete)
+    returns = known_returns(dataset)
     return Measures(
         transitions=dataset.size,
-        episodes=len(returns),
+        episodes=len(complete),
         terminated=int(np.sum(np.asarray(dataset.transitions.terminated))),
-        returns=spread(returns),
+        incomplete=int(np.sum(~complete)),
+        returns=spread(returns) if returns.size else None,
         lengths=spread(np.bincount(np.asarray(dataset.episode))),
         pairs=pairs,
-        tq=None if reference is None else trajectory_quality(returns, reference),
+        tq=None if reference is None or not returns.size else trajectory_quality(returns, reference),
         saco=None if against is None else pairs / unique_pairs(against, low, high),
     )
 
 
+def known_returns(dataset: Dataset) -> np.ndarray:
+    """The returns of the complete episodes, `[complete episodes]` float64."""
+    return np.asarray(dataset.episode_return, np.float64)[np.asarray(dataset.complete)]
+
+
 def trajectory_quality(returns: np.ndarray, reference: Reference) -> float | None:
-    """TQ of episode returns `[episodes]`; None where both reference returns are the same."""
+    """TQ of episode returns `[n]`, n >= 1; None where both reference returns are the same."""
     width = reference.high - reference.low
     return float((returns.mean() - reference.low) / width) if width else None
 

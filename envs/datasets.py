@@ -19,6 +19,8 @@ from flax import struct
 
 from envs.core import Array, Box, Reference, Space
 
+MAX_ROWS = 2**31 - 1
+"""transitions of a dataset, which are numbered in int32"""
 STD_FLOOR = 1e-3
 """added to the standard deviation by which observations are divided, as in D4RL's learners"""
 
@@ -47,7 +49,10 @@ class Records(NamedTuple):
     episode: np.ndarray
     """`[n]` int: 0 for the rows of the first episode, 1 for those of the second, ..."""
     episode_return: np.ndarray
-    """`[episodes]` undiscounted"""
+    """`[episodes]` undiscounted, of what was recorded"""
+    complete: np.ndarray
+    """`[episodes]` bool: the record goes on until the episode terminated or its time limit was reached; otherwise
+    `episode_return` is that of a part"""
 
 
 class Batch(NamedTuple):
@@ -109,7 +114,9 @@ class Dataset:
     episode: Array
     """`[n]` int32: which episode a row belongs to"""
     episode_return: Array
-    """`[episodes]` float32, undiscounted"""
+    """`[episodes]` float32, undiscounted, of what was recorded"""
+    complete: Array
+    """`[episodes]` bool: whether `episode_return` is the return of a whole episode, as in `Records`"""
     start_obs: Array
     """`[episodes, obs_dim]`: the first observation of each episode"""
     obs_mean: Array
@@ -168,6 +175,21 @@ def to_unit(action: np.ndarray, space: Box) -> np.ndarray:
     return unit
 
 
+def first_fault(numbers: np.ndarray) -> tuple[int, str] | None:
+    """The first row of `[n, ...]` that float32 does not hold as finite numbers, and what is wrong; None if all are."""
+    if numbers.dtype.kind not in "biuf":
+        return 0, f"of type {numbers.dtype}, no number"
+    by_row = numbers.reshape(len(numbers), -1)
+    with np.errstate(over="ignore"):
+        # As they are kept: what is finite in float64 may not be so in float32.
+        good = np.isfinite(by_row.astype(np.float32, copy=False))
+    if good.all():
+        return None
+    row = int(np.argmin(good.all(axis=1)))
+    worst = by_row[row][int(np.argmin(good[row]))]
+    return row, f"not finite in float32 ({worst})" if np.isfinite(worst) else "not finite"
+
+
 def build(
     dataset_id: str,
     records: Records,
@@ -175,20 +197,23 @@ def build(
     *,
     source: str,
     reference: Reference | None = None,
+    clip_actions: bool = False,
 ) -> Dataset:
     """A dataset from what a file holds, drawn uniformly.
 
-    Actions that rounding has put outside of the box are clipped to it.
+    Actions that rounding has put outside of the box are clipped to it; with `clip_actions`, all others as well.
 
     Raises:
         DatasetError: discrete actions, no transition, arrays whose shapes do not belong together, a number that is not
-            finite, or an action that lies outside of the box by more than rounding.
+            finite in float32, or an action that lies outside of the box by more than rounding.
     """
     if not isinstance(space, Box):
         raise DatasetError(f"dataset '{dataset_id}' has discrete actions; offline learners here need continuous ones")
     n = len(records.obs)
     if n == 0:
-        raise DatasetError(f"dataset '{dataset_id}' holds no transition; make or copy it again")
+        raise DatasetError(f"dataset '{dataset_id}' holds no transition; record some, or name another")
+    if n > MAX_ROWS:
+        raise DatasetError(f"dataset '{dataset_id}' holds {n} transitions, more than {MAX_ROWS}; use a part of it")
     if records.obs.ndim != 2:
         raise DatasetError(f"dataset '{dataset_id}': observations are {records.obs.shape}, expected [n, obs_dim]")
     shapes = {
@@ -208,32 +233,37 @@ def build(
                 f"dataset '{dataset_id}': {name} is {list(there.shape)}, expected {list(shape)}; "
                 "it is damaged, or of another environment"
             )
-        if not np.isfinite(there).all():
-            bad = int(np.argmin(np.isfinite(there.reshape(n, -1)).all(axis=1)))
+        if (fault := first_fault(there)) is not None:
+            row, what = fault
             raise DatasetError(
-                f"dataset '{dataset_id}': {name} of transition {bad} is not finite; remove that episode or record again"
+                f"dataset '{dataset_id}': {name} of transition {row} is {what}; remove that episode or record again"
             )
+    for name in ("terminated", "truncated"):
+        flags = getattr(records, name)
+        if not np.isin(flags, (0, 1)).all():
+            bad = int(np.argmin(np.isin(flags, (0, 1))))
+            raise DatasetError(f"dataset '{dataset_id}': {name} of transition {bad} is {flags[bad]}; expected 0 or 1")
     episodes = records.episode.astype(np.int64)
     first = np.flatnonzero(np.diff(episodes, prepend=-1))
-    if episodes[0] != 0 or (np.diff(episodes) < 0).any() or (np.diff(episodes) > 1).any():
+    if (episodes != records.episode).any() or episodes[0] != 0 or not np.isin(np.diff(episodes), (0, 1)).all():
         raise DatasetError(f"dataset '{dataset_id}': episodes are not numbered 0, 1, 2, ... in the order of their rows")
-    if records.episode_return.shape != (len(first),):
+    for what, of_episodes in (("returns of episodes", records.episode_return), ("marks of complete", records.complete)):
+        if of_episodes.shape != (len(first),):
+            raise DatasetError(f"dataset '{dataset_id}': {len(first)} episodes, but {len(of_episodes)} {what}")
+    if (fault := first_fault(records.episode_return)) is not None:
+        bad, what = fault
         raise DatasetError(
-            f"dataset '{dataset_id}': {len(first)} episodes, but {len(records.episode_return)} returns of episodes"
-        )
-    if not np.isfinite(records.episode_return).all():
-        bad = int(np.argmin(np.isfinite(records.episode_return)))
-        raise DatasetError(
-            f"dataset '{dataset_id}': the return of episode {bad} is not finite; remove that episode or record again"
+            f"dataset '{dataset_id}': the return of episode {bad} is {what}; remove that episode or record again"
         )
     unit, next_unit = to_unit(records.action, space), to_unit(records.next_action, space)
-    outside = np.abs(unit).max(axis=1) > 1.0 + 1e-4
-    if outside.any():
-        bad = int(np.argmax(outside))
-        raise DatasetError(
-            f"dataset '{dataset_id}': action {records.action[bad].tolist()} of transition {bad} lies outside of the "
-            f"action box {list(space.low)} .. {list(space.high)}; clip the actions, or name the right environment"
-        )
+    for name, actions, units in (("action", records.action, unit), ("next_action", records.next_action, next_unit)):
+        outside = np.abs(units).max(axis=1) > 1.0 + 1e-4
+        if outside.any() and not clip_actions:
+            bad = int(np.argmax(outside))
+            raise DatasetError(
+                f"dataset '{dataset_id}': {name} {actions[bad].tolist()} of transition {bad} lies outside of the "
+                f"action box {list(space.low)} .. {list(space.high)}; take --clip-actions, or its own environment"
+            )
     columns = [
         records.obs,
         np.clip(unit, -1.0, 1.0),
@@ -249,6 +279,7 @@ def build(
         "rows": rows,
         "episode": episodes.astype(np.int32),
         "episode_return": records.episode_return.astype(np.float32),
+        "complete": records.complete.astype(bool),
         "start_obs": records.obs[first].astype(np.float32),
         "obs_mean": obs.mean(axis=0).astype(np.float32),
         "obs_std": obs.std(axis=0).astype(np.float32),
@@ -274,7 +305,8 @@ SAMPLINGS = {
     "return_weighted=T": "trajectories by return; temperature T (0.1)",
     "top=SHARE": "the trajectories of highest return only, such as 0.1; all statistics are theirs",
 }
-"""What `draw` takes, and one line on each."""
+"""What `draw` takes, and one line on each. The return of a trajectory that was cut off is not known: it is never among
+the top, and weighs as much as the worst of those that are complete."""
 
 
 def check_sampling(sampling: str) -> tuple[str, float]:
@@ -298,24 +330,37 @@ def draw(dataset: Dataset, sampling: str) -> Dataset:
     """The same dataset, whose transitions are drawn in this way (Hong et al. 2023, arXiv 2306.13085, for the weights).
 
     Raises:
-        DatasetError: as `check_sampling`.
+        DatasetError: as `check_sampling`; or it goes by return, and no trajectory is complete.
     """
     name, value = check_sampling(sampling)
     if name == "uniform":
         return dataset
+    complete = np.asarray(dataset.complete)
+    if not complete.any():
+        raise DatasetError(
+            f"dataset '{dataset.id}' has no complete episode, so that '{sampling}' has no return to go by: all "
+            f"{len(complete)} end before they terminate or reach the time limit; sample uniformly, or give the limit "
+            "that they were recorded with as --max-episode-steps"
+        )
     if name == "top":
         return top(dataset, value)
-    returns = np.asarray(dataset.episode_return, np.float64)
+    values = np.asarray(dataset.episode_return, np.float64)[complete]
     if name == "advantage_weighted":
-        returns = returns - predicted_returns(np.asarray(dataset.start_obs, np.float64), returns)
-    return weigh(dataset, trajectory_weights(returns, np.asarray(dataset.episode), value))
+        values = values - predicted_returns(np.asarray(dataset.start_obs, np.float64)[complete], values)
+    every = np.full(len(complete), values.min())
+    every[complete] = values
+    return weigh(dataset, trajectory_weights(every, np.asarray(dataset.episode), value))
 
 
 def top(dataset: Dataset, share: float) -> Dataset:
-    """The trajectories of highest return alone: this share of them, at least one. Statistics are recomputed."""
+    """The trajectories of highest return alone: this share of the complete ones, at least one of one or more.
+
+    Statistics are recomputed.
+    """
     returns, episode = np.asarray(dataset.episode_return), np.asarray(dataset.episode)
-    count = max(1, round(share * len(returns)))
-    kept = np.sort(np.argsort(-returns, kind="stable")[:count])
+    ranked = np.flatnonzero(np.asarray(dataset.complete))
+    count = max(1, round(share * len(ranked)))
+    kept = np.sort(ranked[np.argsort(-returns[ranked], kind="stable")[:count]])
     chosen = np.isin(episode, kept)
     rows = np.asarray(dataset.rows)[chosen]
     obs = rows[:, : dataset.obs_dim].astype(np.float64)
@@ -323,6 +368,7 @@ def top(dataset: Dataset, share: float) -> Dataset:
         "rows": rows,
         "episode": np.searchsorted(kept, episode[chosen]).astype(np.int32),
         "episode_return": returns[kept],
+        "complete": np.ones(len(kept), bool),
         "start_obs": np.asarray(dataset.start_obs)[kept],
         "obs_mean": obs.mean(axis=0).astype(np.float32),
         "obs_std": obs.std(axis=0).astype(np.float32),

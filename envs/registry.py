@@ -75,6 +75,15 @@ def info(env_id: str) -> TaskInfo:
     return task if all(c.wrapper.keeps_reference for c in chosen) else task._replace(reference=None)
 
 
+def comparable(env_id: str) -> str:
+    """The id without wrappers that leave returns comparable with the task's. Errors as `info`."""
+    name, chosen = _read(env_id)
+    for each in chosen:
+        if not each.wrapper.keeps_reference:
+            name = wrappers.wrapped_id(name, each.name, each.value)
+    return name
+
+
 def make(env_id: str, *, max_episode_steps: int | None = None) -> Env:
     """The environment `env_id`; the same arguments give the same object, so that no program compiles twice.
 

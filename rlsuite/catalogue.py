@@ -32,10 +32,10 @@ TIERS = {
 
 def folder() -> Path:
     """Where datasets made here lie: `datasets/`, or what RLSUITE_DATASETS says."""
-    return Path(os.environ.get(FOLDER_VARIABLE, "datasets"))
+    return Path(os.environ.get(FOLDER_VARIABLE, "datasets")).expanduser()
 
 
-def load(dataset_id: str, env: Env, sampling: str = "uniform") -> Dataset:
+def load(dataset_id: str, env: Env, sampling: str = "uniform", clip_actions: bool = False) -> Dataset:
     """The dataset of this id, read from its files, or made now if there are none and it is one that can be made.
 
     Raises:
@@ -46,11 +46,11 @@ def load(dataset_id: str, env: Env, sampling: str = "uniform") -> Dataset:
     if not exists(dataset_id):
         check(dataset_id, env)
         make(env, RECIPES[env.id], tuple(TIERS))  # all at once, since training the agent is what costs
-    return read(dataset_id, env, sampling)
+    return read(dataset_id, env, sampling, clip_actions)
 
 
-def read(dataset_id: str, env: Env, sampling: str = "uniform") -> Dataset:
-    """The dataset of this id, which is not made if it is not there.
+def read(dataset_id: str, env: Env, sampling: str = "uniform", clip_actions: bool = False) -> Dataset:
+    """The dataset of this id, which is not made if it is not there; `clip_actions` as `dataset_files.load` has it.
 
     Raises:
         UserError: it is not there, cannot be read, is of another environment, or there is no such sampling.
@@ -58,15 +58,22 @@ def read(dataset_id: str, env: Env, sampling: str = "uniform") -> Dataset:
     if not exists(dataset_id):
         raise UserError(missing(dataset_id, env))
     try:
-        return datasets.draw(dataset_files.load(dataset_id, env, folder()), sampling)
+        return datasets.draw(dataset_files.load(dataset_id, env, folder(), clip_actions), sampling)
     except DatasetError as error:
         raise UserError(str(error)) from error
 
 
 def reference(dataset_id: str) -> Reference | None:
-    """The returns for normalised scores that a dataset which is there brings itself. Its transitions are not read."""
+    """The returns for normalised scores that a dataset which is there brings itself. Its transitions are not read.
+
+    Raises:
+        UserError: what it says of itself cannot be read.
+    """
     place = dataset_files.find(dataset_id, folder())
-    return None if place is None else dataset_files.reference_of(place)
+    try:
+        return None if place is None else dataset_files.reference_of(place)
+    except DatasetError as error:
+        raise UserError(str(error)) from error
 
 
 def files(dataset_id: str) -> list[Path]:

@@ -134,6 +134,9 @@ def run(arguments: list[str]) -> int:
         parser.add_argument(
             "--sampling", default="uniform", help=f"how transitions are drawn: {', '.join(SAMPLINGS)} (%(default)s)"
         )
+        parser.add_argument(
+            "--clip-actions", action="store_true", help="clip actions of the dataset that lie outside of the action box"
+        )
     steps = "gradient" if spec.offline else "environment"
     count("--steps", 100_000, f"{steps} steps of each run (%(default)s)")
     count("--seeds", 32, "runs of each setting of the hyperparameters (%(default)s)")
@@ -178,6 +181,7 @@ def run(arguments: list[str]) -> int:
         evaluation_physics=options["eval_physics"],
         dataset=options.get("dataset"),
         sampling=options.get("sampling", "uniform"),
+        clip_actions=options.get("clip_actions", False),
         label=options["label"],
     )
     shard = sweep.shard(options["name"], cell)
@@ -265,10 +269,13 @@ def run_dataset(arguments: list[str]) -> int:
     parser.add_argument(
         "--reference-dataset", metavar="ID", help="what coverage is relative to: the replay dataset of the same run"
     )
+    parser.add_argument("--max-episode-steps", type=int, metavar="N", help="time limit, if not the environment's own")
+    parser.add_argument("--clip-actions", action="store_true", help="clip actions that lie outside of the action box")
     options = parser.parse_args(arguments)
     # Into a pipe, tables are as wide as in a wide terminal.
     console = Console() if sys.stdout.isatty() else Console(file=sys.stdout, width=MAX_WIDTH)
-    dataset_table.describe(options.id, make_env(options.env), options.reference_dataset, console)
+    env = make_env(options.env, options.max_episode_steps)
+    dataset_table.describe(options.id, env, options.reference_dataset, console, options.clip_actions)
     return 0
 
 

@@ -2,7 +2,7 @@
 
 Episodes are recorded from the first step on, and none is chosen for its length. Each tier has exactly as many
 transitions as were asked for, so that a learner's program serves them all; the last episode of a policy may be cut off
-for that, as by a time limit. Datasets are written below `catalogue.folder()` in Minari's format.
+for that, and is known as incomplete. Datasets are written below `catalogue.folder()` in Minari's format.
 """
 
 from __future__ import annotations
@@ -116,8 +116,9 @@ def make(env: Env, recipe: Recipe, tiers: tuple[str, ...]) -> None:
     say(f"making {', '.join(f'{env.id}/{tier}' for tier in tiers)}")
     play = recorder(algorithm, task, recipe.hypers)
     seed = jnp.uint32(FIRST_SEED)
-    random = collected(lambda key: play(None, key), train.stream_key(seed, RANDOM_STREAM, 0), recipe.transitions)
-    low = float(random.episode_return.mean())
+    whole = whole_episodes(lambda key: play(None, key), train.stream_key(seed, RANDOM_STREAM, 0), recipe.transitions)
+    random = first_of(whole, recipe.transitions)
+    low = float(known_returns(random if random.complete.any() else whole).mean())
     if "random" in tiers:
         write(env, "random", random, None, f"{TIERS['random']} on {env.id}", "random", FIRST_SEED)
         tiers = tuple(tier for tier in tiers if tier != "random")
@@ -205,9 +206,10 @@ def write(
         )
     except DatasetError as error:
         raise UserError(str(error)) from error
+    returns = known_returns(records)
     say(
         f"  {env.id}/{tier}: {quantity(len(records.obs))} transitions, {len(records.episode_return)} episodes, "
-        f"mean return {records.episode_return.mean():.4g}"
+        + (f"mean return {returns.mean():.4g}" if returns.size else "none of them complete")
     )
 
 
@@ -293,18 +295,32 @@ def recorder(algorithm: Algorithm, task: Task, hypers: Any) -> Callable[[list[np
 
 def collected(play: Callable[[Array], Records], key: Array, transitions: int) -> Records:
     """So many transitions, recorded in as many rounds as it takes."""
+    return first_of(whole_episodes(play, key, transitions), transitions)
+
+
+def whole_episodes(play: Callable[[Array], Records], key: Array, transitions: int) -> Records:
+    """Rounds of whole episodes that have at least so many transitions."""
     rounds: list[Records] = []
     while sum(len(records.obs) for records in rounds) < transitions:
         rounds.append(play(jax.random.fold_in(key, len(rounds))))
-    return first_of(joined(rounds), transitions)
+    return joined(rounds)
 
 
 def first_of(records: Records, transitions: int) -> Records:
-    """The first so many transitions; the last one is truncated where its episode went on."""
-    rows = {name: field[:transitions].copy() for name, field in records._asdict().items() if name != "episode_return"}
+    """The first so many transitions; the last one is truncated, and its episode incomplete, where that went on."""
+    of_episodes = ("episode_return", "complete")
+    rows = {name: field[:transitions].copy() for name, field in records._asdict().items() if name not in of_episodes}
+    episodes = rows["episode"][-1] + 1
+    complete = records.complete[:episodes].copy()
+    complete[-1] &= rows["terminated"][-1] | rows["truncated"][-1]
     rows["truncated"][-1] = not rows["terminated"][-1]
     rows["next_action"][-1] = rows["action"][-1]
-    return Records(**rows, episode_return=np.bincount(rows["episode"], weights=rows["reward"]))
+    return Records(**rows, episode_return=np.bincount(rows["episode"], weights=rows["reward"]), complete=complete)
+
+
+def known_returns(records: Records) -> np.ndarray:
+    """The returns of the complete episodes, `[complete episodes]`."""
+    return records.episode_return[records.complete]
 
 
 def joined(parts: list[Records]) -> Records:
@@ -341,4 +357,5 @@ def records_of(transitions: Transition, most: int | None = None) -> Records:
     together = {name: np.concatenate([rows[name] for rows in kept]) for name in kept[0]}
     # Both flags are set where an episode terminates on its last step; then it terminated.
     together["truncated"] = together["truncated"] & ~together["terminated"]
-    return Records(**together, episode_return=np.concatenate(returns))
+    of_episodes = np.concatenate(returns)
+    return Records(**together, episode_return=of_episodes, complete=np.ones(len(of_episodes), bool))

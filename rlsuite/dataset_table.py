@@ -18,9 +18,10 @@ from rlsuite.errors import UserError
 
 BAR = 40
 """characters of the longest bar of the histogram"""
+NONE_COMPLETE = "-, no episode is complete"
 
 
-def describe(dataset_id: str, env: Env, reference_id: str | None, console: Console) -> None:
+def describe(dataset_id: str, env: Env, reference_id: str | None, console: Console, clip_actions: bool = False) -> None:
     """Measure a dataset and print what was found.
 
     Reference returns are those that the dataset brings, else the environment's. Nothing is made that is not there.
@@ -28,8 +29,8 @@ def describe(dataset_id: str, env: Env, reference_id: str | None, console: Conso
     Raises:
         UserError: a dataset is not there, cannot be read, or is of another environment.
     """
-    dataset = catalogue.read(dataset_id, env)
-    against = None if reference_id is None else catalogue.read(reference_id, env)
+    dataset = catalogue.read(dataset_id, env, clip_actions=clip_actions)
+    against = None if reference_id is None else catalogue.read(reference_id, env, clip_actions=clip_actions)
     reference = dataset.reference or envs.info(env.id).reference
     try:
         measures = dataset_measures.measure(dataset, reference, against)
@@ -42,14 +43,14 @@ def describe(dataset_id: str, env: Env, reference_id: str | None, console: Conso
         "source": dataset.source,
         "checksum": dataset.checksum,
         "size": f"{measures.transitions:,} transitions in {measures.episodes:,} episodes, of which "
-        f"{measures.terminated:,} terminated",
+        f"{measures.terminated:,} terminated, {measures.incomplete:,} incomplete",
         "observations, actions": f"{dataset.obs_dim}, {dataset.space.dim}",
-        "episode return": words(measures.returns),
+        "episode return": NONE_COMPLETE if measures.returns is None else words(measures.returns),
         "episode length": words(measures.lengths),
         "reference returns": "none known"
         if reference is None
         else f"{reference.low:.4g} ({reference.low_source}) .. {reference.high:.4g} ({reference.high_source})",
-        "TQ": "-, needs reference returns" if measures.tq is None else f"{measures.tq:.3f}",
+        "TQ": quality(measures),
         "different (s, a)": pairs(measures, reference_id),
         "SACo": "-, needs --reference-dataset, the replay dataset of the same run"
         if measures.saco is None
@@ -59,7 +60,16 @@ def describe(dataset_id: str, env: Env, reference_id: str | None, console: Conso
         # Text, since brackets in ids are not rich's markup.
         table.add_row(name, Text(text))
     console.print(table)
-    console.print(histogram(np.asarray(dataset.episode_return)))
+    returns = dataset_measures.known_returns(dataset)
+    if returns.size:
+        console.print(histogram(returns))
+
+
+def quality(measures: Measures) -> str:
+    """TQ, or why there is none."""
+    if measures.tq is not None:
+        return f"{measures.tq:.3f}"
+    return NONE_COMPLETE if measures.returns is None else "-, needs reference returns"
 
 
 def words(spread: Spread) -> str:
@@ -77,7 +87,7 @@ def pairs(measures: Measures, reference_id: str | None) -> str:
 
 
 def histogram(returns: np.ndarray) -> Table:
-    """Episode returns as bars."""
+    """Returns of complete episodes as bars."""
     table = Table(title="episode returns", title_justify="left", box=box.SIMPLE)
     for head in ("from", "to", "episodes"):
         table.add_column(head, justify="right")

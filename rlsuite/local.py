@@ -226,7 +226,7 @@ def look_at_dataset(shard: Shard, store: Store, dataset_id: str) -> dict[str, An
     if files == store.manifest(shard).get("dataset_files"):
         return {"reference": reference_of(shard, catalogue.reference(dataset_id))}
     try:
-        dataset = catalogue.read(dataset_id, sweep.env_of(shard.cell))
+        dataset = catalogue.read(dataset_id, sweep.env_of(shard.cell), clip_actions=shard.cell.clip_actions)
     except UserError as error:
         say(f"  whether dataset '{dataset_id}' has changed since '{shard.name}' was trained cannot be told: {error}")
         return {}

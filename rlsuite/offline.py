@@ -44,10 +44,13 @@ def indices(key: Array, dataset: Dataset, shape: tuple[int, ...]) -> Array:
 def reward_scale(task: Task) -> Array:
     """1000 over the range of the dataset's episode returns: `[]`. CORL multiplies rewards by it to normalise them.
 
-    1000 is the time limit of the tasks that CORL does so for, and stays 1000 elsewhere. 1 where all returns are equal.
+    Only of complete episodes, as in CORL. 1000 is the time limit of the tasks that CORL does so for, and stays 1000
+    elsewhere. 1 where all returns are equal, or no episode is complete.
     """
-    returns = jnp.asarray(dataset_of(task).episode_return)
-    spread = jnp.max(returns) - jnp.min(returns)
+    dataset = dataset_of(task)
+    returns, complete = jnp.asarray(dataset.episode_return), jnp.asarray(dataset.complete)
+    highest = jnp.max(returns, where=complete, initial=-jnp.inf)
+    spread = highest - jnp.min(returns, where=complete, initial=jnp.inf)
     return jnp.where(spread > 0.0, 1000.0 / jnp.where(spread > 0.0, spread, 1.0), 1.0)
 
 

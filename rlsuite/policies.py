@@ -151,7 +151,8 @@ def dataset_of(manifest: dict[str, Any], env: Env) -> Dataset | None:
     """
     if "dataset" not in manifest:
         return None
-    dataset = catalogue.read(manifest["dataset"], env, manifest["sampling"])
+    clip_actions = manifest.get("clip_actions", False)
+    dataset = catalogue.read(manifest["dataset"], env, manifest["sampling"], clip_actions)
     if dataset.checksum != manifest["dataset_checksum"]:
         raise UserError(
             f"dataset '{dataset.id}' has the checksum {dataset.checksum}, but the policy learned from "

@@ -60,6 +60,8 @@ class Cell:
     """what an offline algorithm learns from: see docs/datasets.md for the ids there are"""
     sampling: str = "uniform"
     """how its transitions are drawn, see `envs.datasets.SAMPLINGS`"""
+    clip_actions: bool = False
+    """clip the dataset's actions to the action box, instead of refusing those outside of it"""
     reference: Reference | None = None
     """for normalised scores, if not the dataset's or the environment's own; a task without stays out of aggregates"""
 
@@ -118,7 +120,8 @@ class Shard:
             identity.append(cell.evaluation_physics)
         where = self.environment
         if cell.dataset is not None:
-            identity += [cell.dataset, cell.sampling]
+            # True only, so that names from before there was a choice stay.
+            identity += [cell.dataset, cell.sampling, *(["clip_actions"] if cell.clip_actions else [])]
             where = cell.dataset
         digest = _digest(identity)
         # Of a long path the end says most; the digest is of all of it.
@@ -131,7 +134,8 @@ class Shard:
         cell = self.cell
         reference = cell.reference or envs.info(self.environment).reference
         preset = algorithms.get(cell.algorithm).preset(self.environment, cell.dataset)
-        offline = {} if cell.dataset is None else {"dataset": cell.dataset, "sampling": cell.sampling}
+        names = ("dataset", "sampling", "clip_actions")
+        offline = {} if cell.dataset is None else {name: getattr(cell, name) for name in names}
         hypers = list(dict.fromkeys(hypers for _, hypers in self.runs))
         return {
             "shard": self.name,
@@ -178,6 +182,7 @@ def shard(experiment: str, cell: Cell) -> Shard:
     if cell.dataset is not None:
         check_type("dataset", cell.dataset, "gymnax/Pendulum-v1/medium")
     check_type("sampling", cell.sampling, "uniform")
+    check_type("clip_actions", cell.clip_actions, False)
     check_positive(steps=cell.steps, seeds=cell.seeds, evaluations=cell.evaluations, eval_episodes=cell.eval_episodes)
     if cell.evaluation_physics not in get_args(EvaluationPhysics):
         there = ", ".join(get_args(EvaluationPhysics))
@@ -235,7 +240,8 @@ def task_of(cell: Cell) -> Task:
     env = env_of(cell)
     if cell.dataset is None:
         return Task(env)
-    return Task(env, algorithms.get(cell.algorithm).prepare(catalogue.load(cell.dataset, env, cell.sampling)))
+    dataset = catalogue.load(cell.dataset, env, cell.sampling, cell.clip_actions)
+    return Task(env, algorithms.get(cell.algorithm).prepare(dataset))
 
 
 def env_of(cell: Cell) -> Env:
@@ -246,7 +252,7 @@ def env_of(cell: Cell) -> Env:
 def check_dataset(cell: Cell, spec: AlgorithmSpec, env: Env) -> None:
     """Raise UserError unless the cell has a dataset if and only if its algorithm learns from one."""
     if not spec.offline:
-        if cell.dataset is not None or cell.sampling != "uniform":
+        if cell.dataset is not None or cell.sampling != "uniform" or cell.clip_actions:
             offline = ", ".join(name for name, other in algorithms.registered().items() if other.offline)
             raise UserError(
                 f"'{cell.algorithm}' learns from its environment and takes no dataset; those that do: {offline}"

@@ -78,6 +78,7 @@ def records() -> Records:
         truncated=last & (np.array(ENDS)[episode] == "truncated"),
         episode=episode,
         episode_return=np.bincount(episode, weights=reward),
+        complete=np.ones(len(LENGTHS), bool),
     )
 
 

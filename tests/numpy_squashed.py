@@ -135,6 +135,7 @@ def toy_dataset(rng: np.random.Generator, size: int) -> tuple[Dataset, Batch]:
         truncated=rows.truncated,
         episode=episode,
         episode_return=np.bincount(episode, weights=rows.reward),
+        complete=np.ones(episode[-1] + 1, bool),
     )
     dataset = datasets.build("toy", records, Toy().action_space, source="random numbers")
     dataset = cast(dataset, np.float64)

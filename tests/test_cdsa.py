@@ -59,6 +59,7 @@ def gaussian() -> Dataset:
             truncated=np.arange(SIZE) % 100 == 99,
             episode=episode,
             episode_return=np.zeros(SIZE // 100),
+            complete=np.ones(SIZE // 100, bool),
         ),
         Toy().action_space,
         source="a Gaussian",

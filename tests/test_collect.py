@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,13 @@ def test_a_part_ends_as_by_a_time_limit() -> None:
     np.testing.assert_array_equal(cut.next_action[:, 0], [0.0, records.action[2, 0], records.action[2, 0]])
     np.testing.assert_array_equal(cut.episode_return, [records.reward[0], records.reward[1:3].sum()])
     assert not records.truncated[2], "the whole record stays as it was"
+    np.testing.assert_array_equal(cut.complete, [True, False])
+    assert records.complete.all()
     # An end of its own stays one.
     assert not first_of(records, 1).truncated.any() and first_of(records, 1).terminated.all()
+    for whole in (first_of(records, 1), first_of(records, 4), records):
+        assert whole.complete.all()
+    assert first_of(records, 4).terminated[-1] == records.terminated[3]
 
 
 def test_parts_are_numbered_on() -> None:
@@ -203,6 +209,36 @@ def test_the_reference_is_of_episodes_that_did_not_choose_the_expert(
     collect.make(env, RECIPE._replace(transitions=2), ("medium", "expert"))
     reference = catalogue.load(f"{ENV}/expert", env).reference
     assert reference is not None and (reference.low, reference.high) == (0.0, 0.5)
+
+
+def test_random_actions_are_worth_what_whole_episodes_of_them_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Episodes that are cut off have no part in the reference, in what is said, or in the mean of what is read."""
+    monkeypatch.setenv(catalogue.FOLDER_VARIABLE, str(tmp_path))
+    env = envs.make("probe/truncation/continuous")  # 5 steps an episode
+    limit = env.max_episode_steps
+    losing = steps([["."]] * (limit - 1) + [["t"]])
+    random = records_of(losing._replace(reward=losing.reward * 0 - 1, action=losing.action * 0))
+    expert = random._replace(reward=random.reward * 0, episode_return=random.episode_return * 0)
+    monkeypatch.setattr(collect, "recorder", lambda *_: lambda leaves, key: random if leaves is None else expert)
+    along = [collect.Policy([np.zeros(1)], 0.0, 1200, 0)]
+    monkeypatch.setattr(collect, "checkpoints", lambda *_: along)
+    for transitions, complete in ((2 * limit + 1, [True, True, False]), (limit - 1, [False])):
+        monkeypatch.setenv(catalogue.FOLDER_VARIABLE, str(tmp_path / str(transitions)))
+        collect.make(env, RECIPE._replace(transitions=transitions), ("random", "expert"))
+        shown = capsys.readouterr().out
+        dataset = catalogue.load(f"{env.id}/random", env)
+        np.testing.assert_array_equal(dataset.complete, complete)
+        assert dataset.reference is not None and dataset.reference.low == -limit
+        worth = f"mean return -{limit}" if any(complete) else "none of them complete"
+        assert f"{env.id}/random: {transitions} transitions, {len(complete)} episodes, {worth}\n" in shown
+        # As what was recorded before limits were written down: by the length alone, whatever the flag.
+        for file in (tmp_path / str(transitions)).rglob("metadata.json"):
+            metadata = json.loads(file.read_text())
+            assert metadata["rlsuite"].pop("max_episode_steps") == limit
+            file.write_text(json.dumps(metadata))
+        np.testing.assert_array_equal(catalogue.load(f"{env.id}/random", env).complete, complete)
 
 
 def test_training_that_was_only_lucky_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

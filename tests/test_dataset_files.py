@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import sys
@@ -18,9 +19,10 @@ import pytest
 from minari.data_collector import EpisodeBuffer
 
 import envs
-from envs import dataset_files
+from envs import dataset_files, datasets
 from envs.core import Reference
 from envs.datasets import DatasetError, Records
+from rlsuite import catalogue
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +41,8 @@ def nothing_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 ENV = envs.make("gymnax/Pendulum-v1")  # 3 observations, one action in [-2, 2]
 REFERENCE = Reference(-1200.0, -150.0, "random", "expert")
 LENGTHS = (4, 1, 3)
+PLAYED = envs.make("gymnax/Pendulum-v1", max_episode_steps=4)
+"""what `some_records` are of"""
 
 
 def numbers(*shape: int, seed: int = 0) -> np.ndarray:
@@ -47,7 +51,7 @@ def numbers(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def some_records() -> Records:
-    """Episodes of `LENGTHS`: the first is truncated, the second terminates, the third is truncated."""
+    """Episodes of `LENGTHS`: the first runs out of time, the second terminates, the third is cut off."""
     n = sum(LENGTHS)
     episode = np.repeat(np.arange(3), LENGTHS)
     ends = np.cumsum(LENGTHS) - 1
@@ -66,6 +70,7 @@ def some_records() -> Records:
         truncated=np.isin(np.arange(n), ends) & ~terminated,
         episode=episode,
         episode_return=np.bincount(episode, weights=reward),
+        complete=np.array([True, True, False]),
     )
 
 
@@ -77,13 +82,14 @@ def assert_same(dataset: Any, records: Records) -> None:
         np.testing.assert_allclose(2.0 * getattr(batch, name), getattr(records, name), atol=1e-6, err_msg=name)
     np.testing.assert_array_equal(dataset.episode, records.episode)
     np.testing.assert_allclose(dataset.episode_return, records.episode_return, rtol=1e-6)
+    np.testing.assert_array_equal(dataset.complete, records.complete)
 
 
 def write(folder: Path, records: Records | None = None, reference: Reference | None = REFERENCE) -> Path:
     return dataset_files.write(
         "gymnax/Pendulum-v1/medium",
         some_records() if records is None else records,
-        ENV,
+        PLAYED,
         folder,
         reference=reference,
         source="a test",
@@ -121,6 +127,7 @@ def test_what_is_written_here_loads_in_minari(tmp_path: Path, monkeypatch: pytes
     np.testing.assert_array_equal(first.actions, records.action[:4])
     assert not first.terminations.any() and first.truncations.tolist() == [False, False, False, True]
     assert found[1].terminations.tolist() == [True]
+    assert not found[2].terminations.any() and not found[2].truncations.any(), "a record that is cut off just stops"
     assert "gymnax/Pendulum-v1/medium-v0" in minari.list_local_datasets()
     np.testing.assert_allclose(minari.get_normalized_score(found, np.array([-150.0])), [1.0])
 
@@ -244,7 +251,8 @@ def test_other_spaces_are_refused(tmp_path: Path) -> None:
 
 def test_another_environment_is_refused(tmp_path: Path) -> None:
     write(tmp_path)
-    with pytest.raises(DatasetError, match="has observations of 3 numbers, but 'probe/constant/continuous' shows 1"):
+    of_another = "is of 'gymnax/Pendulum-v1', as its metadata say, not of 'probe/constant/continuous'; name one of "
+    with pytest.raises(DatasetError, match=of_another):
         dataset_files.load("gymnax/Pendulum-v1/medium", envs.make("probe/constant/continuous"), tmp_path)
 
 
@@ -274,6 +282,239 @@ def test_an_episode_has_one_observation_more_than_steps(tmp_path: Path, count: i
         file["episode_0/observations"] = numbers(count, 3)
     with pytest.raises(DatasetError, match=f"episode 0 has {count} observations and 3 actions for 3 rewards"):
         dataset_files.load(str(folder), ENV, tmp_path)
+
+
+def test_an_episode_of_minaris_is_whole_if_it_terminates_or_reaches_its_limit(tmp_path: Path) -> None:
+    """Whatever its last flag says: Minari itself sets it where a recording stops."""
+    buffers = [
+        episode(3, truncations=[False, False, True]),
+        episode(2, terminations=[False, True]),
+        episode(2, truncations=[False, True]),
+        episode(3),
+    ]
+    of_minari(tmp_path, "some/thing-v0", buffers)
+    for limit, complete in ((3, [True, True, False, True]), (200, [False, True, False, False])):
+        env = envs.make(ENV.id, max_episode_steps=limit)
+        dataset = dataset_files.load("some/thing-v0", env, tmp_path)
+        np.testing.assert_array_equal(dataset.complete, complete)
+    spec = json.loads(gymnasium.spec("Pendulum-v1").to_json())
+    named(tmp_path / "some/thing-v0", env_spec=json.dumps({**spec, "max_episode_steps": 3}))
+    # The limit that it was recorded with is the dataset's, not that of whoever learns from it.
+    dataset = dataset_files.load("some/thing-v0", ENV, tmp_path)
+    np.testing.assert_array_equal(dataset.complete, [True, True, False, True])
+    with pytest.raises(DatasetError, match=r"episode 0 has 3 steps, but the time limit is 2; .*--max-episode-steps"):
+        named(tmp_path / "some/thing-v0", env_spec=None)
+        dataset_files.load("some/thing-v0", envs.make(ENV.id, max_episode_steps=2), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"terminations": [False, True, False]},
+            r"goes on after step 1, which is among its terminations; split it there",
+        ),
+        ({"truncations": [True, False, True]}, r"goes on after step 0, which is among its truncations; split it there"),
+        ({"terminations": [0.0, 0.0, 0.5]}, "has terminations that are not one 0 or 1 a step"),
+        (
+            {"truncations": [False, False]},
+            "with 3 terminations and 2 truncations; expected one observation more, as many",
+        ),
+        ({"rewards": [b"1", b"2", b"3"]}, "has rewards of type .*; expected numbers"),
+        ({"rewards": [0.0, 1e39, 0.0]}, r"reward of transition 1 is not finite in float32 \(1e\+39\)"),
+        ({"observations": np.full((4, 3), -1e39)}, r"obs of transition 0 is not finite in float32 \(-1e\+39\)"),
+        (
+            {"observations": np.zeros((1, 3)), "actions": np.zeros((0, 1)), "rewards": np.zeros(0)},
+            "episode 0 has no step",
+        ),
+    ],
+)
+def test_what_minari_episodes_cannot_be_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    of_minari(tmp_path, "some/thing-v0", [episode(3, truncations=[False, False, True])])
+    with h5py.File(tmp_path / "some/thing-v0/data/main_data.hdf5", "r+") as file:
+        for key, values in change.items():
+            del file[f"episode_0/{key}"]
+            file[f"episode_0/{key}"] = values
+    with pytest.raises(DatasetError, match=message) as refused:
+        dataset_files.load("some/thing-v0", ENV, tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+# --- Of which environment ---------------------------------------------------------------------------------------------
+
+CHEETAH = envs.make("mujoco/HalfCheetah-v5")
+"""as many observations and actions as Walker2d"""
+
+
+def named(place: Path, **metadata: Any) -> None:
+    """Change what a Minari folder says of itself."""
+    file = place / dataset_files.METADATA
+    file.write_text(json.dumps(json.loads(file.read_text()) | metadata))
+
+
+def of_cheetahs_size(root: Path, dataset_id: str) -> Path:
+    """A Minari folder whose arrays fit HalfCheetah, and Walker2d."""
+    obs, action = numbers(4, 17), numbers(3, 6)
+    never = [False] * 3
+    whole = EpisodeBuffer(
+        observations=obs, actions=action, rewards=[0.0] * 3, terminations=never, truncations=[False, False, True]
+    )
+    with dataset_files.root_at(root), pytest.warns(UserWarning):
+        minari.create_dataset_from_buffers(
+            dataset_id,
+            [whole],
+            observation_space=gymnasium.spaces.Box(-np.inf, np.inf, (17,), np.float32),
+            action_space=gymnasium.spaces.Box(-1.0, 1.0, (6,), np.float32),
+        )
+    return root / dataset_id
+
+
+SPECS = {
+    "HalfCheetah-v5": True,
+    "HalfCheetah-v4": True,  # versions are not compared
+    "halfcheetah-medium-expert-v2": True,  # D4RL's name
+    "some_module:mujoco/HalfCheetah-v5": True,
+    "Walker2d-v5": False,
+    "walker2d-medium-v2": False,
+    "mujoco/Walker2d-v5": False,
+    "brax/walker2d/spring": False,
+}
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("kind", ["spec", "attribute", "attribute with a spec"])
+def test_metadata_of_another_environment_are_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, spec: str
+) -> None:
+    whole = gymnasium.spec("HalfCheetah-v5").to_json()
+    text = json.dumps({**json.loads(whole), "id": spec})
+    if kind == "spec":
+        place = of_cheetahs_size(tmp_path, "some/thing-v0")
+        named(place, env_spec=text)
+        # By path, by id below our folder with and without version, and by an id of Minari's store.
+        monkeypatch.setenv(dataset_files.MINARI_ROOT, str(tmp_path))
+        names = [(str(place), Path("none")), ("some/thing", tmp_path), ("some/thing-v0", Path("none"))]
+    else:
+        arrays = {
+            "observations": numbers(4, 17), "actions": numbers(4, 6), "rewards": numbers(4), "terminals": np.zeros(4),
+        }  # fmt: skip
+        file = hdf5(tmp_path / "thing.hdf5", arrays)
+        with h5py.File(file, "r+") as opened:
+            opened.attrs["env_id" if kind == "attribute" else "env_spec"] = spec if kind == "attribute" else text
+        names = [(file, Path("none"))]
+    for name, folder in names:
+        if SPECS[spec]:
+            assert dataset_files.load(name, CHEETAH, folder).obs_dim == 17
+            continue
+        message = f"dataset '{name}' is of '{spec}', as its metadata say, not of 'mujoco/HalfCheetah-v5'; name one of"
+        with pytest.raises(DatasetError, match=f"^{re.escape(message)}"):
+            dataset_files.load(name, CHEETAH, folder)
+
+
+NOISY = f"{ENV.id}+observation_noise=0.1"
+
+
+@pytest.mark.parametrize(
+    ("environment", "env_id", "accepted"),
+    [
+        (ENV.id, ENV.id, True),
+        (NOISY, NOISY, True),
+        # What leaves returns comparable.
+        (ENV.id, f"{ENV.id}+clip_actions", True),
+        (f"{NOISY}+clip_actions", NOISY, True),
+        # What does not.
+        (ENV.id, NOISY, False),
+        (NOISY, ENV.id, False),
+        (f"{ENV.id}+reward_scale=0.1", ENV.id, False),
+        (ENV.id, f"{ENV.id}+reward_scale=0.1", False),
+        (f"{ENV.id}+reward_scale=0.1", f"{ENV.id}+reward_scale=0.2", False),
+        ("gymnax/MountainCarContinuous-v0", ENV.id, False),
+        ("another-packages/Pendulum-v1", ENV.id, False),
+    ],
+)
+def test_an_environment_with_other_wrappers_is_another_one(
+    tmp_path: Path, environment: str, env_id: str, accepted: bool
+) -> None:
+    place, env = write(tmp_path), envs.make(env_id)
+    recorded = json.loads((place / dataset_files.METADATA).read_text())["rlsuite"]
+    named(place, rlsuite={**recorded, "environment": environment})
+    if accepted:
+        assert dataset_files.load("gymnax/Pendulum-v1/medium", env, tmp_path).reference == REFERENCE
+        return
+    message = f"is of '{environment}', as its metadata say, not of '{env_id}'; name one of '{env_id}', or the "
+    with pytest.raises(DatasetError, match=re.escape(message)):
+        dataset_files.load("gymnax/Pendulum-v1/medium", env, tmp_path)
+
+
+def test_gymnasiums_environments_have_no_wrappers_of_ours(tmp_path: Path) -> None:
+    of_minari(tmp_path, "some/thing-v0", [episode(3)])
+    named(tmp_path / "some/thing-v0", env_spec=gymnasium.spec("Pendulum-v1").to_json())
+    assert dataset_files.load("some/thing-v0", envs.make(f"{ENV.id}+clip_actions"), tmp_path).size == 3
+    with pytest.raises(DatasetError, match=re.escape(f"is of 'Pendulum-v1', as its metadata say, not of '{NOISY}'")):
+        dataset_files.load("some/thing-v0", envs.make(NOISY), tmp_path)
+
+
+def test_actions_of_another_box_are_refused_though_they_lie_in_it(tmp_path: Path) -> None:
+    """1 is half of the torque that a plain pendulum takes, and all of that of the wrapped one."""
+    write(tmp_path)
+    message = r"with actions in \[-2\.0\] \.\. \[2\.0\], but those of '.*scale_actions' are in \[-1\.0\] \.\. \[1\.0\]"
+    with pytest.raises(DatasetError, match=message):
+        dataset_files.load("gymnax/Pendulum-v1/medium", envs.make(f"{ENV.id}+scale_actions"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "reference", [{"low": 0.0}, "none", {"low": float("nan"), "high": 1.0, "low_source": "a", "high_source": "b"}]
+)
+def test_reference_returns_that_are_none_are_refused(tmp_path: Path, reference: Any) -> None:
+    place = write(tmp_path)
+    named(place, rlsuite={"environment": ENV.id, "reference": reference})
+    with pytest.raises(DatasetError, match="expected finite low and high, low_source and high_source"):
+        dataset_files.load("gymnax/Pendulum-v1/medium", ENV, tmp_path)
+
+
+# --- Where, and what to do --------------------------------------------------------------------------------------------
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "data")
+    hdf5(tmp_path / "a.hdf5", raw())
+    assert dataset_files.load("~/a.hdf5", ENV, tmp_path / "none").size == 9
+    assert dataset_files.load("~/data/gymnax/Pendulum-v1/medium-v0", ENV, tmp_path / "none").size == sum(LENGTHS)
+    monkeypatch.setenv(dataset_files.MINARI_ROOT, "~/data")
+    assert dataset_files.load("gymnax/Pendulum-v1/medium", ENV, tmp_path / "none").size == sum(LENGTHS)
+    monkeypatch.setenv(catalogue.FOLDER_VARIABLE, "~/data")
+    assert catalogue.folder() == tmp_path / "data" and catalogue.exists("gymnax/Pendulum-v1/medium")
+
+
+def test_what_is_said_to_be_done_can_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = write(tmp_path)
+
+    def said(name: str | Path) -> str:
+        with pytest.raises(DatasetError) as refused:
+            dataset_files.load(str(name), ENV, tmp_path)
+        return str(refused.value)
+
+    named(place, minari_version="9.9.9")
+    assert re.search(r"is of Minari 9\.9\.9, and Minari .* here reads .*; upgrade Minari, or make", said(place))
+    (place / dataset_files.METADATA).write_text("[]")
+    assert said(place).endswith("copy or make it again")
+    (place / dataset_files.METADATA).unlink()
+    assert said(place).endswith("name a folder of Minari's, or copy the whole of this one")
+    (tmp_path / "notes.hdf5").write_text("no HDF5")
+    assert said(tmp_path / "notes.hdf5").endswith("name an HDF5 file, or a Minari folder")
+    cut = Path(hdf5(tmp_path / "cut.hdf5", raw()))
+    cut.write_bytes(cut.read_bytes()[:500])
+    assert said(cut).endswith("copy it again; if it is whole, upgrade h5py")
+
+    def locked(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(h5py, "File", locked)
+    assert said(hdf5_file := tmp_path / "cut.hdf5").endswith("let it be read, or name another path"), hdf5_file
+    for arrays in ({**raw(), "rewards": [b"one"] * 12}, {**raw(), "rewards": numbers(11)}, raw(n=1)):
+        monkeypatch.undo()
+        assert "copy" not in said(hdf5(tmp_path / "odd.hdf5", arrays))
 
 
 def test_numbers_that_are_not_finite_are_named(tmp_path: Path) -> None:
@@ -364,6 +605,103 @@ def test_next_actions_and_returns_of_d4rl(tmp_path: Path) -> None:
     np.testing.assert_array_equal(dataset.start_obs, arrays["observations"][[0, 4, 7, 10]])
 
 
+# A row's own next observation, and ends that are marked in part.
+
+
+def own_next(given: dict[str, Any]) -> dict[str, Any]:
+    """With the observation that each row led to, which at the end of an episode is nowhere else in the file."""
+    ends = np.asarray(given["terminals"], bool) | np.asarray(given.get("timeouts", np.zeros(12)), bool)
+    elsewhere = numbers(12, 3, seed=8)
+    following = np.roll(given["observations"], -1, axis=0)
+    return {**given, "next_observations": np.where((ends | (np.arange(12) == 11))[:, None], elsewhere, following)}
+
+
+def test_next_observations_of_the_file_are_the_next_observations(tmp_path: Path) -> None:
+    """Which rows there are stays D4RL's; only where an episode terminates the row below says something else."""
+    for name, arrays in (("timeouts", raw()), ("none", raw(timeouts=()))):
+        with_next = own_next(arrays)
+        plain, own = (
+            dataset_files.load(hdf5(tmp_path / f"{name}{i}.hdf5", given), ENV, tmp_path)
+            for i, given in enumerate((arrays, with_next))
+        )
+        kept = np.flatnonzero(~arrays["timeouts"] & (np.arange(12) < 11))
+        np.testing.assert_array_equal(own.transitions.next_obs, with_next["next_observations"][kept])
+        same = ~plain.transitions.terminated
+        np.testing.assert_array_equal(own.transitions.next_obs[same], plain.transitions.next_obs[same])
+        for field in ("obs", "action", "reward", "next_action", "terminated", "truncated"):
+            np.testing.assert_array_equal(getattr(own.transitions, field), getattr(plain.transitions, field))
+        np.testing.assert_array_equal(own.episode, plain.episode)
+
+
+def test_rows_in_any_order_are_cut_off_after_each(tmp_path: Path) -> None:
+    """Neither the observation nor the action of the row below has anything to do with a row."""
+    arrays = {key: value[::-1] for key, value in own_next(raw(timeouts=None)).items()}
+    dataset = dataset_files.load(hdf5(tmp_path / "shuffled.hdf5", arrays), ENV, tmp_path)
+    batch, last = dataset.transitions, arrays["terminals"][:11]
+    np.testing.assert_array_equal(batch.next_obs, arrays["next_observations"][:11])
+    np.testing.assert_array_equal(batch.truncated, ~last)
+    np.testing.assert_array_equal(batch.next_action, batch.action)
+    np.testing.assert_array_equal(dataset.episode, np.arange(11))
+    assert last.any() and not dataset.complete.any(), "nobody knows where the one that terminates began"
+
+
+def test_what_begins_where_another_was_cut_off_is_not_whole(tmp_path: Path) -> None:
+    """Rows 4 and 5 are missing: the second episode stops and the third, of which the end is there, begins anywhere."""
+    arrays = {
+        key: np.delete(value, (4, 5), axis=0) for key, value in own_next(raw(timeouts=(), terminals=(2, 8))).items()
+    }
+    dataset = dataset_files.load(hdf5(tmp_path / "hole.hdf5", arrays), ENV, tmp_path)
+    np.testing.assert_array_equal(dataset.episode, [0, 0, 0, 1, 2, 2, 2, 3, 3])
+    np.testing.assert_array_equal(dataset.complete, [True, False, False, False])
+    np.testing.assert_array_equal(dataset.transitions.truncated, np.arange(9) == 3)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "limit", "complete"),
+    [
+        (raw(), 4, [True, True, False, False]),  # 4, 3, 3 and 2 rows; the second terminates
+        (raw(timeouts=None, terminals=(5,)), 4, [True, True, True, False]),  # 4, 2, 4 and 2, the last at the file's end
+        (raw(timeouts=(3, 7, 11), terminals=()), 4, [True, True, True]),
+        (raw(timeouts=(3, 7), terminals=(11,)), 9, [False, False, True]),
+    ],
+)
+def test_an_episode_of_d4rl_is_whole_if_it_terminates_or_reaches_the_limit(
+    tmp_path: Path, arrays: dict[str, Any], limit: int, complete: list[bool]
+) -> None:
+    env = envs.make(ENV.id, max_episode_steps=limit)
+    dataset = dataset_files.load(hdf5(tmp_path / "a.hdf5", arrays), env, tmp_path)
+    np.testing.assert_array_equal(dataset.complete, complete)
+
+
+def test_what_was_cut_off_is_not_the_best(tmp_path: Path) -> None:
+    """Two episodes of 10 steps and one of 3, at -1 a step."""
+    arrays = {
+        "observations": numbers(23, 3),
+        "actions": numbers(23, 1),
+        "rewards": -np.ones(23),
+        "terminals": np.zeros(23, bool),
+        "timeouts": np.arange(23) % 10 == 9,
+    }
+    env = envs.make(ENV.id, max_episode_steps=10)
+    dataset = dataset_files.load(hdf5(tmp_path / "stub.hdf5", arrays), env, tmp_path)
+    best = datasets.draw(dataset, "top=0.3")
+    assert best.episode_return == [-10.0] and best.size == 9
+    np.testing.assert_array_equal(best.transitions.obs, arrays["observations"][:9])
+
+
+@pytest.mark.parametrize("timeouts", [(), (3,)])
+def test_an_episode_longer_than_the_limit_is_refused(tmp_path: Path, timeouts: tuple[int, ...]) -> None:
+    """The marks are there and say so: they are not all there."""
+    file = hdf5(tmp_path / "unmarked.hdf5", raw(timeouts=timeouts, terminals=()))
+    env = envs.make(ENV.id, max_episode_steps=7)
+    message = (
+        rf"episode {len(timeouts)} has {8 if timeouts else 12} steps, but the time limit is 7; mark where episodes"
+    )
+    with pytest.raises(DatasetError, match=message):
+        dataset_files.load(file, env, tmp_path)
+    assert dataset_files.load(file, ENV, tmp_path).size == 11 - len(timeouts)
+
+
 def without(key: str) -> dict[str, Any]:
     return {name: value for name, value in raw().items() if name != key}
 
@@ -387,6 +725,19 @@ def without(key: str) -> dict[str, Any]:
         ({**raw(), "terminals": np.full(12, np.nan)}, "terminals of row 0 are not finite"),
         ({**raw(), "observations": np.float32(1.0)}, r"different lengths or shapes: observations \[\]"),
         ({**raw(), "rewards": [b"one"] * 12}, "rewards are of type .*, expected numbers"),
+        ({**raw(), "terminals": np.full(12, 0.5)}, r"terminals of row 0 is 0\.5; expected 0 or 1"),
+        ({**raw(), "timeouts": np.arange(12)}, "timeouts of row 2 is 2; expected 0 or 1"),
+        ({**raw(), "next_observations": numbers(12, 2)}, r"different lengths or shapes: .*next_observations \[12, 2\]"),
+        ({**raw(), "next_observations": numbers(11, 3)}, r"different lengths or shapes: .*next_observations \[11, 3\]"),
+        # Finite in float64, infinite in the float32 that is kept; also in the last row, which is no transition.
+        *(
+            (
+                {**raw(), key: np.where(np.arange(12 * width).reshape(12, width) // width == row, 1e39, 0.0)},
+                rf"{key} of row {row} are not finite in float32 \(1e\+39\)",
+            )
+            for key, width in (("observations", 3), ("actions", 1), ("rewards", 1), ("next_observations", 3))
+            for row in (4, 11)
+        ),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named_with_its_fault(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -18,7 +20,7 @@ REFERENCE = Reference(-10.0, 30.0, "random [low]", "expert")
 
 
 def records(obs: np.ndarray, action: np.ndarray, lengths: tuple[int, ...]) -> Records:
-    """Truncated episodes, but for the first, which terminates; the reward is 1 in each step."""
+    """Truncated episodes, but for the first, which terminates; the reward is 1 in each step, the time limit 200."""
     n, episode = len(obs), np.repeat(np.arange(len(lengths)), lengths)
     ends = np.isin(np.arange(n), np.cumsum(lengths) - 1)
     return Records(
@@ -31,6 +33,7 @@ def records(obs: np.ndarray, action: np.ndarray, lengths: tuple[int, ...]) -> Re
         truncated=ends & (episode > 0),
         episode=episode,
         episode_return=np.asarray(lengths, np.float64),
+        complete=(np.arange(len(lengths)) == 0) | (np.array(lengths) == 200),
     )
 
 
@@ -91,12 +94,21 @@ def test_an_axis_without_extent_has_one_bin() -> None:
 
 def test_quality_and_sizes() -> None:
     measures = dataset_measures.measure(build(random_records(0)), REFERENCE)
-    assert measures.tq == pytest.approx((400 / 3 + 10) / 40)
-    assert (measures.transitions, measures.episodes, measures.terminated) == (400, 3, 1)
-    assert measures.lengths == measures.returns == (pytest.approx(400 / 3), pytest.approx(47.140452), 100, 100, 200)
+    # The second episode is cut off: its return is of 100 of 200 steps.
+    assert measures.tq == pytest.approx((150 + 10) / 40)
+    assert (measures.transitions, measures.episodes, measures.terminated, measures.incomplete) == (400, 3, 1, 1)
+    assert measures.lengths == (pytest.approx(400 / 3), pytest.approx(47.140452), 100, 100, 200)
+    assert measures.returns == (150, 50, 100, 150, 200)
     assert measures.saco is None
     assert dataset_measures.measure(build(random_records(0)), None).tq is None
     assert dataset_measures.measure(build(random_records(0)), REFERENCE._replace(high=-10.0)).tq is None
+
+
+def test_no_complete_episode_has_no_quality() -> None:
+    given = random_records(0)
+    measures = dataset_measures.measure(build(given._replace(complete=np.zeros(3, bool))), REFERENCE)
+    assert (measures.returns, measures.tq, measures.incomplete) == (None, None, 3)
+    assert measures.lengths.high == 200
 
 
 def test_another_environments_reference_dataset_is_refused() -> None:
@@ -134,10 +146,11 @@ def test_the_command_prints_all_of_it(folder: Path, capsys: pytest.CaptureFixtur
     text = " ".join(shown.out.split())
     assert shown.err == "" and max(map(len, shown.out.splitlines())) <= 100
     for expected in (
-        "400 transitions in 3 episodes, of which 1 terminated",
+        "400 transitions in 3 episodes, of which 1 terminated, 1 incomplete",
         "[a] test",
         "-10 (random [low]) .. 30 (expert)",
-        "TQ 3.583",
+        "mean 150, standard deviation 50, from 100 over 150 (median) to 200",
+        "TQ 4.000",
         "SACo -, needs --reference-dataset",
         "between the extremes of this dataset",
         "episode returns",
@@ -149,12 +162,27 @@ def test_the_command_prints_all_of_it(folder: Path, capsys: pytest.CaptureFixtur
     assert f"SACo {counted(both[0], both[1]) / counted(both[1], both[1]):.3f} of {replay}" in text
 
 
+def test_the_command_says_where_no_return_is_known(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Written without the limit, as before it was: episodes of 100 and 200 steps under one of 300."""
+    for file in folder.rglob("metadata.json"):
+        metadata = json.loads(file.read_text())
+        del metadata[dataset_files.OURS]["max_episode_steps"]
+        file.write_text(json.dumps(metadata))
+    with h5py.File(next(folder.glob("**/medium-v0/data/main_data.hdf5")), "r+") as file:
+        file["episode_0/terminations"][-1] = False
+    assert cli.main(["dataset", f"{ENV.id}/medium", "--env", ENV.id, "--max-episode-steps", "300"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "3 episodes, of which 0 terminated, 3 incomplete" in text
+    assert "episode return -, no episode is complete" in text and "TQ -, no episode is complete" in text
+    assert "episode returns" not in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["nothing", "--env", ENV.id], "no dataset 'nothing'; expected a file"),
         ([f"{ENV.id}/expert", "--env", ENV.id], f"make it with 'rlsuite collect {ENV.id} --tiers expert'"),
-        ([f"{ENV.id}/medium", "--env", "probe/action/continuous"], "has observations of 3 numbers"),
+        ([f"{ENV.id}/medium", "--env", "probe/action/continuous"], "is of 'gymnax/Pendulum-v1'"),
         ([f"{ENV.id}/medium", "--env", ENV.id, "--reference-dataset", "zzz"], "no dataset 'zzz'"),
         ([f"{ENV.id}/medium"], "--env"),
     ],

@@ -127,7 +127,7 @@ REFUSED: dict[str, tuple[Records, Any, str]] = {
     "no transition": (
         Records(*(x[:0] for x in records())),
         SPACE,
-        "dataset 'toy' holds no transition; make or copy it again",
+        "dataset 'toy' holds no transition; record some, or name another",
     ),
     "flat observations": (
         records()._replace(obs=records().obs[:, 0]),
@@ -185,7 +185,7 @@ REFUSED: dict[str, tuple[Records, Any, str]] = {
         at("action", 4, [0.0, 1.0, 3.1]),
         SPACE,
         "dataset 'toy': action [0.0, 1.0, 3.1] of transition 4 lies outside of the action box [-2.0, 0.5, -1.0] .. "
-        "[1.0, 2.0, 3.0]; clip the actions, or name the right environment",
+        "[1.0, 2.0, 3.0]; take --clip-actions, or its own environment",
     ),
     "episodes that go back": (
         at("episode", 20, 0),
@@ -253,8 +253,8 @@ def many(seed: int, episodes: int = 40) -> Dataset:
     obs, action = rng.normal(size=(n, OBS_DIM)), rng.uniform(LOW, HIGH, (n, 3))
     reward = rng.normal(size=n) + obs[:, 0]
     done = np.append(np.diff(episode) > 0, True)
-    of_episodes = np.bincount(episode, weights=reward)
-    return build(Records(obs, action, reward, obs, action, done, np.zeros(n, bool), episode, of_episodes))
+    of_episodes, complete = np.bincount(episode, weights=reward), np.ones(episodes, bool)
+    return build(Records(obs, action, reward, obs, action, done, np.zeros(n, bool), episode, of_episodes, complete))
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.2, 3.0])
@@ -377,6 +377,120 @@ def test_top_keeps_whole_trajectories_and_their_statistics(share: float, count: 
 def test_of_equal_trajectories_the_first_are_the_top() -> None:
     dataset = build(records()._replace(episode_return=np.array([1.0, 2.0, 2.0, 2.0, 0.0])))
     np.testing.assert_array_equal(datasets.top(dataset, 0.4).transitions.obs, records().obs[7 : 7 + 1 + 12])
+
+
+# A record that is cut off early has lost little, where rewards are negative: it must not pass for a good episode.
+
+CUT_OFF = np.array([True, True, False, True, True])
+"""whether the episodes of `with_a_cut` are complete"""
+
+
+def with_a_cut(complete: np.ndarray = CUT_OFF) -> Records:
+    """The third episode seems the best by far, and is not whole."""
+    returns = np.where(np.arange(EPISODES) == 2, 1e3, records().episode_return)
+    return records()._replace(episode_return=returns, complete=complete)
+
+
+def of_complete(values: np.ndarray) -> np.ndarray:
+    """The weights `[n]` at temperature 0.3, those of what is cut off as of the worst of the complete ones."""
+    known = values[CUT_OFF]
+    weight = np.exp((np.where(CUT_OFF, values, known.min()) - known.min()) / (known.max() - known.min()) / 0.3)
+    of_rows: np.ndarray = weight[records().episode] / np.sum(weight[records().episode])
+    return of_rows
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 1.0])
+def test_the_top_are_complete_trajectories(share: float) -> None:
+    dataset = datasets.draw(build(with_a_cut()), f"top={share}")
+    ranked = [e for e in np.argsort(-records().episode_return) if e != 2]
+    best = ranked[: max(1, round(share * 4))]  # a share of the complete ones
+    np.testing.assert_array_equal(dataset.transitions.obs, records().obs[np.isin(records().episode, best)])
+    assert dataset.complete.all() and len(dataset.complete) == len(best)
+
+
+def test_what_is_cut_off_weighs_as_the_worst_return() -> None:
+    given = likelihood(datasets.draw(build(with_a_cut()), "return_weighted=0.3"))
+    np.testing.assert_allclose(given, of_complete(records().episode_return), atol=1e-7)
+
+
+def test_what_is_cut_off_weighs_as_the_worst_advantage() -> None:
+    dataset = many(0)
+    returns, complete = np.array(dataset.episode_return, np.float64), np.ones(len(dataset.complete), bool)
+    complete[::7], returns[::7] = False, 1e3
+    cut = dataclasses.replace(dataset, episode_return=returns, complete=complete)
+    left = returns[complete] - regression(np.asarray(dataset.start_obs, np.float64)[complete], returns[complete])
+    every = np.full(len(complete), left.min())
+    every[complete] = left
+    weight = np.exp((every - left.min()) / (left.max() - left.min()) / 0.3)[np.asarray(dataset.episode)]
+    given = likelihood(datasets.draw(cut, "advantage_weighted=0.3"))
+    np.testing.assert_allclose(given, weight / np.sum(weight), atol=1e-7)
+
+
+def test_the_scale_of_rewards_is_of_complete_trajectories() -> None:
+    of_cut, of_none = (build(with_a_cut(complete)) for complete in (CUT_OFF, np.zeros(EPISODES, bool)))
+    known = records().episode_return[CUT_OFF]
+    scale = 1000.0 / (known.max() - known.min())
+    np.testing.assert_allclose(jax.jit(offline.reward_scale)(Task(Toy(), of_cut)), scale, rtol=1e-5)
+    assert offline.reward_scale(Task(Toy(), of_none)) == 1.0
+
+
+@pytest.mark.parametrize("sampling", ["top=0.1", "return_weighted=0.1", "advantage_weighted=0.1"])
+def test_where_no_trajectory_is_complete_there_is_no_return_to_go_by(sampling: str) -> None:
+    dataset = build(with_a_cut(np.zeros(EPISODES, bool)))
+    message = f"dataset 'toy' has no complete episode, so that '{sampling}' has no return to go by: all 5 end before"
+    with pytest.raises(DatasetError, match=f"^{re.escape(message)}.*sample uniformly, or give .*--max-episode-steps$"):
+        datasets.draw(dataset, sampling)
+    assert datasets.draw(dataset, "uniform").size == N
+
+
+# What is finite as it is recorded, and not as it is kept.
+
+
+@pytest.mark.parametrize("field", ["obs", "action", "reward", "next_obs", "next_action"])
+def test_numbers_are_finite_in_the_precision_that_they_are_kept_in(field: str) -> None:
+    message = rf"dataset 'toy': {field} of transition 5 is not finite in float32 \(-?1e\+39\); remove that episode or"
+    for value in (1e39, -1e39):
+        with pytest.raises(DatasetError, match=message):
+            build(at(field, 5, value))
+    whole = np.ones_like(getattr(records(), field), np.int64)  # whole numbers are numbers
+    assert np.isfinite(build(records()._replace(**{field: whole})).rows).all()
+
+
+def test_a_return_is_finite_in_the_precision_that_it_is_kept_in() -> None:
+    message = r"the return of episode 3 is not finite in float32 \(1e\+39\)"
+    with pytest.raises(DatasetError, match=message):
+        build(records()._replace(episode_return=np.array([0.0, 0.0, 0.0, 1e39, 0.0])))
+
+
+@pytest.mark.parametrize(
+    ("field", "column", "message"),
+    [
+        ("reward", np.array(["much"] * N), "reward of transition 0 is of type <U4, no number"),
+        ("terminated", np.full(N, 0.5), "terminated of transition 0 is 0.5; expected 0 or 1"),
+        ("truncated", np.arange(N), "truncated of transition 2 is 2; expected 0 or 1"),
+        ("episode", records().episode + 0.5, "episodes are not numbered 0, 1, 2"),
+        ("complete", np.ones(3, bool), "5 episodes, but 3 marks of complete"),
+    ],
+)
+def test_nothing_is_converted_that_would_be_something_else(field: str, column: np.ndarray, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        build(records()._replace(**{field: column}))
+
+
+def test_more_rows_than_can_be_numbered_are_refused() -> None:
+    with pytest.raises(DatasetError, match="holds 2147483648 transitions, more than 2147483647; use a part of it"):
+        build(records()._replace(obs=np.broadcast_to(np.float32(0.0), (2**31, OBS_DIM))))
+
+
+def test_actions_outside_of_the_box_are_clipped_if_asked_to() -> None:
+    for field in ("action", "next_action"):
+        beyond = at(field, 4, [0.0, 1.0, 3.1])
+        with pytest.raises(DatasetError, match=rf"{field} \[0\.0, 1\.0, 3\.1\] of transition 4 lies outside"):
+            build(beyond)
+        kept = datasets.build("toy", beyond, SPACE, source="a test", clip_actions=True)
+        np.testing.assert_array_equal(getattr(kept.transitions, field)[4], unit(np.array([0.0, 1.0, 3.0])))
+    plain = datasets.build("toy", records(), SPACE, source="a test", clip_actions=True)
+    np.testing.assert_array_equal(plain.rows, build().rows)
 
 
 SAMPLING_ERRORS = {

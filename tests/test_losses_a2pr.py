@@ -508,6 +508,7 @@ def records(rng: np.random.Generator) -> Records:
         truncated=last & (np.arange(ROWS) >= 12),
         episode=np.arange(ROWS) // 4,
         episode_return=np.zeros(6),
+        complete=np.ones(6, bool),
     )
 
 

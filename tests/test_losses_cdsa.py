@@ -285,6 +285,7 @@ def dataset() -> Dataset:
             truncated=last & (np.arange(SIZE) % 8 == 7),
             episode=np.arange(SIZE) // 4,
             episode_return=np.zeros(SIZE // 4),
+            complete=np.ones(SIZE // 4, bool),
         ),
         Toy().action_space,
         source="a test",

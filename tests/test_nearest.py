@@ -32,6 +32,7 @@ def dataset_of(obs: Any, action: Any) -> Dataset:
         truncated=np.zeros(n, bool),
         episode=np.zeros(n, int),
         episode_return=np.zeros(1),
+        complete=np.ones(1, bool),
     )
     box = Box((-1.0,) * ACTION_DIM, (1.0,) * ACTION_DIM)
     return datasets.with_blocks(datasets.build("random", records, box, source="a generator"))

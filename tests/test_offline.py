@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,13 @@ def refusal(cell: Cell) -> str:
 
 
 def test_the_dataset_and_its_sampling_are_in_the_name() -> None:
-    others = [{"dataset": "gymnax/Pendulum-v1/expert"}, {"sampling": "top=0.1"}]
+    others: list[dict[str, Any]] = [
+        {"dataset": "gymnax/Pendulum-v1/expert"},
+        {"sampling": "top=0.1"},
+        {"clip_actions": True},
+    ]
     names = [sweep.shard("mine", dataclasses.replace(CELL, **other)).name for other in ({}, *others)]
-    assert len(set(names)) == 3
+    assert len(set(names)) == 4
     assert names[0].startswith("td3_bc__gymnax-Pendulum-v1-medium__")
 
 
@@ -82,6 +87,11 @@ def test_a_long_path_fits_into_file_names(tmp_path: Path) -> None:
         ({"sampling": "top=2"}, "sampling 'top=2' needs a share above 0 and at most 1, such as top=0.1"),
         ({"sampling": "return_weighted"}, "needs a temperature above 0, such as return_weighted=0.1"),
         ({"algorithm": "td3"}, "'td3' learns from its environment and takes no dataset; those that do: "),
+        (
+            {"algorithm": "td3", "dataset": None, "clip_actions": True},
+            "'td3' learns from its environment and takes no ",
+        ),
+        ({"clip_actions": 1}, "clip_actions=1 must be of type bool"),
         ({"environment": "gymnax/CartPole-v1"}, "'td3_bc' needs Box actions"),
     ],
 )
@@ -176,7 +186,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(catalogue, "check", lambda dataset_id, env: None)
         for name in ("load", "read"):
-            patch.setattr(catalogue, name, lambda dataset_id, env, sampling: datasets.draw(dataset, sampling))
+            patch.setattr(catalogue, name, lambda dataset_id, env, sampling, clip: datasets.draw(dataset, sampling))
         cell = dataclasses.replace(CELL, algorithm="bc", environment=ENV, dataset=dataset.id, steps=300, evaluations=6)
         shards = [
             sweep.shard("mine", dataclasses.replace(cell, config=BC, hypers=bc.Hypers(1e-2), label=label, sampling=how))
@@ -235,9 +245,31 @@ def test_a_kept_policy_acts_as_it_did_and_only_with_its_dataset(trained: Any, mo
     action = kept.algorithm.act(jax.random.key(0), kept.task, state, obs)
     np.testing.assert_allclose(action, [0.5], atol=0.15)
     other = dataclasses.replace(dataset, checksum="0123")
-    monkeypatch.setattr(catalogue, "read", lambda dataset_id, env, sampling: other)
+    monkeypatch.setattr(catalogue, "read", lambda dataset_id, env, sampling, clip_actions: other)
     with pytest.raises(UserError, match=f"has the checksum 0123, but the policy learned from {dataset.checksum}"):
         policies.load(store.folder / shards[0].name)
+
+
+@pytest.mark.xdist_group("offline run")
+def test_a_policy_is_played_with_its_datasets_actions_as_they_were(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, [one, *_], dataset = trained
+    shutil.copytree(store.folder, tmp_path / "kept")
+    file = tmp_path / "kept" / f"{one.name}.json"
+    asked: list[bool] = []
+
+    def read(dataset_id: str, env: envs.Env, sampling: str, clip_actions: bool) -> datasets.Dataset:
+        asked.append(clip_actions)
+        return datasets.draw(dataset, sampling)
+
+    monkeypatch.setattr(catalogue, "read", read)
+    manifest = json.loads(file.read_text())
+    before = {name: value for name, value in manifest.items() if name != "clip_actions"}  # of the version before
+    for given in (before, {**manifest, "clip_actions": True}):
+        file.write_text(json.dumps(given))
+        policies.load(tmp_path / "kept" / one.name)
+    assert asked == [False, True]
 
 
 @pytest.mark.xdist_group("offline run")

@@ -24,7 +24,7 @@ import pytest
 from jax import ShapeDtypeStruct
 from test_store import another_process
 
-from rlsuite import algorithms, batch, catalogue, local, memory, plan, progress, sweep
+from rlsuite import algorithms, batch, catalogue, cli, local, memory, plan, progress, sweep
 from rlsuite import train as training
 from rlsuite.algorithms import ppo, sac
 from rlsuite.core import Preset
@@ -71,11 +71,11 @@ def test_every_field_of_a_cell_is_thought_of() -> None:
     """A new field either changes the name, and has a line in OTHERS, or has a reason not to.
 
     What evaluations are played on does change it, see tests/test_host.py, which has the environments for it; so do the
-    dataset and its sampling, see tests/test_offline.py.
+    dataset, its sampling and the clipping of its actions, see tests/test_offline.py.
     """
     changed = {field for other in OTHERS.values() for field in other}
     assert {field.name for field in dataclasses.fields(Cell)} == changed | {
-        *("reference", "evaluation_physics", "dataset", "sampling")
+        *("reference", "evaluation_physics", "dataset", "sampling", "clip_actions")
     }
 
 
@@ -566,9 +566,9 @@ def test_a_dataset_is_read_again_only_if_its_file_has_changed(
     file, store, one = offline
     read, reads = catalogue.read, list[str]()
 
-    def counted(dataset_id: str, env: Any) -> Any:
+    def counted(dataset_id: str, env: Any, **options: Any) -> Any:
         reads.append(dataset_id)
-        return read(dataset_id, env)
+        return read(dataset_id, env, **options)
 
     monkeypatch.setattr(catalogue, "read", counted)
     before = store.manifest(one)
@@ -580,6 +580,55 @@ def test_a_dataset_is_read_again_only_if_its_file_has_changed(
     assert reads == [str(file)]
     assert store.manifest(one) == {**before, "dataset_files": catalogue.fingerprint(str(file))}
     assert len(made_up.started) == 1
+
+
+@pytest.fixture
+def beyond(tmp_path: Path) -> Cell:
+    """A cell whose dataset has one action that lies outside of the box."""
+    file = tmp_path / "beyond.hdf5"
+    write_dataset(file, reward=1.0)
+    with h5py.File(file, "r+") as opened:
+        opened["actions"][7] = 1.01
+    return Cell("bc", "probe/action/continuous", 4, seeds=4, evaluations=2, dataset=str(file))
+
+
+def test_data_with_actions_outside_of_the_box_are_used_if_asked_to(
+    beyond: Cell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = "action [1.01] of transition 7 lies outside of the action box [-1.0] .. [1.0]; take --clip-actions, or"
+    assert message in refusal(lambda: sweep.task_of(beyond))
+    dataset = sweep.task_of(dataclasses.replace(beyond, clip_actions=True)).dataset
+    np.testing.assert_array_equal(dataset.transitions.action[:, 0], np.arange(19) == 7)
+    assert beyond.dataset is not None
+    given: list[Shard] = []
+
+    def seen(shards: list[Shard], *_: Any) -> None:
+        given.extend(shards)
+        raise UserError("seen")
+
+    monkeypatch.setattr(local, "run", seen)
+    named = [beyond.dataset, "--env", beyond.environment]
+    for more, clipped in ((["--clip-actions"], True), ([], False)):
+        assert cli.main(["run", "bc", "--dataset", *named, *more]) == 2
+        assert given[-1].cell.clip_actions is clipped
+        assert given[-1].describe()["clip_actions"] is clipped
+    capsys.readouterr()
+    assert cli.main(["dataset", *named]) == 2
+    assert message in capsys.readouterr().err
+    assert cli.main(["dataset", *named, "--clip-actions"]) == 0
+
+
+def test_what_was_learned_from_clipped_actions_is_kept(
+    beyond: Cell, tmp_path: Path, made_up: MadeUp, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, one = Store(tmp_path / "results"), sweep.shard("mine", dataclasses.replace(beyond, clip_actions=True))
+    assert beyond.dataset is not None
+    for _ in range(2):
+        local.run([one], store, at_once(4))
+        os.utime(beyond.dataset, (1, 1))  # so that it is read again
+    assert len(made_up.started) == 1
+    assert store.manifest(one)["dataset_files"] == catalogue.fingerprint(beyond.dataset)
+    assert "cannot be told" not in capsys.readouterr().out
 
 
 def test_a_finished_shard_is_not_kept_with_other_data(offline: tuple[Path, Store, Shard], made_up: MadeUp) -> None:

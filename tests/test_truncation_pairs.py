@@ -126,6 +126,7 @@ def dataset_of(tape: Tape) -> Dataset:
         truncated=shown.truncated,
         episode=episode,
         episode_return=np.bincount(episode, weights=shown.reward),
+        complete=np.ones(episode[-1] + 1, bool),
     )
     # The checksum would make every tape another program.
     dataset = datasets.build("tape", records, tape.action_space, source="a tape")

@@ -70,6 +70,7 @@ def dataset_of(obs: np.ndarray, action: np.ndarray) -> Dataset:
         truncated=after == np.arange(rows),
         episode=episode,
         episode_return=np.zeros(episode[-1] + 1),
+        complete=np.ones(episode[-1] + 1, bool),
     )
     return datasets.build("still", records, Still().action_space, source="docs/peers/transitions.py")
 
