@@ -44,11 +44,13 @@ class Estimate(NamedTuple):
         return f"{self.mean:10.2f}  [{self.low:.2f}, {self.high:.2f}]"
 
 
+@np.errstate(over="ignore", invalid="ignore")  # returns that are not finite give NaN, which is shown
 def mean_of(values: np.ndarray) -> Estimate:
     """Student's interval for the mean of `[n]`, n >= 2."""
     return around(values.mean(), values.var(ddof=1) / len(values), len(values) - 1)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def difference_of(a: np.ndarray, b: np.ndarray) -> Estimate:
     """Welch's interval for mean(a) - mean(b), of two independent samples of at least 2."""
     share_a, share_b = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)

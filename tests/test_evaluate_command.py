@@ -8,6 +8,7 @@ import io
 import json
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -228,6 +229,13 @@ def test_intervals_are_those_of_scipy() -> None:
     np.testing.assert_allclose(transfer.difference_of(a, b), (a.mean() - b.mean(), interval.low, interval.high))
     same = np.ones(3)
     assert transfer.difference_of(same, same) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("odd", [np.inf, -np.inf, np.nan])
+def test_an_interval_of_returns_that_are_not_finite_makes_no_warning(odd: float) -> None:
+    with warnings.catch_warnings(action="error"):
+        for one in (transfer.mean_of(np.array([odd, odd])), transfer.difference_of(np.array([odd, 1]), np.ones(2))):
+            assert np.isnan(one.low) and np.isnan(one.high)
 
 
 def by_angle(obs: np.ndarray, t: int) -> np.ndarray:
