@@ -131,11 +131,11 @@ def _report_metric(scores: Scores, name: str, out: Path, repetitions: int, seed:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="rlsuite report", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument(
-        "results", metavar="RESULTS", type=Path, help="an experiment's folder, or a folder of experiments"
+        "results", metavar="RESULTS", type=_path, help="an experiment's folder, or a folder of experiments"
     )
     parser.add_argument("--labels", nargs="+", metavar="LABEL", help="only these labels (default: all)")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these environments or datasets (default: all)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: the results folder)")
+    parser.add_argument("--out", type=_path, metavar="DIR", help="where to write (default: the results folder)")
     parser.add_argument(
         "--repetitions",
         type=_integer(MINIMUM_REPETITIONS),
@@ -154,6 +154,11 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", type=_integer(0), default=0, metavar="N", help="of the bootstrap (default: %(default)s)"
     )
     return parser
+
+
+def _path(text: str) -> Path:
+    # Shells leave the `~` of `--out=~/page` as it is.
+    return Path(os.path.expanduser(text))
 
 
 def _integer(minimum: int) -> Callable[[str], int]:

@@ -1,19 +1,28 @@
 """Real Gymnasium environments, to find out what a policy trained here is worth there. Not a family of our own: they
-are not part of any compiled program, and nothing is trained on them."""
+are not part of any compiled program, and nothing is trained on them.
+
+Wrappers of the task that the policy was trained on are around Gymnasium's episodes too, by their own code: what reaches
+the simulator passes through them, and what it shows. Settings of a simulator of ours are left out (`left_out`), since
+Gymnasium has its own.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
-from envs.core import Discrete, Env
+from envs.core import Array, Discrete, Env, EnvState, TimeStep
 from envs.mujoco import without_advice
+from envs.wrappers import Wrapped, innermost, with_innermost
 
 Act = Callable[[np.ndarray, int], np.ndarray]
 """(observations `[n, obs_dim]` float32, step of the episodes) -> actions `[n, ...]`"""
@@ -43,6 +52,8 @@ def backend() -> str:
 def make(env_id: str, like: Env, **options: Any) -> Any:
     """Gymnasium's `env_id` with the time limit of `like`, our environment that a policy was trained for.
 
+    It is to be the task that the wrappers of `like` are around, and comes without them.
+
     Raises:
         OutsideError: there is no such environment, it has other observations or actions, or there is no Gymnasium.
     """
@@ -60,13 +71,14 @@ def make(env_id: str, like: Env, **options: Any) -> Any:
         raise OutsideError(
             f"Gymnasium cannot make '{env_id}' ({reason}); give an id of its own, such as Hopper-v5"
         ) from error
+    task = innermost(like)
     seen = outside.observation_space
-    if not isinstance(seen, gymnasium.spaces.Box) or np.prod(seen.shape) != like.obs_dim:
+    if not isinstance(seen, gymnasium.spaces.Box) or np.prod(seen.shape) != task.obs_dim:
         raise OutsideError(
             f"'{env_id}' shows a {type(seen).__name__} of shape {seen.shape}, but the policy was trained on the "
-            f"{like.obs_dim} numbers that '{like.id}' shows; choose the same task"
+            f"{task.obs_dim} numbers that '{task.id}' shows; choose the same task"
         )
-    space = like.action_space
+    space = task.action_space
     if isinstance(space, Discrete):
         same = isinstance(outside.action_space, gymnasium.spaces.Discrete) and outside.action_space.n == space.n
     else:
@@ -79,7 +91,7 @@ def make(env_id: str, like: Env, **options: Any) -> Any:
         )
     if not same:
         raise OutsideError(
-            f"'{env_id}' takes {outside.action_space}, but the policy was trained on '{like.id}' with {space}; "
+            f"'{env_id}' takes {outside.action_space}, but the policy was trained on '{task.id}' with {space}; "
             "choose the same task"
         )
     return outside
@@ -93,35 +105,158 @@ def time_limit(outside: Any) -> int | None:
     return limit
 
 
-def play(env_id: str, like: Env, act: Act, num_episodes: int) -> Played:
-    """Play complete episodes. The i-th begins with Gymnasium's seed i.
+# --- Wrappers around it -----------------------------------------------------------------------------------------------
+
+
+def applied(env: Env) -> str:
+    """The wrappers that are around Gymnasium's episodes, as in an id: `+reward_scale=0.1`; empty without any."""
+    return env.id.removeprefix(innermost(env).id)
+
+
+def left_out(env: Env) -> tuple[str, ...]:
+    """The settings of our simulator that Gymnasium's episodes do without, such as `solver_iterations=4`."""
+    return tuple(innermost(env).id.split("+")[1:])
+
+
+class Shown(NamedTuple):
+    """A `TimeStep` of `[n]` episodes on the host."""
+
+    obs: np.ndarray
+    """`[n, obs_dim]` float32"""
+    reward: np.ndarray
+    """`[n]`"""
+    terminated: np.ndarray
+    """`[n]` bool"""
+    truncated: np.ndarray
+    """`[n]` bool"""
+
+
+class Reached(NamedTuple):
+    """The innermost part of an environment's state, whatever wraps it."""
+
+    action: Array
+    """what reached the simulator last"""
+
+
+@struct.dataclass
+class Given(Wrapped):
+    """A task that is played elsewhere: whatever is done shows what is `given`."""
+
+    given: TimeStep
+
+    def reset(self, key: Array) -> tuple[Reached, Array]:
+        space = self.action_space
+        blank = jnp.int32(0) if isinstance(space, Discrete) else jnp.zeros(space.dim)
+        return Reached(blank), self.given.obs
+
+    def step(self, key: Array, state: Reached, action: Array) -> tuple[Reached, TimeStep]:
+        return Reached(action), self.given
+
+
+def _around(env: Env, given: Shown) -> Env:
+    """The wrappers of `env`, around what is given of one episode, traced."""
+    task = innermost(env)
+    return with_innermost(env, Given(task, task.id, TimeStep(*map(jnp.asarray, given))))
+
+
+@jax.jit
+def _begin(env: Env, keys: Array, given: Shown) -> tuple[EnvState, Array]:
+    """States and observations of `[n]` episodes that begin with the observations given."""
+    return jax.vmap(lambda key, given: _around(env, given).reset(jax.random.fold_in(key, 0)))(keys, given)
+
+
+@jax.jit
+def _step(env: Env, keys: Array, t: int, state: EnvState, action: Array, given: Shown) -> tuple[EnvState, TimeStep]:
+    """States of `[n]` episodes and what the wrappers show after their step t, which has led to what is given."""
+
+    def step(key: Array, state: EnvState, action: Array, given: Shown) -> tuple[EnvState, TimeStep]:
+        return _around(env, given).step(jax.random.fold_in(key, t + 1), state, action)
+
+    return jax.vmap(step)(keys, state, action, given)
+
+
+class Wrappers:
+    """The wrappers of our environment `env` around `[n]` episodes side by side; without any, all stays as it is.
+
+    What is random about them follows from the episode's seed.
+    """
+
+    def __init__(self, env: Env, seeds: Sequence[int]) -> None:
+        self._env = env
+        self._around_nothing = not applied(env)
+        self._keys = jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32))
+        self._state: EnvState = None
+        self._t = 0
+        n = len(seeds)
+        self.given = Shown(np.zeros((n, env.obs_dim), np.float32), np.zeros(n), np.zeros(n, bool), np.zeros(n, bool))
+        """what Gymnasium shows, NumPy arrays to be filled in; its rewards in float64"""
+
+    def begin(self) -> np.ndarray:
+        """The first observations that are shown `[n, obs_dim]`, of those given."""
+        if self._around_nothing:
+            return self.given.obs
+        self._state, obs = _begin(self._env, self._keys, self._now())
+        return np.asarray(obs)
+
+    def control(self, actions: np.ndarray) -> np.ndarray:
+        """The actions that reach Gymnasium."""
+        if self._around_nothing:
+            return actions
+        state, _ = _step(self._env, self._keys, self._t, self._state, actions, self._now())
+        parts = jax.tree.leaves(state, is_leaf=lambda part: isinstance(part, Reached))
+        (reached,) = (part for part in parts if isinstance(part, Reached))
+        return np.asarray(reached.action)
+
+    def judge(self, actions: np.ndarray) -> Shown:
+        """What is shown of the steps with these actions, which have led to what is given."""
+        if self._around_nothing:
+            return self.given
+        self._state, shown = _step(self._env, self._keys, self._t, self._state, actions, self._now())
+        self._t += 1
+        return Shown(*map(np.asarray, shown))
+
+    def _now(self) -> Shown:
+        """What is given now. JAX may go on reading the very memory, into which the next step is written."""
+        return Shown(*map(np.copy, self.given))
+
+
+# --- Episodes ---------------------------------------------------------------------------------------------------------
+
+
+def play(env_id: str, like: Env, act: Act, seeds: Sequence[int]) -> Played:
+    """Play complete episodes. Each begins with the seed of Gymnasium's that is given for it.
 
     Raises:
         OutsideError: as `make`.
     """
-    returns, lengths = np.zeros(num_episodes), np.zeros(num_episodes, np.int32)
-    outside = [make(env_id, like) for _ in range(min(num_episodes, SIDE_BY_SIDE))]
-    for first in range(0, num_episodes, len(outside)):
-        going_on = list(range(min(len(outside), num_episodes - first)))
-        obs = np.zeros((len(outside), like.obs_dim), np.float32)
-        for i in going_on:
-            obs[i] = np.ravel(outside[i].reset(seed=first + i)[0])
-        t = 0
+    returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int32)
+    outside = [make(env_id, like) for _ in range(min(len(seeds), SIDE_BY_SIDE))]
+    for first in range(0, len(seeds), len(outside)):
+        of_these = [int(seed) for seed in seeds[first : first + len(outside)]]
+        # Always as many, so that programs are compiled for one number of episodes.
+        wrappers = Wrappers(like, of_these + [0] * (len(outside) - len(of_these)))
+        for i, seed in enumerate(of_these):
+            wrappers.given.obs[i] = np.ravel(outside[i].reset(seed=seed)[0])
+        going_on, obs, t = list(range(len(of_these))), wrappers.begin(), 0
         while going_on:
-            # Of all of them, so that the policy's program is compiled for one number of observations.
             actions = act(obs, t)
-            still = []
+            reaching = wrappers.control(actions)
             for i in going_on:
-                shown, reward, terminated, truncated, _ = outside[i].step(plain(actions[i]))
-                obs[i] = np.ravel(shown)
-                returns[first + i] += reward
+                advance(outside[i], reaching[i], wrappers.given, i)
+            obs, reward, terminated, truncated = wrappers.judge(actions)
+            for i in going_on:
+                returns[first + i] += reward[i]
                 lengths[first + i] += 1
-                if not (terminated or truncated):
-                    still.append(i)
-            going_on, t = still, t + 1
+            going_on, t = [i for i in going_on if not (terminated[i] or truncated[i])], t + 1
     for one in outside:
         one.close()
     return Played(returns, lengths)
+
+
+def advance(outside: Any, action: np.ndarray, given: Shown, i: int) -> None:
+    """One step of one environment, whose result is written into row i."""
+    obs, given.reward[i], given.terminated[i], given.truncated[i], _ = outside.step(plain(action))
+    given.obs[i] = np.ravel(obs)
 
 
 def plain(action: np.ndarray) -> Any:
@@ -173,12 +308,15 @@ def film(env_id: str, like: Env, act: Act, seed: int, max_fps: float) -> Film:
         return picture
 
     def frames() -> Iterator[np.ndarray]:
-        obs, over, t = np.ravel(outside.reset(seed=seed)[0]), False, 0
+        wrappers = Wrappers(like, [seed])
+        wrappers.given.obs[0] = np.ravel(outside.reset(seed=seed)[0])
+        obs, over, t = wrappers.begin(), False, 0
         yield draw()
         while not over:
-            action = act(np.asarray(obs, np.float32)[None], t)[0]
-            shown, _, terminated, truncated, _ = outside.step(plain(action))
-            obs, over, t = np.ravel(shown), terminated or truncated, t + 1
+            actions = act(obs, t)
+            advance(outside, wrappers.control(actions)[0], wrappers.given, 0)
+            obs, _, terminated, truncated = wrappers.judge(actions)
+            over, t = bool(terminated[0] or truncated[0]), t + 1
             if t % every == 0:
                 yield draw()
         outside.close()

@@ -21,7 +21,7 @@ from flax import struct
 from envs.core import Array, Env, EnvState, EpisodeState, TimeStep, strong
 from envs.mujoco import Mujoco, Template, controls
 from envs.mujoco_tasks import Physics
-from envs.wrappers import Wrapped
+from envs.wrappers import Wrapped, innermost, with_innermost
 
 Views = list[tuple[np.ndarray, np.ndarray]]
 """(field of an MjData, the array `[num_envs, ...]` that it is copied to)"""
@@ -168,7 +168,7 @@ class WithC(Wrapped):
         task = base(self.env)
         if physics is None:
             physics = jax.tree.map(jnp.asarray, blank(task.template))
-        return with_base(self.env, Judged(task, task.id, physics))
+        return with_innermost(self.env, Judged(task, task.id, physics))
 
 
 def with_c(env: Env) -> WithC:
@@ -183,20 +183,13 @@ def with_c(env: Env) -> WithC:
 
 def base(env: Env) -> Mujoco:
     """The task that all wrappers are around. Raises NoPhysicsError if it is none of MuJoCo's."""
-    inner = env
-    while isinstance(inner, Wrapped):
-        inner = inner.env
+    inner = innermost(env)
     if not isinstance(inner, Mujoco):
         raise NoPhysicsError(
             f"environment {env.id!r} has no physics in C MuJoCo; those whose id begins with 'mujoco/' have, "
             "all others are evaluated on their own"
         )
     return inner
-
-
-def with_base(env: Env, task: Env) -> Env:
-    """The wrappers of `env`, around another task."""
-    return env.replace(env=with_base(env.env, task)) if isinstance(env, Wrapped) else task  # type: ignore[attr-defined]
 
 
 def link_of(state: EnvState) -> Link:

@@ -8,6 +8,10 @@ are applied in the order of the id: the last one is what the learner touches. Th
 A wrapped environment is a frozen pytree like any other: numbers such as the noise's standard deviation are leaves, so
 that one batch may hold many of them (`env.replace(std=...)`), and counts, which shape the state, are static. A score
 counts the rewards that the wrapped environment pays.
+
+What is a `Wrapped` changes what goes in and out of a simulator, and does the same around another one: C MuJoCo's
+(`envs/mujoco_c.py`) and Gymnasium's (`envs/gymnasium.py`). It reads no state of the environment inside. A wrapper of a
+family that gives the family's own class is a setting of its simulator, and is left out there, which is said.
 """
 
 from __future__ import annotations
@@ -176,6 +180,18 @@ class Wrapped:
 
     def step(self, key: Array, state: EnvState, action: Array) -> tuple[EnvState, TimeStep]:
         return self.env.step(key, state, action)
+
+
+def innermost(env: Env) -> Env:
+    """The task that all wrappers are around."""
+    while isinstance(env, Wrapped):
+        env = env.env
+    return env
+
+
+def with_innermost(env: Env, task: Env) -> Env:
+    """The wrappers of `env`, around another task."""
+    return env.replace(env=with_innermost(env.env, task)) if isinstance(env, Wrapped) else task  # type: ignore[attr-defined]
 
 
 @struct.dataclass

@@ -152,7 +152,9 @@ def run(arguments: list[str]) -> int:
     )
     parser.add_argument("--name", default="run", help="experiment, the folder below the results (%(default)s)")
     parser.add_argument("--label", help="name of the curve in reports (the algorithm's)")
-    parser.add_argument("--results", metavar="DIR", default="results", help="folder of all results (%(default)s)")
+    parser.add_argument(
+        "--results", metavar="DIR", type=path, default="results", help="folder of all results (%(default)s)"
+    )
     config_group = parser.add_argument_group(
         "config", f"what shapes the program; another value compiles another program (shown: {preset.source})"
     )
@@ -196,9 +198,13 @@ def run_sweep(arguments: list[str]) -> int:
 
     parser = Parser(prog="rlsuite sweep", description="Run every cell of an experiment that has no results yet.")
     parser.add_argument(
-        "experiment", help="a Python file that defines EXPERIMENT, or file.py:NAME for one that it calls NAME"
+        "experiment",
+        type=path,
+        help="a Python file that defines EXPERIMENT, or file.py:NAME for one that it calls NAME",
     )
-    parser.add_argument("--results", metavar="DIR", default="results", help="folder of all results (%(default)s)")
+    parser.add_argument(
+        "--results", metavar="DIR", type=path, default="results", help="folder of all results (%(default)s)"
+    )
     add_execution_options(parser)
     options = parser.parse_args(arguments)
     settings = execution_settings(vars(options))
@@ -287,17 +293,23 @@ def run_evaluate(arguments: list[str]) -> int:
         prog="rlsuite evaluate",
         description="Play fresh episodes of a trained policy here and in real Gymnasium, and compare the returns.",
     )
-    parser.add_argument("run", metavar="RUN", help="a finished shard, such as results/run/<shard>")
+    parser.add_argument("run", metavar="RUN", type=path, help="a finished shard, such as results/run/<shard>")
     parser.add_argument("--gymnasium", metavar="ID", required=True, help="Gymnasium's own id, such as Hopper-v5")
     parser.add_argument(
         "--episodes", type=int, metavar="N", default=100, help="complete episodes in each (%(default)s)"
     )
     parser.add_argument("--seed", metavar="N", type=seed, default="first", help="which run, or 'all' (%(default)s)")
-    parser.add_argument("--video", metavar="FILE", type=Path, help="film one episode in Gymnasium, as .mp4 or .gif")
+    parser.add_argument("--video", metavar="FILE", type=path, help="film one episode in Gymnasium, as .mp4 or .gif")
     options = parser.parse_args(arguments)
     prepare_jax()
-    transfer(options.run, options.gymnasium, options.episodes, options.seed, options.video)
+    video = None if options.video is None else Path(options.video)
+    transfer(options.run, options.gymnasium, options.episodes, options.seed, video)
     return 0
+
+
+def path(text: str) -> str:
+    """The reader of every option that names a file or a folder: shells leave the `~` of `--results=~/runs` as it is."""
+    return os.path.expanduser(text)
 
 
 def seed(text: str) -> int | str:
@@ -395,7 +407,7 @@ def run_power(arguments: list[str]) -> int:
         prog="rlsuite power",
         description="How many seeds a comparison needs to see a difference, simulated from the runs of a pilot.",
     )
-    parser.add_argument("results", metavar="RESULTS", help="the pilot's folder, such as results/quick")
+    parser.add_argument("results", metavar="RESULTS", type=path, help="the pilot's folder, such as results/quick")
     parser.add_argument("--label", required=True, metavar="A", help="what is compared, as it is called in the report")
     parser.add_argument("--against", metavar="B", help="with what (with a copy of A)")
     differences = parser.add_mutually_exclusive_group()
@@ -473,6 +485,7 @@ def run_check(arguments: list[str]) -> int:
     parser.add_argument(
         "check",
         nargs="?",
+        type=path,
         default=checking.FILE,
         metavar="FILE",
         help="a Python file that defines CHECK, or file.py:NAME for one that it calls NAME (%(default)s)",
@@ -481,8 +494,12 @@ def run_check(arguments: list[str]) -> int:
     parser.add_argument("--speed", action="store_true", help="instead, compare speed and memory, which takes no runs")
     parser.add_argument("--refresh", action="store_true", help="make new references, which takes a --reason")
     parser.add_argument("--reason", metavar="TEXT", help="why the curves may have changed; it is kept with them")
-    parser.add_argument("--references", metavar="DIR", help="folder of the references (references/ beside FILE)")
-    parser.add_argument("--results", metavar="DIR", default="results", help="folder of all results (%(default)s)")
+    parser.add_argument(
+        "--references", metavar="DIR", type=path, help="folder of the references (references/ beside FILE)"
+    )
+    parser.add_argument(
+        "--results", metavar="DIR", type=path, default="results", help="folder of all results (%(default)s)"
+    )
     options = parser.parse_args(arguments)
     if options.refresh and not (options.reason or "").strip():
         raise UserError("--refresh needs a reason, such as --reason 'PPO anneals its learning rate'; it is recorded")
@@ -549,7 +566,7 @@ def run_bench(arguments: list[str]) -> int:
         default=(1, 4, 16, 64, 256, 1024),
         help="numbers of runs (1,4,16,64,256,1024)",
     )
-    parser.add_argument("--output", metavar="FILE", type=Path, help="write the table there too, as JSON")
+    parser.add_argument("--output", metavar="FILE", type=path, help="write the table there too, as JSON")
     add_execution_options(parser)
     options = parser.parse_args(arguments)
     for name in options.benchmarks:
@@ -557,7 +574,7 @@ def run_bench(arguments: list[str]) -> int:
             raise UserError(f"unknown benchmark '{name}'; there are: {', '.join(BENCHMARKS)}")
     limits = execution_settings(vars(options)).limits
     prepare_jax()
-    bench(options.benchmarks, options.runs, limits, options.output)
+    bench(options.benchmarks, options.runs, limits, Path(options.output) if options.output else None)
     return 0
 
 
@@ -614,14 +631,23 @@ def prepare_jax() -> None:
     """Keep compiled programs in a user folder, so that the same sweep started again does not compile again, and show
     every processor core as a device, so that runs train side by side where there is no accelerator.
 
-    JAX_COMPILATION_CACHE_DIR chooses another folder, JAX_NUM_CPU_DEVICES another number.
+    JAX_COMPILATION_CACHE_DIR chooses another folder, JAX_NUM_CPU_DEVICES another number. Where the folder cannot be
+    written, nothing is kept, and one line says so in place of JAX' warnings.
     """
     import jax
 
     from rlsuite import memory, plan
+    from rlsuite.store import check_writable
 
-    if not jax.config.values["jax_compilation_cache_dir"]:
-        jax.config.update("jax_compilation_cache_dir", str(plan.cache_folder() / "jax"))
+    folder = jax.config.values["jax_compilation_cache_dir"] or str(plan.cache_folder() / "jax")
+    if "://" not in folder:  # JAX keeps them in a bucket, too
+        folder = os.path.expanduser(folder)
+        try:
+            check_writable(Path(folder), "cache", "JAX_COMPILATION_CACHE_DIR or XDG_CACHE_HOME")
+        except UserError as error:
+            jax.config.update("jax_enable_compilation_cache", False)
+            print(f"rlsuite: compiled programs are not kept; {error}", flush=True)
+    jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     already = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")

@@ -236,13 +236,16 @@ def checkpoints(algorithm: Algorithm, task: Task, recipe: Recipe) -> list[Policy
         every = jax.tree.leaves(pause.training.learning.state)
         leaves = [np.asarray(every[i]) for i in kept]
         returns = pause.training.evaluation.returns.mean(axis=1)
-        say(
-            f"  {quantity(pause.training.step)} of {quantity(recipe.steps)} steps, best return {np.nanmax(returns):.4g}"
-        )
+        say(f"  {quantity(pause.training.step)} of {quantity(recipe.steps)} steps, best return {best(returns):.4g}")
         for run, seed in enumerate(seeds):
             if np.isfinite(returns[run]):
                 found.append(Policy([x[run] for x in leaves], float(returns[run]), pause.training.step, seed))
     return found
+
+
+def best(returns: np.ndarray) -> float:
+    """The highest finite return of `[runs]`; -inf where all have diverged."""
+    return float(np.max(returns, where=np.isfinite(returns), initial=-np.inf))
 
 
 def read_by_explore(algorithm: Algorithm, task: Task, hypers: Any) -> list[int]:

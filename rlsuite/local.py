@@ -159,7 +159,8 @@ def run_shard(shard: Shard, store: Store, settings: Settings, signals: Signals) 
     plan = begin(job)
     compile_seconds = time.perf_counter() - began
     say(f"  compiled in {duration(compile_seconds)}; {plan.describe(len(shard.runs))}")
-    facts = {**facts_of(job), "compile_seconds": compile_seconds}
+    tell_devices(store.manifest(shard), plan.devices)
+    facts = {**facts_of(job, plan), "compile_seconds": compile_seconds}
     tell_reference(store.manifest(shard), facts)
 
     finished = finished_parts(job)
@@ -332,7 +333,19 @@ def save_policies(job: Job, first: int, training: Training) -> None:
     job.store.write_policies(job.shard, first, training.update, diverged, arrays)
 
 
-def facts_of(job: Job) -> dict[str, Any]:
+def tell_devices(before: dict[str, Any], devices: int) -> None:
+    """Say so if the shard, by the manifest of the process that worked on it last, goes on with other devices."""
+    sessions = before.get("sessions", [])
+    # Earlier versions recorded the devices of the last process alone.
+    last = sessions[-1].get("devices", before.get("plan", {}).get("devices")) if sessions else None
+    if last not in (None, devices):
+        say(
+            f"  goes on with {devices} device(s), not {last} as before: so many runs on each round sums otherwise, and "
+            "curves are not to the last bit those of one go; the manifest lists who trained on how many"
+        )
+
+
+def facts_of(job: Job, plan: Plan) -> dict[str, Any]:
     """What the manifest says of this process and its surroundings, and of those that worked on the shard before."""
     session = {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -348,7 +361,7 @@ def facts_of(job: Job) -> dict[str, Any]:
         "versions": versions(),
         "command": sys.argv,
         **session,
-        "sessions": [*job.store.manifest(job.shard).get("sessions", []), session],
+        "sessions": [*job.store.manifest(job.shard).get("sessions", []), {**session, "devices": plan.devices}],
     }
 
 

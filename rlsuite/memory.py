@@ -9,11 +9,13 @@ import os
 import resource
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
 PROC = Path("/proc/self/status")
-CGROUP = Path("/sys/fs/cgroup")
+ROOT = Path("/")
+"""Of the file system, in which the kernel tells of memory."""
 
 
 def on_processor() -> bool:
@@ -40,18 +42,55 @@ def free_bytes(devices: int) -> int:
 
 
 def free_host_bytes() -> int:
-    """Bytes of the machine's memory that this process may still take, its container's limit included."""
-    free = [_kib(Path("/proc/meminfo"), "MemAvailable")]
-    try:  # control group, version 2, then version 1
-        free.append(_number(CGROUP / "memory.max") - _number(CGROUP / "memory.current"))
-    except (OSError, ValueError):
-        try:
-            version1 = CGROUP / "memory"
-            free.append(_number(version1 / "memory.limit_in_bytes") - _number(version1 / "memory.usage_in_bytes"))
-        except (OSError, ValueError):
-            pass
+    """Bytes of the machine's memory that this process may still take, within the limits of its control groups."""
+    free = [_kib(ROOT / "proc/meminfo", "MemAvailable"), *map(_free_in, control_groups())]
     known = [value for value in free if value is not None]
     return min(known) if known else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+class ControlGroup(NamedTuple):
+    """A folder of the kernel's, and the names of its files in the version that it is of."""
+
+    folder: Path
+    limits: tuple[str, ...]
+    """bytes that all processes of the group may have; the smallest counts"""
+    used: str
+    """bytes that they have, with the files that are kept in memory"""
+    cached: str
+    """in `memory.stat`: bytes of files that the kernel drops before it refuses memory"""
+
+
+def control_groups() -> list[ControlGroup]:
+    """The groups that bind this process: its own, and all those around it up to the root that can be seen."""
+    mount = ROOT / "sys/fs/cgroup"
+    version2 = ("memory.max", "memory.high"), "memory.current", "inactive_file"
+    version1 = ("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file"
+    own = {"": "/", "memory": "/"}  # controller -> path; both versions may be there
+    try:
+        for line in (ROOT / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            own |= {name: path for name in controllers.split(",") if name in own}
+    except (OSError, ValueError):
+        pass
+
+    def around(root: Path, path: str) -> list[Path]:
+        # A path from outside of the container's own view begins with `/..`; what is there cannot be seen from inside.
+        inner = root / path.strip("/") if ".." not in path.split("/") else root
+        return [inner, *(folder for folder in inner.parents if folder.is_relative_to(root))]
+
+    return [ControlGroup(folder, *version2) for folder in around(mount, own[""])] + [
+        ControlGroup(folder, *version1) for folder in around(mount / "memory", own["memory"])
+    ]
+
+
+def _free_in(group: ControlGroup) -> int | None:
+    """Bytes that processes of this group may still take; None where it sets no limit."""
+    limits = [_number(group.folder / name) for name in group.limits]
+    used = _number(group.folder / group.used)
+    known = [limit for limit in limits if limit is not None]
+    if used is None or not known:
+        return None
+    return max(0, min(known) - used + (_number(group.folder / "memory.stat", group.cached) or 0))
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -100,6 +139,10 @@ def _kib(path: Path, name: str) -> int | None:
     return None
 
 
-def _number(path: Path) -> int:
-    """The number a file holds; `max` is a ValueError, as is anything else."""
-    return int(path.read_text())
+def _number(path: Path, name: str | None = None) -> int | None:
+    """The number that a file holds, or its line `name 123`; None where there is none, as in `max`."""
+    try:
+        text = path.read_text()
+        return int(text if name is None else dict(line.split() for line in text.splitlines())[name])
+    except (OSError, ValueError, KeyError):
+        return None

@@ -260,8 +260,11 @@ def speeds_path(work: Work, devices: int) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where measurements and compiled programs are kept for this user."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rlsuite"
+    """Where measurements and compiled programs are kept for this user, if it can be written."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rlsuite"
+    except RuntimeError:  # a user without a home, as in containers; no folder can be where a device is
+        return Path(os.devnull) / "rlsuite"
 
 
 def load_speeds(work: Work, devices: int) -> dict[int, Speed]:

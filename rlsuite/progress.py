@@ -99,6 +99,7 @@ class Progress:
         elif self._live:
             print(f"\r{CLEAR}{line}", end="", flush=True)
 
+    @np.errstate(over="ignore", invalid="ignore")  # of runs that diverge
     def _line(self, first: int, count: int, step: int, evaluation: Evaluation, diverged: int) -> str:
         share = (self.done + count * step / self.total_steps) / self.runs
         line = f"  {share:4.0%}"

@@ -58,6 +58,7 @@ POLICIES = ".policies.arrow"
 """What the name of a shard's policies ends with."""
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite stays so, and is marked
 def rows(shard: Shard, evaluation: Evaluation, first: int = 0) -> pa.Table:
     """One evaluation as a table: of all runs of a shard, or of as many as were evaluated, from the `first`."""
     count = len(evaluation.diverged)

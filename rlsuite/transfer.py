@@ -44,11 +44,13 @@ class Estimate(NamedTuple):
         return f"{self.mean:10.2f}  [{self.low:.2f}, {self.high:.2f}]"
 
 
+@np.errstate(over="ignore", invalid="ignore")  # returns that are not finite give NaN, which is shown
 def mean_of(values: np.ndarray) -> Estimate:
     """Student's interval for the mean of `[n]`, n >= 2."""
     return around(values.mean(), values.var(ddof=1) / len(values), len(values) - 1)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def difference_of(a: np.ndarray, b: np.ndarray) -> Estimate:
     """Welch's interval for mean(a) - mean(b), of two independent samples of at least 2."""
     share_a, share_b = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
@@ -61,6 +63,25 @@ def around(mean: float, variance: float, freedom: float) -> Estimate:
     """The interval for an estimate of this variance with these degrees of freedom."""
     half = float(stats.t.ppf(0.5 + LEVEL / 2, freedom) * np.sqrt(variance))
     return Estimate(float(mean), float(mean) - half, float(mean) + half)
+
+
+def start_seeds(seed: int, run: int, num_episodes: int) -> list[int]:
+    """Gymnasium's seeds for the episodes of one run, by the run's own seed and its number in the shard.
+
+    Each run has start states of its own. Were they in common, so would be the luck with them, and the differences of
+    runs would vary less than their mean does. The number matters where a grid trains several runs with one seed.
+    """
+    return np.random.SeedSequence((seed, run)).generate_state(num_episodes).tolist()
+
+
+def mean_difference(differences: np.ndarray) -> Estimate:
+    """The mean over runs `[num_runs]` of what the episodes of each differ by, as for further runs and episodes.
+
+    Runs vary, and so do the episodes of a run. Each run's difference holds both, and the differences of two runs have
+    nothing in common (`start_seeds`), so that Student's interval of them alone is right for both levels together:
+    with r runs of n episodes, the variance of their mean is (variance between runs + variance within / n) / r.
+    """
+    return mean_of(differences)
 
 
 def transfer(run: str | Path, env_id: str, num_episodes: int, seed: Seed = "first", video: Path | None = None) -> None:
@@ -107,21 +128,28 @@ def transfer(run: str | Path, env_id: str, num_episodes: int, seed: Seed = "firs
     if own_limit != limit:
         ends = f"ends after {own_limit} steps" if own_limit else "has no time limit"
         say(f"{env_id} {ends} in Gymnasium; played for {limit}, as it was trained")
-    names = f"{task.env.id} in {envs.info(task.env.id).backend}", f"{env_id} in {gymnasium.backend()}"
+    names = (
+        f"{task.env.id} in {envs.info(task.env.id).backend}",
+        f"{env_id}{gymnasium.applied(task.env)} in {gymnasium.backend()}",
+    )
     width = max(map(len, names))
+    if settings := gymnasium.left_out(task.env):
+        say(f"{' and '.join(settings)}: of our simulator alone; Gymnasium has its own settings")
     differences = []
     for policy in chosen:
         # An index that training does not use: these episodes are new to everybody.
         key = train.stream_key(jnp.uint32(policy.seed), train.EVALUATION_STREAM, policy.update + 1)
+        key = jax.random.fold_in(key, policy.run)
         ours = np.asarray(here(policy.leaves, key), np.float64)
-        theirs = gymnasium.play(env_id, task.env, act_with(policy, key), num_episodes).returns
+        seeds = start_seeds(policy.seed, policy.run, num_episodes)
+        theirs = gymnasium.play(env_id, task.env, act_with(policy, key), seeds).returns
         say(f"run {policy.run}, seed {policy.seed}")
         for name, returns in zip(names, (ours, theirs), strict=True):
             say(f"  {name:<{width}} {mean_of(returns)}")
         say(f"  {'difference':<{width}} {difference_of(theirs, ours)}")
         differences.append(theirs.mean() - ours.mean())
     if len(differences) > 1:
-        say(f"mean difference of {len(differences)} runs {mean_of(np.asarray(differences))}")
+        say(f"mean difference of {len(differences)} runs {mean_difference(np.asarray(differences))}")
     if video is not None:
         key = jax.random.key(chosen[0].seed)
         shoot(video, lambda: gymnasium.film(env_id, task.env, act_with(chosen[0], key), 0, FILM_FPS))

@@ -8,6 +8,7 @@ import dataclasses
 import io
 import json
 import os
+import pwd
 import re
 import signal
 import subprocess
@@ -20,10 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import analysis.__main__
 import envs
 import rlsuite
 from envs import Reference, gymnax
-from rlsuite import algorithms, batch, cli, local, sweep
+from rlsuite import algorithms, batch, cli, local, plan, sweep
 from rlsuite.algorithms import ppo
 from rlsuite.core import Preset
 from rlsuite.local import Settings
@@ -609,7 +611,8 @@ def test_the_manifest_says_all_that_was_run(finished: Finished) -> None:
     planned = manifest["plan"].pop("peak_memory_bytes")
     assert manifest["plan"] == {"width": 2, "devices": 1}
     assert planned > 0
-    assert manifest["sessions"] == [{name: manifest[name] for name in ("created", "device", "git_revision")}]
+    session = {name: manifest[name] for name in ("created", "device", "git_revision")}
+    assert manifest["sessions"] == [{**session, "devices": 1}]
 
 
 def test_a_run_shows_compile_time_apart_and_ends_with_the_report(finished: Finished) -> None:
@@ -857,3 +860,91 @@ def test_what_the_machine_does_not_have_leaves_nothing(
     assert cli.main(["run", "ppo", *ENV, *option, "--results", str(tmp_path / "results")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert [name for name, data in contents(tmp_path).items() if data is not None] == []
+
+
+# --- Homes and folders ------------------------------------------------------------------------------------------------
+
+FILES = {
+    "run": ["--results"],
+    "sweep": ["experiment", "--results"],
+    "evaluate": ["run", "--video"],
+    "report": ["results", "--out"],
+    "power": ["results"],
+    "check": ["check", "--references", "--results"],
+    "bench": ["--output"],
+}
+"""Command -> its options and arguments that name files and folders."""
+NAMES = {"--env", "env", "--sampling", "--name", "--label", "--tiers", "--algorithm", "--gymnasium", "--against"}
+NAMES |= {"--cells", "--reason", "benchmarks", "--metric", "--dataset", "id", "--reference-dataset"}
+"""What takes any text and names none; of datasets, what names one is found out later."""
+
+
+class Asked(Exception):
+    """A parser would read the command line now."""
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_a_tilde_is_the_home_in_all_that_names_a_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shells leave it in `--results=~/runs`. A new option that takes any text must be in one of the lists above."""
+    parsers: list[Any] = []
+
+    def parse_args(parser: Any, *arguments: Any) -> None:
+        parsers.append(parser)
+        raise Asked
+
+    monkeypatch.setattr(cli.Parser, "parse_args", parse_args)
+    monkeypatch.setattr(analysis.__main__._Parser, "parse_args", parse_args)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(Asked):
+        cli.COMMANDS[name][0](["ppo"])
+    options = {(action.option_strings or [action.dest])[0]: action for action in parsers[0]._actions}
+    for option in FILES.get(name, []):
+        reader = options[option].type
+        assert str(reader("~/runs")) == str(tmp_path / "runs"), option
+        assert str(reader("runs/~x")) == "runs/~x"
+    any_text = {name for name, action in options.items() if action.nargs != 0 and not (action.type or action.choices)}
+    assert any_text - NAMES == set()
+
+
+QUIET = """
+from rlsuite.cli import prepare_jax
+prepare_jax()
+import jax
+jax.jit(lambda x: x + 1)(1.0)
+from analysis import plots
+"""
+
+
+@pytest.mark.parametrize("where", ["HOME", "XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"])
+def test_where_the_home_cannot_be_written_one_line_says_so(where: str, tmp_path: Path) -> None:
+    """In place of the warnings of JAX and Matplotlib."""
+    nowhere = tmp_path / "file"
+    nowhere.touch()
+    names = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "JAX_COMPILATION_CACHE_DIR", "MPLCONFIGDIR")
+    rest = {name: value for name, value in os.environ.items() if name not in names}
+    environment = {**rest, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), where: str(nowhere / "inside")}
+    done = subprocess.run((sys.executable, "-c", QUIET), env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert re.fullmatch(r"rlsuite: compiled programs are not kept; cache folder '.*file/inside.*\n", done.stdout)
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert plan.cache_folder() == tmp_path / "rlsuite"
+    for unset in ("", None):
+        monkeypatch.setenv("XDG_CACHE_HOME", "") if unset == "" else monkeypatch.delenv("XDG_CACHE_HOME")
+        with pytest.raises(OSError):
+            plan.cache_folder().mkdir(parents=True)
+
+
+def test_the_cache_is_below_a_home_that_is_written_as_a_tilde(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/other")
+    assert plan.cache_folder() == tmp_path / "other" / "rlsuite"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -335,3 +336,9 @@ def test_collecting_is_batched_over_environments() -> None:
     records = collect.recorder(algorithm, task, SAC.trial.hypers)(None, jax.random.key(0))
     assert len(records.episode_return) == collect.LANES
     np.testing.assert_array_equal(np.bincount(records.episode), task.env.max_episode_steps)
+
+
+def test_the_best_return_is_that_of_a_run_that_has_not_diverged() -> None:
+    with warnings.catch_warnings(action="error"):
+        assert collect.best(np.float32([1, np.nan, 3, np.inf])) == 3
+        assert collect.best(np.float32([np.nan, np.nan])) == -np.inf

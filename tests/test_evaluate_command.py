@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import json
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as real_gymnasium
 import imageio.v3 as imageio
@@ -229,6 +231,13 @@ def test_intervals_are_those_of_scipy() -> None:
     assert transfer.difference_of(same, same) == (0.0, 0.0, 0.0)
 
 
+@pytest.mark.parametrize("odd", [np.inf, -np.inf, np.nan])
+def test_an_interval_of_returns_that_are_not_finite_makes_no_warning(odd: float) -> None:
+    with warnings.catch_warnings(action="error"):
+        for one in (transfer.mean_of(np.array([odd, odd])), transfer.difference_of(np.array([odd, 1]), np.ones(2))):
+            assert np.isnan(one.low) and np.isnan(one.high)
+
+
 def by_angle(obs: np.ndarray, t: int) -> np.ndarray:
     """Push to the side that the pole falls to."""
     return (obs[:, 2] > 0).astype(np.int64)
@@ -236,8 +245,9 @@ def by_angle(obs: np.ndarray, t: int) -> np.ndarray:
 
 def test_gymnasium_plays_whole_episodes_each_from_its_own_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     like = envs.make("gymnax/CartPole-v1", max_episode_steps=45)
+    seeds = [3, 2**32 - 1, 0, 77, 4, 5, 6]
     lengths = []
-    for seed in range(7):
+    for seed in seeds:
         env = real_gymnasium.make("CartPole-v1", max_episode_steps=45)
         obs, over, length = env.reset(seed=seed)[0], False, 0
         while not over:
@@ -247,9 +257,196 @@ def test_gymnasium_plays_whole_episodes_each_from_its_own_seed(monkeypatch: pyte
     assert len(set(lengths)) > 2
     for at_once in (100, 3):
         monkeypatch.setattr(gymnasium, "SIDE_BY_SIDE", at_once)
-        played = gymnasium.play("CartPole-v1", like, by_angle, 7)
+        played = gymnasium.play("CartPole-v1", like, by_angle, seeds)
         assert played.lengths.tolist() == lengths
         assert played.returns.tolist() == lengths
+
+
+# --- The mean difference of runs --------------------------------------------------------------------------------------
+
+
+def test_no_two_runs_play_from_the_same_start_states(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[int] = []
+    reset = real_gymnasium.Env.reset
+
+    def noted(self: Any, *, seed: int | None = None, options: Any = None) -> Any:
+        used.extend([] if seed is None else [seed])
+        return reset(self, seed=seed, options=options)
+
+    monkeypatch.setattr(real_gymnasium.Env, "reset", noted)
+    status, *_ = command("evaluate", str(finished), "--gymnasium", "CartPole-v1", "--episodes", "5", "--seed", "all")
+    assert status == 0
+    assert len(used) == len(set(used)) == 2 * 5
+
+
+def test_runs_of_a_grid_that_share_a_seed_share_no_start_state() -> None:
+    seeds = [transfer.start_seeds(seed, run, 100) for run, seed in enumerate([0, 1, 0, 1])]
+    assert len({one for of_run in seeds for one in of_run}) == 400
+    assert transfer.start_seeds(1, 3, 100) == seeds[3]
+
+
+RUNS, EPISODES, EXPERIMENTS = 6, 10, 4000
+
+
+def covered(seeds: list[list[int]]) -> int:
+    """In how many experiments the interval of the mean difference holds the truth, if runs play from these seeds.
+
+    Runs differ from each other, and in each experiment the return depends on the start state in another way. A start
+    state is a seed of Gymnasium's; those that are played here are everybody's own.
+    """
+    numbers = np.random.default_rng(0)
+    distinct, which = np.unique(seeds, return_inverse=True)
+    truth, count = 0.7, 0
+    for _ in range(EXPERIMENTS):
+        there = (
+            truth + 0.3 * numbers.normal(size=(RUNS, 1)) + numbers.normal(size=len(distinct))[which.reshape(RUNS, -1)]
+        )
+        here = numbers.normal(size=(RUNS, EPISODES))
+        interval = transfer.mean_difference(there.mean(axis=1) - here.mean(axis=1))
+        count += interval.low <= truth <= interval.high
+    return count
+
+
+def test_the_interval_of_the_mean_difference_covers_the_truth_as_often_as_it_says() -> None:
+    """Not more than chance away from it: one in ten thousand. With start states in common it is far off."""
+    least, most = stats.binom.interval(0.9999, EXPERIMENTS, transfer.LEVEL)
+    assert least <= covered([transfer.start_seeds(run % 3, run, EPISODES) for run in range(RUNS)]) <= most
+    assert covered([list(range(EPISODES))] * RUNS) < least
+
+
+# --- Policies of changed tasks ----------------------------------------------------------------------------------------
+
+STEPS = 30
+
+
+class Expected(NamedTuple):
+    """What a wrapper makes of an episode of Gymnasium's, in NumPy."""
+
+    env_id: str
+    action: Callable[[np.ndarray], np.ndarray] = lambda action: action
+    """what is done -> what reaches Gymnasium, `[time, dim]` each"""
+    obs: Callable[[np.ndarray], np.ndarray] = lambda obs: obs
+    """what Gymnasium shows -> what the policy sees, `[time + 1, obs_dim]` each"""
+    reward: Callable[[np.ndarray], np.ndarray] = lambda reward: reward
+    """what Gymnasium pays -> what counts, `[time]` each"""
+
+
+def paid_late(reward: np.ndarray) -> np.ndarray:
+    """Every 7 steps and at the end."""
+    paid = np.zeros(STEPS)
+    for first in range(0, STEPS, 7):
+        stop = min(first + 7, STEPS)
+        paid[stop - 1] = reward[first:stop].sum()
+    return paid
+
+
+AROUND: dict[str, Expected] = {
+    # This car's reward charges for all that it is asked to do.
+    "clip_actions": Expected("gymnax/MountainCarContinuous-v0+clip_actions", action=lambda action: action.clip(-1, 1)),
+    "scale_actions": Expected("gymnax/Pendulum-v1+scale_actions", action=lambda action: 2 * action),
+    "observation_delay": Expected(
+        "gymnax/Pendulum-v1+observation_delay=3", obs=lambda obs: np.concatenate([obs[[0, 0, 0]], obs[:-3]])
+    ),
+    "observation_noise": Expected("gymnax/Pendulum-v1+observation_noise=0.5"),
+    "reward_scale": Expected("gymnax/Pendulum-v1+reward_scale=0.1", reward=lambda reward: 0.1 * reward),
+    "sparse_reward": Expected("gymnax/Pendulum-v1+sparse_reward=7", reward=paid_late),
+}
+"""What is around Gymnasium's episodes too."""
+SETTINGS = {
+    "solver_iterations": "solver_iterations=4",
+    "linesearch_iterations": "linesearch_iterations=4",
+    "solver": "solver=cg",
+    "integrator": "integrator=euler",
+    "implementation": "implementation=warp",
+}
+"""What is of our simulator alone."""
+
+
+def test_it_is_decided_of_every_wrapper_what_it_is_in_gymnasium() -> None:
+    registered = {re.findall(r"\w+", shown)[0] for shown in envs.describe_wrappers()}
+    assert registered == AROUND.keys() | SETTINGS.keys()
+
+
+def played_with(env_id: str, name: str, seeds: list[int], monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:
+    """The returns `[n]`, the observations that a policy saw `[n, time, obs_dim]`, the rewards `[n, time]`, of actions
+    that do not depend on them `[n, time, dim]`, and these."""
+    like = envs.make(env_id, max_episode_steps=STEPS)
+    done = np.random.default_rng(1).uniform(-1.5, 1.5, (len(seeds), STEPS, 1)).astype(np.float32)
+    seen, rewards = [], []
+
+    def act(obs: np.ndarray, t: int) -> np.ndarray:
+        seen.append(obs.copy())
+        return done[:, t]
+
+    judge = gymnasium.Wrappers.judge
+
+    def noted(self: gymnasium.Wrappers, actions: np.ndarray) -> Any:
+        shown = judge(self, actions)
+        rewards.append(shown.reward.copy())
+        return shown
+
+    monkeypatch.setattr(gymnasium.Wrappers, "judge", noted)
+    played = gymnasium.play(name, like, act, seeds)
+    monkeypatch.setattr(gymnasium.Wrappers, "judge", judge)
+    assert played.lengths.tolist() == [STEPS] * len(seeds)
+    return played.returns, np.stack(seen, 1), np.stack(rewards, 1), done
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_a_wrapper_is_around_gymnasiums_episodes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, seeds = AROUND[name], [4, 9]
+    plain_id = expected.env_id.split("+")[0]
+    gymnasium_id = plain_id.removeprefix("gymnax/")
+    like = envs.make(expected.env_id)
+    assert (gymnasium.applied(like), gymnasium.left_out(like)) == (expected.env_id.removeprefix(plain_id), ())
+    returns, seen, rewards, done = played_with(expected.env_id, gymnasium_id, seeds, monkeypatch)
+    for i, seed in enumerate(seeds):
+        env = real_gymnasium.make(gymnasium_id, max_episode_steps=STEPS, disable_env_checker=True)
+        obs, reward = [env.reset(seed=seed)[0]], []
+        for action in expected.action(done[i]):
+            step = env.step(action)
+            obs.append(step[0])
+            reward.append(float(step[1]))
+        if name == "observation_noise":
+            noise = seen[i] - np.stack(obs)[:-1]
+            assert abs(noise.std() - 0.5) < 5 * 0.5 / np.sqrt(2 * noise.size)
+            assert abs(noise.mean()) < 5 * 0.5 / np.sqrt(noise.size)
+            assert len(set(noise.ravel().tolist())) == noise.size
+        else:
+            np.testing.assert_allclose(seen[i], expected.obs(np.stack(obs))[:-1], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(rewards[i], expected.reward(np.asarray(reward)), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(returns[i], expected.reward(np.asarray(reward)).sum(), rtol=1e-5)
+    if name == "observation_noise":
+        again = played_with(expected.env_id, gymnasium_id, seeds, monkeypatch)
+        np.testing.assert_array_equal(again[1], seen)
+        assert not np.allclose(*(seen - played_with(plain_id, gymnasium_id, seeds, monkeypatch)[1]))
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_setting_of_our_simulator_is_left_out_and_named(name: str) -> None:
+    like = envs.make(f"mujoco/InvertedPendulum-v5+{SETTINGS[name]}+reward_scale=0.5", max_episode_steps=STEPS)
+    assert gymnasium.left_out(like) == (SETTINGS[name],)
+    assert gymnasium.applied(like) == "+reward_scale=0.5"
+
+
+def test_the_command_says_which_wrappers_are_around_both(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The policy of CartPole, as if it had been trained for a tenth of the rewards."""
+    [path] = copied.glob("*.json")
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "environment": "gymnax/CartPole-v1+reward_scale=0.1"}))
+    monkeypatch.setattr(gymnasium, "left_out", lambda env: ("solver=cg", "integrator=euler"))
+    status, out, err = command("evaluate", str(copied), "--gymnasium", "CartPole-v1", "--episodes", "30")
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[2] == "solver=cg and integrator=euler: of our simulator alone; Gymnasium has its own settings"
+    means = []
+    for line, name in zip(
+        lines[4:6], ("gymnax/CartPole-v1+reward_scale=0.1 in", "CartPole-v1+reward_scale=0.1 in"), strict=True
+    ):
+        assert line.startswith(f"  {name} "), line
+        means.append(float(line.split("[")[0].split()[-1]))
+    for mean in means:
+        assert 0.8 <= mean <= LIMIT / 10
 
 
 # --- Errors -----------------------------------------------------------------------------------------------------------
@@ -285,10 +482,11 @@ def test_what_cannot_be_is_said_in_one_line(
 
 
 def test_other_actions_are_refused() -> None:
-    like = envs.make("gymnax/Pendulum-v1+scale_actions")
-    with pytest.raises(gymnasium.OutsideError, match=r"takes Box\(-2.0, 2.0.*choose the same task"):
-        gymnasium.make("Pendulum-v1", like)
-    gymnasium.make("Pendulum-v1", envs.make("gymnax/Pendulum-v1")).close()
+    like: Any = envs.make("mujoco/InvertedPendulum-v5")
+    with pytest.raises(gymnasium.OutsideError, match=r"takes Box\(-2.0, 2.0.*\(3.0,\)\); choose the same task"):
+        gymnasium.make("Pendulum-v1", like.replace(obs_dim=3))
+    for wrapped in ("", "+scale_actions"):
+        gymnasium.make("Pendulum-v1", envs.make(f"gymnax/Pendulum-v1{wrapped}")).close()
     with pytest.raises(gymnasium.OutsideError, match=r"takes Discrete\(3\)"):
         gymnasium.make("MountainCar-v0", envs.make("gymnax/MountainCarContinuous-v0"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -166,15 +167,89 @@ def test_devices_are_no_more_than_there_are_and_than_runs() -> None:
         plan.num_devices(1000, there + 1)
 
 
-def test_free_memory_is_below_the_container_s_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine_has = memory.free_host_bytes()
-    assert machine_has > 0
-    (tmp_path / "memory.max").write_text(f"{50 * MIB}\n")
-    (tmp_path / "memory.current").write_text(f"{20 * MIB}\n")
-    monkeypatch.setattr(memory, "CGROUP", tmp_path)
-    assert memory.free_host_bytes() == 30 * MIB
-    (tmp_path / "memory.max").write_text("max\n")
-    assert memory.free_host_bytes() > 30 * MIB
+GROUPS: dict[str, tuple[str, dict[str, str], int]] = {
+    # name: (/proc/self/cgroup, files below /sys/fs/cgroup, MiB that are free)
+    "the root's": ("0::/", {"memory.max": "50", "memory.current": "20"}, 30),
+    "its own": ("0::/job/7", {"job/7/memory.max": "50", "job/7/memory.current": "20"}, 30),
+    "an ancestor's is less": (
+        "0::/job/step/7",
+        {
+            "job/step/7/memory.max": "50",
+            "job/step/7/memory.current": "20",
+            "job/memory.max": "60",
+            "job/memory.current": "40",
+        },
+        20,
+    ),
+    "no limit inside": (
+        "0::/job/7",
+        {"job/7/memory.max": "max", "job/7/memory.current": "5", "job/memory.max": "45", "job/memory.current": "20"},
+        25,
+    ),
+    "a limit that slows down": (
+        "0::/job",
+        {"job/memory.max": "80", "job/memory.high": "40", "job/memory.current": "20"},
+        20,
+    ),
+    "files in memory can go": (
+        "0::/job",
+        {"job/memory.max": "50", "job/memory.current": "49", "job/memory.stat": "anon 20\ninactive_file 12"},
+        13,
+    ),
+    "more is used than allowed": ("0::/job", {"job/memory.max": "50", "job/memory.current": "60"}, 0),
+    "a neighbour's does not count": (
+        "0::/job/7",
+        {"job/8/memory.max": "1", "job/8/memory.current": "1", "job/memory.max": "50", "job/memory.current": "20"},
+        30,
+    ),
+    "a path that the container cannot see": (
+        "0::/docker/abc",
+        {"memory.max": "50", "memory.current": "20"},
+        30,
+    ),
+    "a path outside of its view": ("0::/../../7", {"memory.max": "50", "memory.current": "20"}, 30),
+    "version 1": (
+        "9:name=systemd:/user\n4:cpu,memory:/job/7\n0::/",
+        {
+            "memory/job/7/memory.limit_in_bytes": "50",
+            "memory/job/7/memory.usage_in_bytes": "49",
+            "memory/job/7/memory.stat": "cache 9\ntotal_inactive_file 12",
+            "memory/job/memory.limit_in_bytes": "30",
+            "memory/job/memory.usage_in_bytes": "20",
+            "memory/memory.limit_in_bytes": str(2**43),
+            "memory/memory.usage_in_bytes": "60",
+        },
+        10,
+    ),
+    "none": ("0::/", {}, 100),
+    "nothing that can be read": ("?", {"memory.max": "much", "memory.current": "?"}, 100),
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_free_memory_is_below_every_limit_of_the_process_s_control_groups(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a tree like the kernel's, of a machine with 100 MiB."""
+    own, files, free = GROUPS[name]
+    for path, text in (
+        ("proc/meminfo", f"MemTotal: 9 kB\nMemAvailable: {100 * 1024} kB"),
+        ("proc/self/cgroup", own),
+        *(
+            (f"sys/fs/cgroup/{file}", re.sub(r"\d+$", lambda found: str(int(found[0]) * MIB), text, flags=re.MULTILINE))
+            for file, text in files.items()
+        ),
+    ):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text + "\n")
+    monkeypatch.setattr(memory, "ROOT", tmp_path)
+    assert memory.free_host_bytes() == free * MIB
+
+
+def test_this_machine_has_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert memory.free_host_bytes() > 0
+    monkeypatch.setattr(memory, "ROOT", tmp_path)  # as where there is no such file at all
+    assert memory.free_host_bytes() > MIB
 
 
 # --- Where the device refuses -----------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,6 +102,16 @@ def test_a_run_that_diverged_is_kept_with_its_nan(two_by_two: Shard) -> None:
     table = rows(two_by_two, evaluation(1, returns=returns, diverged=np.ones(4, bool)))
     assert np.isnan(table["return_mean"].to_numpy()).all()
     assert table["diverged"].to_pylist() == [True] * 4
+
+
+@pytest.mark.parametrize("odd", [np.inf, -np.inf, np.nan, 3e38])
+def test_odd_numbers_are_kept_without_a_warning(odd: float, two_by_two: Shard) -> None:
+    returns = np.full((4, 3), odd, np.float32)
+    returns[0] = np.inf, -np.inf, np.nan
+    with warnings.catch_warnings(action="error"):
+        table = rows(two_by_two, evaluation(1, returns=returns, metrics={"loss": np.full(4, 1e39)}))
+    np.testing.assert_array_equal(table["episode_returns"].to_pylist(), returns)
+    np.testing.assert_array_equal(table["metric/loss"].to_numpy(), np.full(4, np.inf))
 
 
 # --- Parts ------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -776,6 +777,42 @@ def test_a_signal_stops_after_saving_and_the_rest_is_done_later(
     assert rows_of(store, one, clock=True) == undisturbed
     assert names_in(tmp_path) - {"undisturbed"} == {f"{one.name}.parquet", f"{one.name}.json"}
     assert len(store.manifest(one)["sessions"]) == 2
+
+
+def test_going_on_with_another_number_of_devices_is_said_and_recorded(
+    tmp_path: Path, made_up: MadeUp, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, one = Store(tmp_path), sweep.shard("mine", dataclasses.replace(CELL, steps=200 * 2048, seeds=5))
+
+    def go_on(devices: int, to_the_end: bool = False) -> list[str]:
+        """A process that stops in its first segment of the second chunk."""
+        sent: list[int] = []
+
+        def before_update(first_seed: int, index: int) -> None:
+            if first_seed == 4 and not (sent or to_the_end):
+                sent.append(index)
+                signal.raise_signal(signal.SIGINT)
+
+        made_up.before_update = before_update
+        with contextlib.nullcontext() if to_the_end else pytest.raises(Stopped):
+            local.run([one], store, Settings(Limits(width=1, devices=devices)))
+        return [line for line in capsys.readouterr().out.splitlines() if "goes on with" in line]
+
+    assert go_on(4) == []
+    assert go_on(4) == []
+    # As a version before this one left it.
+    manifest = store.manifest(one)
+    for session in manifest["sessions"]:
+        del session["devices"]
+    store.write_manifest(one, manifest)
+    [line] = go_on(2)
+    assert line.startswith("  goes on with 2 device(s), not 4 as before: ") and "last bit" in line
+    [line] = go_on(1)
+    assert line.startswith("  goes on with 1 device(s), not 2 as before: ")
+    assert go_on(1) == []
+    [line] = go_on(4, to_the_end=True)
+    assert line.startswith("  goes on with 4 device(s), not 1 as before: ")
+    assert [session.get("devices") for session in store.manifest(one)["sessions"]] == [None, None, 2, 1, 1, 4]
 
 
 def test_a_second_signal_does_not_wait(tmp_path: Path, made_up: MadeUp, undisturbed: list[dict[str, Any]]) -> None:
