@@ -1,0 +1,32 @@
+"""Off-policy MDPO with V's target as in the paper, and as in the authors' code, which subtracts a mean over the batch.
+
+64 seeds on Pendulum, and on Pendulum with a tenth of its rewards, where the entropy counts ten times as much. All else
+is as in `actor_critic.py`.
+"""
+
+import dataclasses
+
+from experiments.actor_critic import LEARNERS
+from rlsuite.sweep import Cell, Experiment
+
+CONFIG, HYPERS = LEARNERS["mdpo_off_policy"]
+
+EXPERIMENT = Experiment(
+    name="mdpo_forms",
+    description="off-policy MDPO with each sample's own log-probability in V's target, and with the batch's mean",
+    cells=tuple(
+        Cell(
+            "mdpo_off_policy",
+            environment,
+            label=label,
+            steps=20_000,
+            seeds=64,
+            config=dataclasses.replace(CONFIG, mean_log_prob=mean_log_prob),
+            hypers=HYPERS,
+            evaluations=8,
+            eval_episodes=8,
+        )
+        for environment in ("gymnax/Pendulum-v1", "gymnax/Pendulum-v1+reward_scale=0.1")
+        for label, mean_log_prob in (("own", False), ("batch mean", True))
+    ),
+)
