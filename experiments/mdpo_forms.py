@@ -4,12 +4,9 @@
 is as in `actor_critic.py`.
 """
 
-import dataclasses
-
-from experiments.actor_critic import LEARNERS
+from experiments.actor_critic import RATES, SIZES
+from rlsuite.algorithms import mdpo_off_policy
 from rlsuite.sweep import Cell, Experiment
-
-CONFIG, HYPERS = LEARNERS["mdpo_off_policy"]
 
 EXPERIMENT = Experiment(
     name="mdpo_forms",
@@ -21,8 +18,8 @@ EXPERIMENT = Experiment(
             label=label,
             steps=20_000,
             seeds=64,
-            config=dataclasses.replace(CONFIG, mean_log_prob=mean_log_prob),
-            hypers=HYPERS,
+            config=mdpo_off_policy.Config(**SIZES, mean_log_prob=mean_log_prob),
+            hypers=mdpo_off_policy.Hypers(**RATES),
             evaluations=8,
             eval_episodes=8,
         )
