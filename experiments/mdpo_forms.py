@@ -1,6 +1,6 @@
 """Off-policy MDPO with V's target as in the paper, and as in the authors' code, which subtracts a mean over the batch.
 
-64 seeds on Pendulum, and on Pendulum with a tenth of its rewards, where the entropy counts ten times as much. All else
+32 seeds on Pendulum, and on Pendulum with a tenth of its rewards, where the entropy counts ten times as much. All else
 is as in `actor_critic.py`.
 """
 
@@ -17,7 +17,7 @@ EXPERIMENT = Experiment(
             environment,
             label=label,
             steps=20_000,
-            seeds=64,
+            seeds=32,
             config=mdpo_off_policy.Config(**SIZES, mean_log_prob=mean_log_prob),
             hypers=mdpo_off_policy.Hypers(**RATES),
             evaluations=8,

@@ -292,10 +292,9 @@ def make(config: Config) -> Algorithm:
                     # One draw for each step of the actor, and in CleanRL's form one more for the temperature's.
                     draws = 2 * config.policy_delay if config.cleanrl else config.policy_delay
                     noises = jax.random.normal(actor_key, (draws, config.batch_size, action_dim))
-                    for i in range(config.policy_delay):
-                        learner = learn_actor(
-                            networks, learner, batch.obs, noises[i], noises[i - config.policy_delay], hypers
-                        )
+                    of_alpha = noises[-config.policy_delay :]
+                    for noise, alpha_noise in zip(noises[: config.policy_delay], of_alpha, strict=True):
+                        learner = learn_actor(networks, learner, batch.obs, noise, alpha_noise, hypers)
                     return learner
 
                 due = (clock.update * config.gradient_steps + i) % config.policy_delay == 0
