@@ -43,12 +43,14 @@ def categorical_entropy(logits: Array) -> Array:
     return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
 
 
-def tanh_squash(u: Array, low: Array, high: Array) -> tuple[Array, Array]:
-    """Squash `u` `[..., dim]` into the box (low, high): the action `[..., dim]` and log|det d action / d u| `[...]`.
+def log_tanh_slope(u: Array) -> Array:
+    """log(1 - tanh(u)^2) as 2 (log 2 - u - softplus(-2u)), which is exact where 1 - tanh^2 rounds to 0: `[...]`."""
+    return 2.0 * (math.log(2.0) - u - jax.nn.softplus(-2.0 * u))
 
-    log(1 - tanh(u)^2) is written as 2 (log 2 - u - softplus(-2u)), which is exact where 1 - tanh^2 rounds to 0.
-    """
+
+def tanh_squash(u: Array, low: Array, high: Array) -> tuple[Array, Array]:
+    """Squash `u` `[..., dim]` into the box (low, high): the action `[..., dim]` and log|det d action / d u| `[...]`."""
     half_width = 0.5 * (high - low)
     action = low + half_width * (jnp.tanh(u) + 1.0)
-    log_det = jnp.sum(2.0 * (math.log(2.0) - u - jax.nn.softplus(-2.0 * u)) + jnp.log(half_width), axis=-1)
+    log_det = jnp.sum(log_tanh_slope(u) + jnp.log(half_width), axis=-1)
     return action, log_det

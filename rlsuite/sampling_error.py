@@ -30,13 +30,13 @@ def sampling_error(
     """mean(log pi_MLE - log pi) over the rows that are `valid` `[rows]` bool: `[]`, in nats.
 
     `log_prob(params)` `[rows]` gives log pi of every action in the data, `params` are those of pi. The fit starts from
-    them and takes `num_steps` steps of Adam on all rows at once, with a rate that falls linearly to 0, on the leaves
-    where the tree of Python bools `trainable` says so. `project` puts the parameters back into their bounds.
+    them and takes `num_steps` steps of Adam on all rows at once, on the leaves where the tree of Python bools
+    `trainable` says so. The rate rises linearly from a third of `learning_rate` to the whole, as in the newer of the
+    authors' two repositories. `project` puts the parameters back into their bounds.
     """
     count = jnp.maximum(jnp.sum(valid), 1)
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(max_grad_norm), optax.adam(optax.linear_schedule(learning_rate, 0.0, num_steps))
-    )
+    rate = optax.linear_schedule(learning_rate / 3.0, learning_rate, num_steps)
+    optimizer = optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.adam(rate))
 
     def likelihood(params: Params) -> Array:
         return jnp.sum(jnp.where(valid, log_prob(params), 0.0)) / count

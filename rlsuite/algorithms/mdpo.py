@@ -17,6 +17,8 @@ Deviations from the code:
   the rollout. The code takes the mean of log_q(policy) - log_q(old policy) there, without the ratio that would make it
   an expectation under the new policy: for q = 1 that is -KL(old policy || policy), a reward for moving away.
 - The value's loss is half the code's, which Adam does not see but for its eps.
+- Adam adds epsilon after the bias correction, as in its paper and in PyTorch. The code's, of TensorFlow 1, adds it
+  before, which makes it 32 times as large in the first step.
 - The old policy is the one that collected from the first update on. The code initialises the two apart.
 - Truncation is not termination: the advantage at a time limit bootstraps with V of the observation it was reached with.
 - The statistics of the normalisers are merged once per update instead of once per step, so that collecting and learning

@@ -14,6 +14,12 @@ The code acts with the policy's mean after the warm-up, with no noise at all, wh
 default here, since every other setting is the code's too; `sample_actions` gives the paper's.
 
 Deviations from the code:
+- V's target takes each sample's own log_q pi, as the paper does. The code subtracts their mean over the batch: its
+  log_q pi is `[batch]` beside a `[batch, 1]` minimum of the Qs, so that the difference is a table of all pairs, of
+  which the loss takes the mean. `mean_log_prob` does as the code does; the loss that it reports leaves out half the
+  variance of lambda log_q pi, a constant of V that the table adds.
+- Adam adds epsilon (1e-8) after the bias correction, as in its paper and in PyTorch. The code's, of TensorFlow 1, adds
+  it before, which makes it 32 times as large in the first step.
 - Added: `anneal_kl` lets kappa grow as kl_coef / t_k, where t_k is the share of the budget that is left and at least
   1e-4, as on-policy MDPO does; that the paper does so here too we have not verified. By default kappa is constant, as
   in the code.
@@ -75,6 +81,8 @@ class Config:
     """collect with actions drawn from the policy, as the paper does; else with its mean, as the code does"""
     anneal_kl: bool = False
     """let the weight of the KL divergence grow as kl_coef / (1 - share of the budget)"""
+    mean_log_prob: bool = False
+    """subtract the batch's mean log-probability from V's target, as the code does; else each sample's, as the paper"""
 
 
 class Hypers(NamedTuple):
@@ -158,7 +166,7 @@ def distribution(networks: Networks, actor: Params, obs: Array) -> tuple[Array, 
 
 def log_density(z: Array, log_std: Array, u: Array) -> Array:
     """Log-density of each component of tanh(u), from u and z = (u - mean) / std: all `[..., action_dim]`."""
-    log_slope = 2.0 * (math.log(2.0) - u - jax.nn.softplus(-2.0 * u))
+    log_slope = distributions.log_tanh_slope(u)
     return -0.5 * z**2 - log_std - 0.5 * math.log(2.0 * math.pi) - jnp.logaddexp(log_slope, LOG_EXTRA_SLOPE)
 
 
@@ -200,12 +208,22 @@ def critic_loss(
 
 
 def value_loss(
-    value: Params, networks: Networks, learner: Learner, obs: Array, noise: Array, hypers: Hypers
+    value: Params,
+    networks: Networks,
+    learner: Learner,
+    obs: Array,
+    noise: Array,
+    hypers: Hypers,
+    mean_log_prob: bool = False,
 ) -> tuple[Array, Metrics]:
-    """Half the mean squared error of V to min Q - lambda log_q pi at the policy's actions: (loss `[]`, metrics)."""
+    """Half the mean squared error of V to min Q - lambda log_q pi at the policy's actions: (loss `[]`, metrics).
+
+    With `mean_log_prob` the target of every sample has the batch's mean of log_q pi.
+    """
     drawn = draw(networks, learner.actor, obs, noise)
     q = jnp.min(q_values(networks, learner.critics, obs, drawn.action), axis=0)
-    target = q - hypers.entropy_coef * log_q_prob(drawn.log_density, hypers.tsallis_q)
+    log_prob = log_q_prob(drawn.log_density, hypers.tsallis_q)
+    target = q - hypers.entropy_coef * (jnp.mean(log_prob) if mean_log_prob else log_prob)
     loss = 0.5 * jnp.mean((values(networks, value, obs) - jax.lax.stop_gradient(target)) ** 2)
     return loss, {"value_loss": loss}
 
@@ -292,7 +310,7 @@ def make(config: Config) -> Algorithm:
             learner.critics, networks, learner.target_value, batch, hypers.discount
         )
         of_value, value_metrics = jax.grad(value_loss, has_aux=True)(
-            learner.value, networks, learner, batch.obs, noise, hypers
+            learner.value, networks, learner, batch.obs, noise, hypers, config.mean_log_prob
         )
         actor_step, actor_opt = optax.adam(hypers.actor_learning_rate).update(of_actor, learner.actor_opt)
         critic_step, critic_opt = optax.adam(hypers.critic_learning_rate).update(of_critics, learner.critic_opt)

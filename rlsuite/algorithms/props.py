@@ -25,8 +25,9 @@ Deviations from the authors' code:
 - `num_envs` environments (8 by default) where the code steps one.
 - Advantage weighting divides by the standard deviation over all data of a behaviour update, not of a minibatch.
 - A behaviour update of discrete actions has no KL penalty, as in the code, which has that term commented out.
-- The sampling error is fitted on all data at once with a falling learning rate, as in the newer repository; the
-  published runs used minibatches.
+- The sampling error is fitted as in the newer repository: on all data at once, with a learning rate that rises from a
+  third to the whole, and with the hidden layers frozen. The published runs took minibatches, and learned the hidden
+  biases too.
 Deviations of `behavior="ros"` from its paper:
 - One behaviour policy for each round instead of for each step; `behavior_steps=1` with one environment is the paper's.
 - The mean gradient is that of the data in the buffer, not of all data since the start.
@@ -228,12 +229,11 @@ def ros_actor(
 
 
 def learns_in_fit(actor: Params) -> Params:
-    """Which leaves the fit of the sampling error moves: all but the hidden weights, or it would fit single samples."""
-    output = f"Dense_{len(actor['policy']) - 1}"
+    """Which leaves the fit of the sampling error moves: all but the hidden layers, or it would fit single samples."""
+    hidden = [f"Dense_{i}" for i in range(len(actor["policy"]) - 1)]
 
     def learns(path: tuple[Any, ...], leaf: Array) -> bool:
-        names = [entry.key for entry in path]
-        return names[-1] != "kernel" or output in names
+        return all(entry.key not in hidden for entry in path)
 
     return jax.tree.map_with_path(learns, actor)
 

@@ -1,13 +1,19 @@
 """SAC: soft actor-critic with twin critics and a learned temperature (Haarnoja et al. 2018, arXiv 1812.05905).
 
-Networks, losses and the initialisation (PyTorch's default) follow CleanRL and Stable-Baselines3: ReLU networks, log
-standard deviation clipped to [-20, 2], tanh-squashed Gaussian, the minimum of two target critics, target entropy -|A|,
-temperature starting at 1, its loss linear in log alpha as in Stable-Baselines3.
+Networks and initialisation (PyTorch's default), the tanh-squashed Gaussian, the minimum of two target critics, the
+target entropy -|A| and a temperature that starts at 1 are those of both CleanRL and Stable-Baselines3. Where these two
+differ, the default is Stable-Baselines3's form, and `cleanrl` takes CleanRL's:
+
+- The log standard deviation is clipped to [-20, 2]; CleanRL's is tanh of what the network says, mapped to [-5, 2].
+- The temperature learns from the actions that the actor has just learned from; CleanRL's draws others, from the actor
+  after its step.
+- The temperature's loss is linear in log alpha; CleanRL's is linear in alpha.
+- CleanRL adds 1e-6 to the slope of the squashing. Stable-Baselines3 does so, too: see the deviations.
 
 Deviations:
 - Truncated transitions bootstrap with the value of the observation that they led to, as SB3 does with its time-limit
   handling; CleanRL's stores the same.
-- The log-determinant of tanh is exact instead of log(1 - tanh^2 + 1e-6).
+- The log-determinant of tanh is exact instead of log(1 - tanh^2 + 1e-6), but with `cleanrl`.
 - Every update takes one step of `num_envs` environments, then `gradient_steps` gradient steps. The ratio is free: 1 and
   1 are the published protocol.
 - Warm-up: `warmup_steps` steps with uniform actions and no learning (CleanRL 5000, SB3 100, softlearning 10000).
@@ -16,6 +22,7 @@ Deviations:
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +41,9 @@ Array = jax.Array
 Params = Any
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
+CLEANRL_LOG_STD_MIN = -5.0
+LOG_EXTRA_SLOPE = math.log(1e-6)
+"""of what CleanRL adds to the slope of the squashing"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +66,8 @@ class Config:
     """actor and temperature learn at every so-many-th gradient step, then as often as they missed (CleanRL: 2)"""
     learn_alpha: bool = True
     """learn the temperature; else it stays at its initial value"""
+    cleanrl: bool = False
+    """CleanRL's form of log standard deviation, its density and the temperature's step; else Stable-Baselines3's"""
     value_bias_episodes: int = 0
     """episodes after which each evaluation reports the critic's bias (`rlsuite/value_bias.py`); 0 for no such metric"""
 
@@ -96,7 +108,7 @@ class State(NamedTuple):
 
 
 class Networks(NamedTuple):
-    """The two architectures, and the action box they serve."""
+    """The two architectures, the action box they serve, and the form of the policy."""
 
     actor: nn.Module
     critic: nn.Module
@@ -104,6 +116,7 @@ class Networks(NamedTuple):
     """`[action_dim]`"""
     high: Array
     """`[action_dim]`"""
+    cleanrl: bool
 
 
 def networks_of(config: Config, env: Env) -> Networks:
@@ -112,12 +125,14 @@ def networks_of(config: Config, env: Env) -> Networks:
     assert isinstance(space, Box)
     actor = MLP((*config.hidden_sizes, 2 * space.dim))
     critic = MLP((*config.hidden_sizes, 1))
-    return Networks(actor, critic, jnp.asarray(space.low), jnp.asarray(space.high))
+    return Networks(actor, critic, jnp.asarray(space.low), jnp.asarray(space.high), config.cleanrl)
 
 
 def distribution(networks: Networks, actor: Params, obs: Array) -> tuple[Array, Array]:
     """Mean and log standard deviation before squashing: `[..., obs_dim]` -> two `[..., action_dim]`."""
     mean, log_std = jnp.split(networks.actor.apply(actor, obs), 2, axis=-1)
+    if networks.cleanrl:
+        return mean, CLEANRL_LOG_STD_MIN + 0.5 * (LOG_STD_MAX - CLEANRL_LOG_STD_MIN) * (jnp.tanh(log_std) + 1.0)
     return mean, jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)
 
 
@@ -126,6 +141,9 @@ def draw(networks: Networks, actor: Params, obs: Array, noise: Array) -> tuple[A
     mean, log_std = distribution(networks, actor, obs)
     u = mean + jnp.exp(log_std) * noise
     action, log_det = distributions.tanh_squash(u, networks.low, networks.high)
+    if networks.cleanrl:
+        log_slope = distributions.log_tanh_slope(u) + jnp.log(0.5 * (networks.high - networks.low))
+        log_det = jnp.sum(jnp.logaddexp(log_slope, LOG_EXTRA_SLOPE), axis=-1)
     # From the noise itself: (u - mean) / std loses its digits in float32 once std is small beside the mean.
     of_noise = distributions.gaussian_log_prob(noise, jnp.zeros_like(mean), jnp.zeros_like(mean))
     return action, of_noise - jnp.sum(log_std, axis=-1) - log_det
@@ -167,9 +185,10 @@ def actor_loss(
     return jnp.mean(jnp.exp(log_alpha) * log_prob - q), log_prob
 
 
-def alpha_loss(log_alpha: Array, log_prob: Array, target_entropy: Array | float) -> Array:
-    """-mean(log alpha (log pi + target entropy)), the form of Stable-Baselines3: `[]`, `[batch]` -> `[]`."""
-    return -jnp.mean(log_alpha * jax.lax.stop_gradient(log_prob + target_entropy))
+def alpha_loss(log_alpha: Array, log_prob: Array, target_entropy: Array | float, cleanrl: bool = False) -> Array:
+    """-mean(log alpha (log pi + target entropy)), with alpha itself in CleanRL's form: `[]`, `[batch]` -> `[]`."""
+    weight = jnp.exp(log_alpha) if cleanrl else log_alpha
+    return -jnp.mean(weight * jax.lax.stop_gradient(log_prob + target_entropy))
 
 
 def make(config: Config) -> Algorithm:
@@ -218,7 +237,9 @@ def make(config: Config) -> Algorithm:
         step, critic_opt = optax.adam(hypers.critic_learning_rate).update(grads, learner.critic_opt)
         return learner._replace(critics=optax.apply_updates(learner.critics, step), critic_opt=critic_opt), metrics
 
-    def learn_actor(networks: Networks, learner: Learner, obs: Array, noise: Array, hypers: Hypers) -> Learner:
+    def learn_actor(
+        networks: Networks, learner: Learner, obs: Array, noise: Array, alpha_noise: Array, hypers: Hypers
+    ) -> Learner:
         grads, log_prob = jax.grad(actor_loss, has_aux=True)(
             learner.actor, networks, learner.critics, learner.log_alpha, obs, noise
         )
@@ -226,8 +247,10 @@ def make(config: Config) -> Algorithm:
         learner = learner._replace(actor=optax.apply_updates(learner.actor, step), actor_opt=actor_opt)
         if not config.learn_alpha:
             return learner
+        if config.cleanrl:
+            log_prob = draw(networks, learner.actor, obs, alpha_noise)[1]
         target_entropy = -hypers.target_entropy_scale * noise.shape[-1]
-        grad = jax.grad(alpha_loss)(learner.log_alpha, log_prob, target_entropy)
+        grad = jax.grad(alpha_loss)(learner.log_alpha, log_prob, target_entropy, config.cleanrl)
         step, alpha_opt = optax.adam(hypers.alpha_learning_rate).update(grad, learner.alpha_opt)
         return learner._replace(log_alpha=optax.apply_updates(learner.log_alpha, step), alpha_opt=alpha_opt)
 
@@ -266,9 +289,12 @@ def make(config: Config) -> Algorithm:
                 learner, metrics = learn_critics(networks, learner, batch, noise, hypers)
 
                 def catch_up(learner: Learner) -> Learner:
-                    noises = jax.random.normal(actor_key, (config.policy_delay, config.batch_size, action_dim))
-                    for noise in noises:
-                        learner = learn_actor(networks, learner, batch.obs, noise, hypers)
+                    # One draw for each step of the actor, and in CleanRL's form one more for the temperature's.
+                    draws = 2 * config.policy_delay if config.cleanrl else config.policy_delay
+                    noises = jax.random.normal(actor_key, (draws, config.batch_size, action_dim))
+                    of_alpha = noises[-config.policy_delay :]
+                    for noise, alpha_noise in zip(noises[: config.policy_delay], of_alpha, strict=True):
+                        learner = learn_actor(networks, learner, batch.obs, noise, alpha_noise, hypers)
                     return learner
 
                 due = (clock.update * config.gradient_steps + i) % config.policy_delay == 0
