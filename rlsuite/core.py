@@ -18,6 +18,22 @@ Metrics: TypeAlias = dict[str, Array]
 """Name -> `[]` float32. The names are the same at every update."""
 
 
+def added(default: Any) -> Any:
+    """A field of a `Config` that came after results were stored: at its default, it leaves the names of shards alone."""
+    return dataclasses.field(default=default, metadata={ADDED: True})
+
+
+ADDED = "added"
+"""the mark that `added` leaves on a field"""
+
+
+def identity(config: Any) -> dict[str, Any]:
+    """The fields of a `Config` that tell it from others, in names and digests of results."""
+    marked = {field.name: field.default for field in dataclasses.fields(config) if ADDED in field.metadata}
+    values = dataclasses.asdict(config)
+    return {name: value for name, value in values.items() if name not in marked or value != marked[name]}
+
+
 class Transition(NamedTuple):
     """One environment step. Leading axes, if any, are the same for all six: `[time, num_envs]` or `[batch]`."""
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, get_args
 import envs
 from envs import Env, Reference, datasets, mujoco_c
 from rlsuite import algorithms, catalogue
-from rlsuite.core import AlgorithmSpec, Task
+from rlsuite.core import AlgorithmSpec, Task, identity
 from rlsuite.errors import UserError, check_positive
 
 EvaluationPhysics = Literal["own", "mujoco"]
@@ -100,7 +100,7 @@ class Shard:
     @property
     def config_hash(self) -> str:
         """Eight hex digits of the algorithm and its Config."""
-        return _digest([self.cell.algorithm, dataclasses.asdict(self.config)])
+        return _digest([self.cell.algorithm, identity(self.config)])
 
     @property
     def name(self) -> str:
@@ -145,7 +145,7 @@ class Shard:
             "algorithm": cell.algorithm,
             "environment": self.environment,
             **offline,
-            "config": dataclasses.asdict(self.config),
+            "config": identity(self.config),
             "config_hash": self.config_hash,
             "hypers": [each._asdict() for each in hypers],
             "preset": preset.source if (self.config, hypers) == (preset.config, [preset.hypers]) else None,

@@ -1202,3 +1202,13 @@ def test_durations(seconds: float, text: str) -> None:
 )
 def test_quantities(value: float, text: str) -> None:
     assert quantity(value) == text
+
+
+def test_a_field_that_came_later_leaves_the_names_of_shards_alone_at_its_default() -> None:
+    cell = Cell("sac", "gymnax/Pendulum-v1", steps=1000, config=sac.Config())
+    changed = dataclasses.replace(cell, config=sac.Config(cleanrl=True))
+    # The name that this cell had before SAC had the field.
+    assert sweep.shard("x", cell).name == "sac__gymnax-Pendulum-v1__84500728"
+    assert "cleanrl" not in sweep.shard("x", cell).describe()["config"]
+    assert sweep.shard("x", changed).name != sweep.shard("x", cell).name
+    assert sweep.shard("x", changed).describe()["config"]["cleanrl"] is True

@@ -47,7 +47,7 @@ from flax import linen as nn
 from envs.core import Box, Env
 from rlsuite import distributions, replay, rollout
 from rlsuite.algorithms.mdpo import MIN_LOG_DENSITY, annealed, log_q
-from rlsuite.core import Algorithm, Clock, Metrics, Task, Transition, Trial
+from rlsuite.core import Algorithm, Clock, Metrics, Task, Transition, Trial, added
 from rlsuite.errors import check_positive
 from rlsuite.networks import MLP
 
@@ -81,7 +81,7 @@ class Config:
     """collect with actions drawn from the policy, as the paper does; else with its mean, as the code does"""
     anneal_kl: bool = False
     """let the weight of the KL divergence grow as kl_coef / (1 - share of the budget)"""
-    mean_log_prob: bool = False
+    mean_log_prob: bool = added(False)
     """subtract the batch's mean log-probability from V's target, as the code does; else each sample's, as the paper"""
 
 

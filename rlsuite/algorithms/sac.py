@@ -32,7 +32,7 @@ from flax import linen as nn
 
 from envs.core import Box, Env
 from rlsuite import distributions, replay, rollout
-from rlsuite.core import Algorithm, Clock, Metrics, Task, Transition, Trial
+from rlsuite.core import Algorithm, Clock, Metrics, Task, Transition, Trial, added
 from rlsuite.errors import check_positive
 from rlsuite.networks import MLP
 from rlsuite.value_bias import Critique, reporter
@@ -66,7 +66,7 @@ class Config:
     """actor and temperature learn at every so-many-th gradient step, then as often as they missed (CleanRL: 2)"""
     learn_alpha: bool = True
     """learn the temperature; else it stays at its initial value"""
-    cleanrl: bool = False
+    cleanrl: bool = added(False)
     """CleanRL's form of log standard deviation, its density and the temperature's step; else Stable-Baselines3's"""
     value_bias_episodes: int = 0
     """episodes after which each evaluation reports the critic's bias (`rlsuite/value_bias.py`); 0 for no such metric"""
