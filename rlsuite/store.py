@@ -10,8 +10,8 @@ lock                                           held by the process that runs the
 
 When the last chunk is done, and every run has its row at every evaluation, the policies are merged into
 `<folder>/<shard>.policies.arrow`, the rows into `<folder>/<shard>.parquet`, and the partial folder is removed. What was
-there of a shard that is trained again lies in `<folder>/.before/`. The columns are one row per (evaluation, run), in that
-order:
+there of a shard that is trained again lies in `<folder>/.before/`. The columns are one row per (evaluation, run), in
+that order:
 
 experiment, label, algorithm, environment, config_hash   str
 run int32, seed int64, hyper/<name> float64              which run of the shard

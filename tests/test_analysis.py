@@ -710,7 +710,7 @@ def test_what_cannot_be_paired_is_refused(folder: Path) -> None:
     write_shard(folder, "sac", "a", ramp(2))
     with pytest.raises(ValueError, match="no seed in common on a"):
         read(folder).paired("ppo", "sac", ["a"])
-    write_shard(folder, "sac", "a", ramp(2), seeds=range(1, 3), shard="again")
+    write_shard(folder, "sac", "a", ramp(2), seeds=range(1, 3), shard="again", config_hash="other")
     with pytest.raises(ValueError, match="'sac' on a has several runs of one seed"):
         read(folder).paired("ppo", "sac", ["a"])
 

@@ -199,6 +199,13 @@ def test_runs_that_begin_anew_leave_nothing_of_themselves(running: Store, two_by
     assert {name: data for name, data in contents(running.folder).items() if "runs" not in name} == others
 
 
+def write_rest(running: Store, one: Shard) -> None:
+    """What `running` lacks of two evaluations."""
+    running.write_rows(one, 2, evaluation(0, 2, 4))
+    for first in (0, 2):
+        running.write_rows(one, first, evaluation(2, first, first + 2))
+
+
 # --- Whole or not at all ----------------------------------------------------------------------------------------------
 
 DISK_FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -263,7 +270,7 @@ ROWS = (lambda store, one: store.write_rows(one, 0, evaluation(1, 0, 2)), "updat
 AGAIN = (lambda store, one: store.write_rows(one, 0, evaluation(0, 0, 2)), "update000000000000.parquet")
 MANIFEST = (lambda store, one: store.write_manifest(one, {"run_seconds": 1.0}), ".json")
 LAYOUT = (lambda store, one: store.write_layout(one, {"width": 2, "devices": 1}), "layout.json")
-FINISH = (lambda store, one: store.finish(one), ".parquet")
+FINISH = (lambda store, one: store.finish(one, (0, 2)), ".parquet")
 STEPS: dict[str, tuple[tuple[Callable[[Store, Shard], None], str], Any, str, Callable[[BaseException], Any]]] = {
     "rows, while writing": (ROWS, pq, "write_table", half_a_table),
     "rows, on their way to the disk": (ROWS, os, "fsync", failing),
@@ -295,8 +302,7 @@ def broken(step: str, error: BaseException) -> Iterator[Callable[[Store, Shard],
 def test_what_cannot_be_written_leaves_what_was_there(
     step: str, reason: str, running: Store, two_by_two: Shard
 ) -> None:
-    running.write_rows(two_by_two, 2, evaluation(0, 2, 4))
-    running.write_rows(two_by_two, 2, evaluation(2, 2, 4))
+    write_rest(running, two_by_two)
     before, parts = contents(running.folder), running.parts(two_by_two)
     error, text = REASONS[reason]
     with broken(step, error) as write, pytest.raises(UserError) as raised:
@@ -316,8 +322,7 @@ def test_what_cannot_be_written_leaves_what_was_there(
 
 @pytest.mark.parametrize("step", STEPS)
 def test_an_interruption_leaves_what_was_there(step: str, running: Store, two_by_two: Shard) -> None:
-    running.write_rows(two_by_two, 2, evaluation(0, 2, 4))
-    running.write_rows(two_by_two, 2, evaluation(2, 2, 4))
+    write_rest(running, two_by_two)
     before = contents(running.folder)
     with broken(step, KeyboardInterrupt()) as write, pytest.raises(KeyboardInterrupt):
         write(running, two_by_two)
@@ -364,7 +369,7 @@ def write_all(store: Store, one: Shard) -> None:
 def test_finishing_merges_all_rows_in_order_of_evaluation_and_run(store: Store, two_by_two: Shard) -> None:
     with store.claim(two_by_two):
         write_all(store, two_by_two)
-        store.finish(two_by_two)
+        store.finish(two_by_two, (0, 1, 2))
     assert store.has(two_by_two)
     merged = pq.read_table(store.path(two_by_two))
     assert [(row["update"], row["run"]) for row in merged.to_pylist()] == [
@@ -386,7 +391,7 @@ def test_a_finished_shard_is_all_that_is_left(store: Store, two_by_two: Shard) -
         (store.partial(two_by_two) / f".{Part(0, 1, 1).file_name}.tmp").write_bytes(b"half")
         (store.partial(two_by_two) / "snapshot" / "7").mkdir(parents=True)
         (store.partial(two_by_two) / "snapshot" / "7" / "array").write_bytes(b"state")
-        store.finish(two_by_two)
+        store.finish(two_by_two, (0, 1, 2))
     assert set(store.folder.rglob("*")) == {store.path(two_by_two), store.manifest_path(two_by_two)}
 
 
@@ -406,9 +411,9 @@ def test_finished_rows_are_never_replaced(
     write: Callable[[Store, Shard], None], running: Store, two_by_two: Shard
 ) -> None:
     """As if two processes had run the shard in spite of the lock, and the other one was faster."""
-    running.finish(two_by_two)
+    write_rest(running, two_by_two)
+    running.finish(two_by_two, (0, 2))
     rows_before = running.path(two_by_two).read_bytes()
-    running.write_rows(two_by_two, 2, evaluation(0, 2, 4))
     if write is FINISH[0]:
         before = contents(running.folder)
         with pytest.raises(UserError, match=r"\.parquet' was finished meanwhile"):
@@ -587,5 +592,5 @@ def test_a_results_folder_that_is_gone_is_named(
 
 def test_a_shard_whose_rows_are_gone_cannot_be_finished(store: Store, two_by_two: Shard) -> None:
     with store.claim(two_by_two), pytest.raises(UserError):
-        store.finish(two_by_two)
+        store.finish(two_by_two, (0,))
     assert not store.has(two_by_two)
