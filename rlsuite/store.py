@@ -358,8 +358,9 @@ class Store:
         parts = before / partial.name
         try:
             shutil.rmtree(partial / "snapshot", ignore_errors=True)
-            shutil.rmtree(parts, ignore_errors=True)
-            parts.mkdir(parents=True)
+            if (parts / "layout.json").exists():  # the last to come: it is not what a killed process has begun to move
+                shutil.rmtree(parts)
+            parts.mkdir(parents=True, exist_ok=True)
             of_parts = [path for path in sorted(partial.iterdir()) if path.name not in ("lock", "layout.json")]
             for path in (self.path(shard), self.policies_path(shard), *of_parts, partial / "layout.json"):
                 if path.exists():
