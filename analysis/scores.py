@@ -503,6 +503,10 @@ def score(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> Scores:
     """Scores from what `load` and `manifests` gave for the same folder."""
     notes: list[str] = []
     frame, shard_manifests = by_task(frame, shard_manifests)
+    planned = {
+        cell: sum(len(manifest["seeds"]) for manifest in _manifests_of(rows, shard_manifests))
+        for cell, rows in frame.groupby(["label", "environment"], sort=True)
+    }
     frame, left_out = once(frame, shard_manifests)
     references = _references(shard_manifests, notes)
     budgets: dict[str, int] = {}
@@ -520,13 +524,13 @@ def score(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> Scores:
         where, budget = f"'{label}' on {environment}", budgets[environment]
         of_label = _manifests_of(rows, shard_manifests)
         repeated = left_out.get((label, environment), 0)
-        planned = sum(len(manifest["seeds"]) for manifest in of_label) - repeated
         if repeated:
             notes.append(
                 f"{where}: {repeated} runs repeat the seed and settings of another one and are left out; the one that "
                 "came farthest counts, of equals the newest"
             )
-        task = _task_scores(label, environment, rows, floors[environment], planned)
+        planned_here = planned[label, environment] - repeated
+        task = _task_scores(label, environment, rows, floors[environment], planned_here)
         tasks[label, environment] = task
         notes += _pooling_notes(rows, of_label, where)
         if task.offline:

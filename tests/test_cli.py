@@ -26,6 +26,7 @@ from envs import Reference, gymnax
 from rlsuite import algorithms, batch, cli, local, sweep
 from rlsuite.algorithms import ppo
 from rlsuite.core import Preset
+from rlsuite.errors import Stopped
 from rlsuite.local import Settings
 from rlsuite.plan import Limits
 from rlsuite.train import Pause
@@ -503,8 +504,9 @@ def test_lists_of_hyperparameters_are_a_grid_of_settings(
             ["--width", "64", "--devices", "3", "--memory-share", "0.5", "--save-every", "0", "--no-save-policies"],
             Settings(Limits(width=64, devices=3, memory_share=0.5), save_every=0.0),
         ),
+        (["--retrain"], Settings(save_policies=True, retrain=True)),
     ],
-    ids=["default", "given"],
+    ids=["default", "given", "again"],
 )
 def test_execution_options_reach_the_executor(
     options: list[str], settings: Settings, here: Path, monkeypatch: pytest.MonkeyPatch, no_report: None
@@ -515,6 +517,32 @@ def test_execution_options_reach_the_executor(
     assert cli.main(["run", "ppo", *ENV, *options]) == 0
     assert cli.main(["sweep", "mine.py", *options]) == 0
     assert asked == [(1, settings), (2, settings)]
+
+
+def test_both_commands_train_only_the_seeds_that_are_missing(
+    here: Path, monkeypatch: pytest.MonkeyPatch, no_report: None
+) -> None:
+    Path("mine.py").write_text(EXPERIMENT)
+    asked: list[sweep.Shard] = []
+    monkeypatch.setattr(local, "run", lambda shards, store, settings: asked.extend(shards))
+    monkeypatch.setattr(local, "extending", lambda one, store: [local.at_seeds(one, 0, 2), local.at_seeds(one, 2, 3)])
+    assert cli.main(["run", "ppo", *ENV, "--seeds", "5"]) == 0
+    assert [(one.cell.first_seed, one.cell.seeds) for one in asked] == [(0, 2), (2, 3)]
+    asked.clear()
+    assert cli.main(["sweep", "mine.py"]) == 0
+    assert [(one.cell.first_seed, one.cell.seeds) for one in asked] == [(0, 2), (2, 3)]  # of both cells the same
+
+
+def test_an_interrupted_command_says_how_it_goes_on(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*arguments: Any) -> None:
+        raise Stopped(signal.SIGINT)
+
+    monkeypatch.setattr(local, "run", stopped)
+    assert cli.main(["run", "ppo", *ENV, "--retrain"]) == 128 + signal.SIGINT
+    said = "rlsuite: SIGINT; all is saved, the same command without --retrain goes on from here\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.fixture
