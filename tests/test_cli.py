@@ -23,7 +23,7 @@ import pytest
 import envs
 import rlsuite
 from envs import Reference, gymnax
-from rlsuite import algorithms, batch, cli, local, sweep
+from rlsuite import algorithms, batch, cli, local, provenance, sweep
 from rlsuite.algorithms import ppo
 from rlsuite.core import Preset
 from rlsuite.errors import Stopped
@@ -611,7 +611,7 @@ def test_the_manifest_says_all_that_was_run(finished: Finished) -> None:
     measured = {"compile_seconds", "run_seconds", "peak_memory_bytes"}
     assert {name for name in measured if manifest[name] <= 0} == set()
     described = {"config", "config_hash", "hypers", "device", "matmul_precision", "versions", "git_revision"}
-    described |= {"command", "created", "plan", "sessions"}
+    described |= {"command", "created", "plan", "sessions", "rlsuite_sources"}
     assert {name: value for name, value in manifest.items() if name not in measured | described} == {
         "format": 1,
         "shard": finished.shard,
@@ -630,6 +630,7 @@ def test_the_manifest_says_all_that_was_run(finished: Finished) -> None:
         "total_updates": 2,
         "steps_per_update": 16,
         "diverged": 0,
+        "packages": {},
     }
     assert described <= set(manifest)
     assert manifest["versions"]["rlsuite"] == rlsuite.__version__
@@ -637,7 +638,9 @@ def test_the_manifest_says_all_that_was_run(finished: Finished) -> None:
     planned = manifest["plan"].pop("peak_memory_bytes")
     assert manifest["plan"] == {"width": 2, "devices": 1}
     assert planned > 0
-    assert manifest["sessions"] == [{name: manifest[name] for name in ("created", "device", "git_revision")}]
+    surroundings = {name: manifest[name] for name in ("created", "device", "git_revision")}
+    assert manifest["sessions"] == [{**surroundings, **provenance.session()}]
+    assert manifest["rlsuite_sources"] == provenance.own_sources()
 
 
 def test_a_run_shows_compile_time_apart_and_ends_with_the_report(finished: Finished) -> None:
