@@ -28,7 +28,7 @@ import pandas as pd
 from analysis.bootstrap import CurveInterval
 from analysis.curves import Curve, Curves, Profiles
 from analysis.plots import look_of
-from analysis.scores import KINDS, Array, Manifest, Scores, TaskScores, by_task
+from analysis.scores import KINDS, RUN_KEYS, Array, Manifest, Scores, TaskScores, by_task, once
 from analysis.tables import AGGREGATES, CONFIDENCE, LAST, MARKS, MEANINGS, TITLES, by_tasks
 
 MAX_RUNS = 50
@@ -37,7 +37,6 @@ MAX_EVALUATIONS = 200
 """Evaluations that each of them is drawn with."""
 MAX_DIVERGED = 200
 """Diverged runs that are listed."""
-RUN_KEYS = ["experiment", "shard", "run"]
 
 
 def document(
@@ -63,6 +62,7 @@ def document(
     """
     what_was_run = _manifests(shard_manifests)
     frame, shard_manifests = by_task(frame, shard_manifests)
+    frame, _ = once(frame, shard_manifests)
     labels, environments = scores.labels, scores.environments
     compared, left_out = scores.comparable()
     rows = {key: group for key, group in frame.groupby(["label", "environment"])}

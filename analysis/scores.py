@@ -1,8 +1,8 @@
 """From the files of an experiment to scores: reading the store, and what each run scored on each task.
 
-A *label* names a curve (an algorithm with its configuration), a *task* is an environment, or a dataset for those that
-learn offline, a *run* is one seed. A run's curve is its `return_mean` (mean undiscounted return over the complete
-episodes of one evaluation) at every evaluation.
+A *label* names a curve (an algorithm with its configuration), a *task* is an environment, or for those that learn
+offline a dataset and the environment that it is played on, a *run* is one seed. A run's curve is its `return_mean`
+(mean undiscounted return over the complete episodes of one evaluation) at every evaluation.
 """
 
 from __future__ import annotations
@@ -132,7 +132,13 @@ def _shards(folder: Path) -> list[_Shard]:
         raise ResultsError(f"no such results folder '{folder}'; give one that `rlsuite sweep` or `rlsuite run` wrote")
     if not folder.is_dir():
         raise ResultsError(f"'{folder}' is a file, expected a results folder; give the folder that it lies in")
-    shards = _shards_in(folder) or [shard for below in sorted(folder.iterdir()) for shard in _shards_in(below)]
+    shards = _shards_in(folder) or [
+        # What has a dot is no experiment: there lies what was trained again.
+        shard
+        for below in sorted(folder.iterdir())
+        if not below.name.startswith(".")
+        for shard in _shards_in(below)
+    ]
     if not shards:
         raise ResultsError(
             f"no results in '{folder}', expected <shard>.parquet or <experiment>/<shard>.parquet; "
@@ -184,7 +190,19 @@ def _read_files(shard: _Shard, files: list[Path], episodes: bool) -> tuple[pa.Ta
     if twice.any():
         place = files[0].parent if partial else files[0]
         raise ResultsError(f"'{place}' has a run with two evaluations at one step; {remedy}")
+    if not partial and (hole := _hole(table, manifest)):
+        raise ResultsError(f"'{files[0]}' lacks evaluations ({hole}); {remedy}")
     return table, manifest, partial
+
+
+def _hole(table: pa.Table, manifest: Manifest) -> str | None:
+    """What a finished shard lacks; None if every run has every evaluation, as far as its manifest tells."""
+    runs, evaluations = len(manifest["seeds"]), len(table["step"].unique())
+    planned, updates = manifest.get("evaluations"), manifest.get("total_updates")
+    if isinstance(planned, int) and isinstance(updates, int):  # that of step 0, and no two after the same update
+        evaluations = min(planned, updates) + 1
+    there, expected = table.num_rows, runs * evaluations
+    return None if there == expected else f"it has {there} rows, expected {expected}"
 
 
 def _read_manifest(file: Path) -> Manifest:
@@ -253,6 +271,8 @@ CONDITIONS = {
     "dataset_checksum": "checksum of the dataset",
 }
 """Keys of a manifest, which may lack them: what the scores on a task depend on and its name does not tell."""
+RUN_KEYS = ["experiment", "shard", "run"]
+"""Columns that tell a run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,7 +302,7 @@ class TaskScores:
 
     label: str
     environment: str
-    """the task: an environment, or the dataset that was learned from"""
+    """the task: an environment, or the dataset that was learned from, see `by_task`"""
     offline: bool
     """Its steps are gradient steps."""
     steps: NDArray[np.int64]
@@ -496,6 +516,11 @@ def score(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> Scores:
     """Scores from what `load` and `manifests` gave for the same folder."""
     notes: list[str] = []
     frame, shard_manifests = by_task(frame, shard_manifests)
+    planned = {
+        cell: sum(len(manifest["seeds"]) for manifest in _manifests_of(rows, shard_manifests))
+        for cell, rows in frame.groupby(["label", "environment"], sort=True)
+    }
+    frame, left_out = once(frame, shard_manifests)
     references = _references(shard_manifests, notes)
     budgets: dict[str, int] = {}
     for manifest in shard_manifests:
@@ -519,8 +544,14 @@ def score(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> Scores:
                 f"{where}: its budget is {budget:,} steps, that of another label {budgets[environment]:,}; "
                 "final scores are those at the end of each one's own"
             )
-        planned = sum(len(manifest["seeds"]) for manifest in of_label)
-        task = _task_scores(label, environment, rows, floors[environment], planned)
+        repeated = left_out.get((label, environment), 0)
+        if repeated:
+            notes.append(
+                f"{where}: {repeated} runs repeat the seed and settings of another one and are left out; the one that "
+                "came farthest counts, of equals the newest"
+            )
+        planned_here = planned[label, environment] - repeated
+        task = _task_scores(label, environment, rows, floors[environment], planned_here)
         tasks[label, environment] = task
         notes += _pooling_notes(rows, of_label, where)
         if task.offline:
@@ -540,14 +571,84 @@ def score(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> Scores:
     for (total, of_a_run), cells in played.items():
         whose = cells[0] if len(cells) == 1 else f"each of {len(cells)} offline cells"
         notes.append(f"{whose}: {total:,} episodes were played to evaluate, {of_a_run:,} a run")
+    notes += _code_notes(frame, shard_manifests)
     return Scores(tasks, references, budgets, tuple(notes), unequal)
 
 
 def by_task(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> tuple[pd.DataFrame, list[Manifest]]:
-    """With the dataset in the place of the environment, where there is one: it is the task of an offline learner."""
-    if "dataset" in frame:
-        frame = frame.assign(environment=frame["dataset"].fillna(frame["environment"]))
-    return frame, [{**m, "environment": m.get("dataset", m["environment"])} for m in shard_manifests]
+    """With the task in the place of the environment, which differs for offline learners.
+
+    Their task is a dataset, which its checksum tells, on an environment. It has the dataset's name, the shortest of
+    several ids of one checksum, and behind it the environment in brackets where that name has several. Datasets of
+    several checksums under one id stay one name, whose runs then differ in `CONDITIONS`.
+    """
+    offline = [manifest for manifest in shard_manifests if manifest.get("dataset") is not None]
+    if not offline:
+        return frame, list(shard_manifests)
+    checksums: dict[str, set[str]] = {}
+    for manifest in offline:
+        checksums.setdefault(manifest["dataset"], set()).update(filter(None, [manifest.get("dataset_checksum")]))
+
+    def data(manifest: Manifest) -> str:
+        """The checksum; where it is not recorded that of the id, if there is one, else the id."""
+        known = checksums[manifest["dataset"]]
+        return str(manifest.get("dataset_checksum") or (next(iter(known)) if len(known) == 1 else manifest["dataset"]))
+
+    ids: dict[str, set[str]] = {}
+    for manifest in offline:
+        ids.setdefault(data(manifest), set()).add(manifest["dataset"])
+    names = {each: min(of_data, key=lambda name: (len(name), name)) for each, of_data in ids.items()}
+    played_on: dict[str, set[str]] = {}
+    for manifest in shard_manifests:
+        name = manifest["environment"] if manifest.get("dataset") is None else names[data(manifest)]
+        played_on.setdefault(name, set()).add(manifest["environment"])
+
+    def task(manifest: Manifest) -> str:
+        environment = str(manifest["environment"])
+        if manifest.get("dataset") is None:
+            return environment
+        name = names[data(manifest)]
+        return name if len(played_on[name]) == 1 else f"{name} ({environment})"
+
+    tasks = {(manifest["experiment"], manifest["shard"]): task(manifest) for manifest in offline}
+    codes, shards = pd.factorize(pd.MultiIndex.from_frame(frame[["experiment", "shard"]]))
+    of_shards = pd.Series([tasks.get(shard) for shard in shards], dtype=object).to_numpy()
+    environments = pd.Series(of_shards[codes], index=frame.index).fillna(frame["environment"])
+    return frame.assign(environment=environments), [{**m, "environment": task(m)} for m in shard_manifests]
+
+
+def once(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> tuple[pd.DataFrame, dict[tuple[str, str], int]]:
+    """Without runs that repeat another one of the same label, task, settings, seed, budget and `CONDITIONS`, and how
+    many these are by (label, environment). Of runs that repeat each other the one that came farthest stays, a finished
+    one before one that goes on, of equals the newest.
+
+    Args:
+        frame, shard_manifests: as `by_task` gives them.
+    """
+    facts = {(manifest["experiment"], manifest["shard"]): manifest for manifest in shard_manifests}
+    settings = [name for name in frame.columns if name.startswith("hyper/") or name == "sampling"]
+    kept = {"step": "max", **dict.fromkeys(["partial", "seed", "config_hash", *settings], "first")}
+    left_out: dict[tuple[str, str], int] = {}
+    repeats = []
+    for cell, rows in frame.groupby(["label", "environment"], sort=True):
+        runs = rows.groupby(RUN_KEYS, sort=False).agg(kept)
+        if not runs.duplicated("seed").any():
+            continue
+        of_runs = [facts[experiment, shard] for experiment, shard, _ in runs.index]
+        differ = _differences(_manifests_of(rows, shard_manifests))
+        runs = runs.assign(
+            budget=[int(manifest["steps"]) for manifest in of_runs],
+            conditions=[str([manifest.get(key) for key in differ]) for manifest in of_runs],
+            created=[str(manifest.get("created", "")) for manifest in of_runs],
+        )
+        order = runs.sort_values(["step", "partial", "created"], ascending=[False, True, False], kind="stable")
+        again = order.index[order.duplicated(["seed", "config_hash", *settings, "budget", "conditions"])]
+        if len(again):
+            left_out[cell] = len(again)
+            repeats.extend(again)
+    if repeats:
+        frame = frame[~pd.MultiIndex.from_frame(frame[RUN_KEYS]).isin(repeats)]
+    return frame, left_out
 
 
 def _order(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> dict[str, tuple[str, float, str]]:
@@ -580,6 +681,59 @@ def _in_words(differences: dict[str, list[Any]]) -> str:
         for key, values in differences.items()
     }
     return ", ".join(f"{CONDITIONS[key]} ({values})" for key, values in words.items())
+
+
+def _code_notes(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> Iterator[str]:
+    """Which runs are of other versions of rlsuite, JAX or a package that brings a learner or an environment."""
+    present = _manifests_of(frame, shard_manifests)
+    cells = frame[["label", "environment", "experiment", "shard"]].drop_duplicates()
+    everywhere: dict[str, dict[str, set[str]]] = {}
+    for (label, environment), rows in cells.groupby(["label", "environment"], sort=True):
+        of_cell = [_code(manifest) for manifest in _manifests_of(rows, present)]
+        for what in sorted({what for code in of_cell for what in code}):
+            versions = sorted({version for code in of_cell for version in code.get(what, ())})
+            for version in versions:
+                everywhere.setdefault(what, {}).setdefault(version, set()).add(label)
+            if len(versions) > 1:
+                within = any(len(code.get(what, ())) > 1 for code in of_cell)
+                curves = "; a shard was interrupted between them, so that one curve may be of both" if within else ""
+                yield f"'{label}' on {environment}: pools runs of several versions of {what} ({_and(versions)}){curves}"
+    for what, labels in sorted(everywhere.items()):
+        if len(labels) > 1:
+            whose = [f"{version} for {_listed(sorted(of_version))}" for version, of_version in sorted(labels.items())]
+            yield f"results of several versions of {what} are compared: {_and(whose)}"
+    unrecorded = sum(not _is_code_recorded(manifest) for manifest in present)
+    if unrecorded:
+        yield (
+            f"which sources of rlsuite, and of other packages, computed {unrecorded} of {len(present)} shards is not "
+            "recorded; whether they are all of one version cannot be told"
+        )
+
+
+def _is_code_recorded(manifest: Manifest) -> bool:
+    sessions = manifest.get("sessions") or [{}]
+    return "packages" in manifest and all("rlsuite_sources" in session for session in sessions)
+
+
+def _code(manifest: Manifest) -> dict[str, set[str]]:
+    """What computed a shard, such as rlsuite -> all its versions, in words, as far as it is recorded."""
+    found: dict[str, set[str]] = {}
+    for session in manifest.get("sessions") or []:
+        if "rlsuite_sources" in session:
+            version = f"{session['rlsuite']} of sources {session['rlsuite_sources']}"
+            found.setdefault("rlsuite", set()).add(version)
+            found.setdefault("JAX", set()).add(str(session["jax"]))
+    versions = manifest.get("versions") or {}
+    if "jax" in versions:
+        found.setdefault("JAX", {str(versions["jax"])})
+    for package in (manifest.get("packages") or {}).values():
+        version = f"{package['version']} of sources {package['sources']}"
+        found.setdefault(f"the package '{package['name']}'", set()).add(version)
+    return found
+
+
+def _and(words: Sequence[str]) -> str:
+    return " and ".join(words)
 
 
 def _episodes_played(task: TaskScores, rows: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> tuple[int, int]:

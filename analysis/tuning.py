@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import gammaln
 
 from analysis import bootstrap
-from analysis.scores import Array, Manifest, ResultsError, TaskScores, score
+from analysis.scores import Array, Manifest, ResultsError, TaskScores, by_task, once, score
 
 MINIMUM_RUNS = 4
 """Runs of each setting that a choice needs, and runs of the best one that a report needs: fewer have no quartiles."""
@@ -121,6 +121,9 @@ def choose(
     """
     selection_seeds = sorted(set(selection_seeds))
     scores = score(frame, shard_manifests)
+    # Each run once, as the scores have it, under the names of their tasks.
+    named, _ = once(*by_task(frame, shard_manifests))
+    frame, tasks = frame.loc[named.index], named["environment"]
     rows: list[dict[str, object]] = []
     kept = np.zeros(len(frame), dtype=bool)
     environments, left_out = scores.comparable()
@@ -130,7 +133,7 @@ def choose(
     for label in scores.labels:
         own = [environment for (name, environment) in scores.tasks if name == label]
         for group in [environments] if over_tasks else [[environment] for environment in own]:
-            of_tasks = [_checked(frame, scores.tasks[label, environment], kind) for environment in group]
+            of_tasks = [_checked(frame, tasks, scores.tasks[label, environment], kind) for environment in group]
             if over_tasks:
                 of_tasks = [
                     of_task._replace(scores=[scores.references[environment].normalise(s) for s in of_task.scores])
@@ -141,7 +144,8 @@ def choose(
                 of_tasks, selection_seeds, where, {"repetitions": repetitions, "seed": seed}, confidence
             )
             rows.append({"label": label, **({} if over_tasks else {"environment": group[0]}), **row})
-            kept |= _rows_of(frame, label, group, of_tasks[0].hypers.loc[best]) & ~frame["seed"].isin(selection_seeds)
+            best_rows = _rows_of(frame, tasks, label, group, of_tasks[0].hypers.loc[best])
+            kept |= best_rows & ~frame["seed"].isin(selection_seeds)
     chosen = frame[kept]
     return Choice(pd.DataFrame(rows), chosen, _manifests_of(chosen, shard_manifests))
 
@@ -186,9 +190,8 @@ def _choose(
     }
 
 
-def _checked(frame: pd.DataFrame, task: TaskScores, kind: str) -> Settings:
-    environment = _tasks_of(frame)
-    of_task = frame[(frame["label"] == task.label) & (environment == task.environment)]
+def _checked(frame: pd.DataFrame, tasks: pd.Series, task: TaskScores, kind: str) -> Settings:
+    of_task = frame[(frame["label"] == task.label) & (tasks == task.environment)]
     if of_task["config_hash"].nunique() > 1 or ("sampling" in of_task and of_task["sampling"].nunique() > 1):
         raise ResultsError(
             f"'{task.label}' on {task.environment} pools runs of several configurations or samplings, which are no "
@@ -201,12 +204,10 @@ def _checked(frame: pd.DataFrame, task: TaskScores, kind: str) -> Settings:
     return settings(task, kind)
 
 
-def _tasks_of(frame: pd.DataFrame) -> pd.Series:
-    return frame["dataset"].fillna(frame["environment"]) if "dataset" in frame else frame["environment"]
-
-
-def _rows_of(frame: pd.DataFrame, label: str, environments: list[str], setting: pd.Series) -> NDArray[np.bool_]:
-    rows = (frame["label"] == label) & _tasks_of(frame).isin(environments)
+def _rows_of(
+    frame: pd.DataFrame, tasks: pd.Series, label: str, environments: list[str], setting: pd.Series
+) -> NDArray[np.bool_]:
+    rows = (frame["label"] == label) & tasks.isin(environments)
     for name, value in setting.items():
         rows &= frame[f"hyper/{name}"] == value
     there: NDArray[np.bool_] = rows.to_numpy(bool)

@@ -12,6 +12,7 @@ from envs.registry import (
     describe_wrappers,
     info,
     make,
+    package,
     registered,
 )
 from envs.wrappers import WrapperError
@@ -31,5 +32,6 @@ __all__ = [
     "describe_wrappers",
     "info",
     "make",
+    "package",
     "registered",
 ]

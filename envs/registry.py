@@ -25,6 +25,7 @@ from types import ModuleType
 
 from envs import brax, gymnax, lapack, mujoco, playground, plugins, probes, wrappers
 from envs.core import Env, TaskInfo
+from envs.plugins import Package
 from envs.wrappers import Chosen, Wrapper
 
 ENTRY_POINTS = "rlsuite.environments"
@@ -53,7 +54,7 @@ def registered() -> tuple[str, ...]:
 
 def describe_wrappers() -> dict[str, str]:
     """What may follow an id, such as `+reward_scale=FACTOR`, and one line on each, for people."""
-    families = dict.fromkeys([*_FAMILIES, *_from_other_packages().values()])
+    families = dict.fromkeys([*_FAMILIES, *(family for family, _ in _from_other_packages().values())])
     found = [(name, wrapper, "") for name, wrapper in wrappers.WRAPPERS.items()]
     for family in families:
         prefix = next(iter(family.TASKS)).split("/")[0]
@@ -130,10 +131,16 @@ def _family(task_id: str) -> ModuleType:
         return _FAMILY_OF[task_id]
     others = _from_other_packages()
     if task_id in others:
-        return others[task_id]
+        return others[task_id][0]
     close = difflib.get_close_matches(task_id, [*_FAMILY_OF, *others, *_ALIASES], n=1)
     hint = f"did you mean {close[0]!r}?" if close else "`rlsuite list` shows all environments"
     raise UnknownEnvironmentError(f"unknown environment {task_id!r}; {hint}")
+
+
+def package(env_id: str) -> Package | None:
+    """The other package that brings `env_id`; None for ours. Errors as `info`."""
+    task_id, _ = _read(env_id)
+    return None if task_id in _FAMILY_OF else _from_other_packages()[task_id][1]
 
 
 def _own_wrappers(family: ModuleType) -> Mapping[str, Wrapper]:
@@ -143,15 +150,16 @@ def _own_wrappers(family: ModuleType) -> Mapping[str, Wrapper]:
 
 
 @functools.cache
-def _from_other_packages() -> dict[str, ModuleType]:
-    """Canonical id -> family, of all that other installed packages bring and that can be used."""
-    found: dict[str, ModuleType] = {}
+def _from_other_packages() -> dict[str, tuple[ModuleType, Package]]:
+    """Canonical id -> family and who brings it, of all that other installed packages bring and that can be used."""
+    found: dict[str, tuple[ModuleType, Package]] = {}
 
-    def add(_: str, family: object) -> None:
-        tasks = _check_family(family).TASKS
+    def add(_: str, family: object, package: Package) -> None:
+        checked = _check_family(family)
+        tasks = checked.TASKS
         if taken := [env_id for env_id in tasks if env_id in {**_FAMILY_OF, **_ALIASES, **found}]:
             raise ValueError(f"the ids {', '.join(map(repr, taken))} are taken")
-        found.update(dict.fromkeys(tasks, family))
+        found.update(dict.fromkeys(tasks, (checked, package)))
 
     plugins.load(ENTRY_POINTS, "environments", add)
     return found

@@ -68,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"rlsuite: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     except Stopped as stopped:
-        print(f"rlsuite: {stopped}; all is saved, the same command goes on from here", file=sys.stderr)
+        again = "the same command" + (" without --retrain" if "--retrain" in arguments else "")
+        print(f"rlsuite: {stopped}; all is saved, {again} goes on from here", file=sys.stderr)
         return 128 + stopped.number
     except KeyboardInterrupt:
         print("rlsuite: interrupted; evaluations and snapshots are kept, the same command goes on", file=sys.stderr)
@@ -165,6 +166,7 @@ def run(arguments: list[str]) -> int:
     )
     add_options(hyper_group, preset.hypers._asdict(), spec.hypers, several=True)
     add_execution_options(parser)
+    add_retrain_option(parser)
     options = vars(parser.parse_args(arguments[1:]))
     settings = execution_settings(options)
     prepare_jax()
@@ -187,7 +189,8 @@ def run(arguments: list[str]) -> int:
         label=options["label"],
     )
     shard = sweep.shard(options["name"], cell)
-    local.run([shard], Store(Path(options["results"]) / options["name"]), settings)
+    store = Store(Path(options["results"]) / options["name"])
+    local.run(local.extending(shard, store), store, settings)
     return report_after(Path(options["results"]) / options["name"])
 
 
@@ -206,12 +209,14 @@ def run_sweep(arguments: list[str]) -> int:
         "--results", metavar="DIR", type=path, default="results", help="folder of all results (%(default)s)"
     )
     add_execution_options(parser)
+    add_retrain_option(parser)
     options = parser.parse_args(arguments)
     settings = execution_settings(vars(options))
     prepare_jax()
     experiment = sweep.load(options.experiment)
-    shards = sweep.shards(experiment)
+    whole = sweep.shards(experiment)
     store = Store(Path(options.results) / experiment.name)
+    shards = list({shard.name: shard for one in whole for shard in local.extending(one, store)}.values())
     print(f"{experiment.name}: {experiment.description}", flush=True)
     local.run(shards, store, settings)
     if others := store.others(shards):
@@ -611,6 +616,15 @@ def add_execution_options(parser: Parser) -> None:
     )
 
 
+def add_retrain_option(parser: Parser) -> None:
+    """To train again what is finished."""
+    parser.add_argument(
+        "--retrain",
+        action="store_true",
+        help="train again what is finished, and begin anew what other code has begun; what was there goes to .before/",
+    )
+
+
 def execution_settings(options: dict[str, Any]) -> Any:
     """`rlsuite.local.Settings` from these options. Raises UserError for one that is out of range."""
     from rlsuite.local import Settings
@@ -624,7 +638,7 @@ def execution_settings(options: dict[str, Any]) -> Any:
     if not options["save_every"] >= 0:
         raise UserError(f"--save-every {options['save_every']} must be 0 (at every pause) or more seconds")
     limits = Limits(options["width"], options["devices"], options["memory_share"])
-    return Settings(limits, options["save_every"], options["save_policies"])
+    return Settings(limits, options["save_every"], options["save_policies"], options.get("retrain", False))
 
 
 def prepare_jax() -> None:

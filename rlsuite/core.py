@@ -19,7 +19,7 @@ Metrics: TypeAlias = dict[str, Array]
 
 
 def added(default: Any) -> Any:
-    """A field of a `Config` that came after results were stored: at its default, it leaves the names of shards alone."""
+    """A field of a `Config` that came after results were stored: at its default it leaves shard names alone."""
     return dataclasses.field(default=default, metadata={ADDED: True})
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
+import json
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
@@ -23,7 +25,7 @@ import rlsuite
 from envs import Reference
 from envs.datasets import Dataset
 from envs.mujoco_c import WithC
-from rlsuite import algorithms, catalogue, memory, policies, sweep
+from rlsuite import algorithms, catalogue, memory, policies, provenance, sweep
 from rlsuite import plan as planning
 from rlsuite.checkpoint import Snapshot, Snapshots
 from rlsuite.errors import Stopped, UserError
@@ -46,6 +48,8 @@ class Settings(NamedTuple):
     """seconds between two snapshots of a running chunk; 0 saves at every pause"""
     save_policies: bool = False
     """keep what every run has learned, beside its results, see `rlsuite/policies.py`"""
+    retrain: bool = False
+    """train finished shards again, and begin an unfinished one anew if other code has begun it"""
 
 
 class Signals:
@@ -84,10 +88,13 @@ class Signals:
 def run(shards: Sequence[Shard], store: Store, settings: Settings | None = None) -> None:
     """Run the shards that the store does not hold yet, writing every evaluation as it comes.
 
-    Shards that another process runs are left to it; when nothing else is left, this waits for them.
+    Shards that another process runs are left to it; when nothing else is left, this waits for them. With
+    `Settings.retrain`, those that are finished now are set aside, each once it is this process' turn to run it, and run
+    again; one that another process has finished meanwhile is kept.
 
     Raises:
-        UserError: the store cannot be written any more, or a run does not fit; evaluations written before stay.
+        UserError: the store cannot be written any more, a run does not fit, or the package that brings the algorithm or
+            the environment of a shard has changed since; evaluations written before stay.
         Stopped: by SIGINT or SIGTERM, after saving.
     """
     settings = settings or Settings()
@@ -97,16 +104,18 @@ def run(shards: Sequence[Shard], store: Store, settings: Settings | None = None)
         for i, shard in enumerate(shards, start=1)
     }
     waiting = list(shards)
+    stale = {shard.name: stamp(store.path(shard)) for shard in shards} if settings.retrain else {}
     with Signals() as signals:
         told: set[str] = set()
         while waiting:
             before = len(waiting)
             for shard in list(waiting):
                 signals.check()
-                done = store.has(shard)
+                again = stale.get(shard.name) is not None and stamp(store.path(shard)) == stale[shard.name]
+                done = not again and store.has(shard)
                 news = news_of(shard, store) if done else {}
                 if done and not news and not store.partial(shard).exists():
-                    say(f"{titles[shard.name]}: done before, kept")
+                    say_kept(titles[shard.name], shard, store)
                     waiting.remove(shard)
                     continue
                 with store.claim(shard) as ours:
@@ -115,8 +124,10 @@ def run(shards: Sequence[Shard], store: Store, settings: Settings | None = None)
                             say(f"{titles[shard.name]}: {store.holder(shard)} runs it; left to it")
                             told.add(shard.name)
                         continue
+                    if again or (settings.retrain and begun_with_other_code(shard, store)):
+                        store.set_aside(shard)
                     if store.has(shard):
-                        say(f"{titles[shard.name]}: done before, kept")
+                        say_kept(titles[shard.name], shard, store)
                         if news:
                             tell_reference(store.manifest(shard), news)
                             store.write_manifest(shard, {**store.manifest(shard), **news})
@@ -128,6 +139,79 @@ def run(shards: Sequence[Shard], store: Store, settings: Settings | None = None)
             if len(waiting) == before:
                 time.sleep(WAITING_SECONDS)
     say(f"{len(shards)} of {len(shards)} shards in {store.folder} after {duration(time.perf_counter() - began)}")
+
+
+def stamp(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another one that has taken its place; None without one."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def begun_with_other_code(shard: Shard, store: Store) -> bool:
+    """Whether the shard is there, unfinished, and other code than that of now has worked on it."""
+    unfinished = not store.path(shard).exists() and store.begun(shard)
+    return unfinished and not provenance.same(shard, store.manifest(shard))
+
+
+def extending(shard: Shard, store: Store) -> list[Shard]:
+    """The shards that together give the runs of this one, if some are finished in others of the same command.
+
+    Those are the ones to keep, in the order of their seeds, and last one with the seeds that they lack, if any. They
+    are of the same code and data. The shard itself is to run where nothing of the kind is there, where it has been
+    begun or finished as a whole, and where the seeds that are left have gaps.
+    """
+    if store.path(shard).exists() or store.partial(shard).exists():
+        return [shard]
+    wanted = set(range(shard.cell.first_seed, shard.cell.first_seed + shard.cell.seeds))
+    held: list[Shard] = []
+    missing = set(wanted)
+    for other in sorted(finished_alike(shard, store), key=lambda other: -other.cell.seeds):
+        seeds = {seed for seed, _ in other.runs}
+        if seeds & missing:
+            held.append(other)
+            missing -= seeds
+    held.sort(key=lambda other: other.cell.first_seed)
+    if not missing:
+        return held
+    first = min(missing)
+    if not held or missing != set(range(first, first + len(missing))):
+        return [shard]
+    return [*held, at_seeds(shard, first, len(missing))]
+
+
+def at_seeds(shard: Shard, first_seed: int, seeds: int) -> Shard:
+    """The same at other seeds."""
+    return sweep.shard(shard.experiment, dataclasses.replace(shard.cell, first_seed=first_seed, seeds=seeds))
+
+
+def finished_alike(shard: Shard, store: Store) -> Iterator[Shard]:
+    """All finished shards that differ from this one in nothing but their seeds, trained with this code and data."""
+    for path in sorted(store.folder.glob("[!.]*.json")):
+        try:
+            found = json.loads(path.read_text())
+            seeds = sorted(set(found["seeds"]))
+            alike = (found["label"], found["config_hash"]) == (shard.label, shard.config_hash)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if not alike or seeds != list(range(seeds[0], seeds[0] + len(seeds))):
+            continue
+        other = at_seeds(shard, seeds[0], len(seeds))
+        # The name holds a digest of all else that rows depend on.
+        if other.name != path.stem or not store.path(other).exists() or not provenance.same(other, found):
+            continue
+        if shard.cell.dataset is None or catalogue.fingerprint(shard.cell.dataset) == found.get("dataset_files"):
+            yield other
+
+
+def say_kept(title: str, shard: Shard, store: Store) -> None:
+    """Say that a shard is finished. Raises UserError if it is of other code of the package that brings its parts."""
+    line = provenance.check_kept(shard, store)
+    say(f"{title}: done before, kept")
+    if line:
+        say(line)
 
 
 class Job(NamedTuple):
@@ -148,6 +232,8 @@ def run_shard(shard: Shard, store: Store, settings: Settings, signals: Signals) 
     spec = algorithms.get(cell.algorithm)
     config = spec.fit(shard.config, cell.steps)
     algorithm = spec.make(config)
+    if store.begun(shard):
+        provenance.check_resumed(shard, store)
     task = sweep.task_of(cell)
     check_checksum(shard, store, task.dataset)
     total_updates = -(-cell.steps // algorithm.steps_per_update)
@@ -164,13 +250,29 @@ def run_shard(shard: Shard, store: Store, settings: Settings, signals: Signals) 
     tell_reference(store.manifest(shard), facts)
 
     finished = finished_parts(job)
-    done = sum(part.stop - part.first for part in finished)
+    if finished:
+        say(f"  {runs_in(finished)} of {len(shard.runs)} runs were done before, kept")
+    plan = train_gaps(job, plan, facts, finished)
+    # As they are on the disk now: who else may write there may have removed some.
+    finished = finished_parts(job)
+    if first_gap(finished, len(shard.runs)):
+        say(
+            f"  rows or policies of {len(shard.runs) - runs_in(finished)} runs were lost while the shard was running; "
+            "they are trained again"
+        )
+        train_gaps(job, plan, facts, finished)
+    store.finish(shard, job.points, settings.save_policies)
+
+
+def train_gaps(job: Job, plan: Plan, facts: dict[str, Any], finished: list[Part]) -> Plan:
+    """Train all runs that are not `finished`, the last part of each chunk that is; gives the plan at the end, which is
+    narrower where the device refused the one given. The manifest is kept up to date, with these `facts`."""
+    shard, store, work, _, _, signals = job
     diverged = sum(int(store.read(shard, part)["diverged"].to_numpy().sum()) for part in finished)
     seconds = sum(seconds_of(job, part) for part in finished)
-    if done:
-        say(f"  {done} of {len(shard.runs)} runs were done before, kept")
     write_manifest(job, plan, facts, seconds, diverged)
-    progress = Progress(len(shard.runs), total_updates * algorithm.steps_per_update, done, diverged)
+    total_steps = work.total_updates * work.algorithm.steps_per_update
+    progress = Progress(len(shard.runs), total_steps, runs_in(finished), diverged)
     with contextlib.closing(Snapshots(store.partial(shard) / "snapshot")) as snapshots:
         while gap := first_gap(finished, len(shard.runs)):
             first, stop = gap[0], min(gap[1], gap[0] + plan.lanes)
@@ -198,7 +300,7 @@ def run_shard(shard: Shard, store: Store, settings: Settings, signals: Signals) 
             facts["compile_seconds"] += time.perf_counter() - began
             plan = planning.plan_of(work, width, plan.devices, compiled, plan.rates)
             write_layout(job, plan)
-    store.finish(shard)
+    return plan
 
 
 def news_of(shard: Shard, store: Store) -> dict[str, Any]:
@@ -253,7 +355,7 @@ def tell_reference(before: dict[str, Any], now: dict[str, Any]) -> None:
 def check_checksum(shard: Shard, store: Store, dataset: Dataset | None) -> None:
     """Raise UserError if the shard was begun, and perhaps finished, with other data of the same name."""
     done = store.has(shard)
-    if dataset is None or not (done or store.layout(shard) is not None):
+    if dataset is None or not (done or store.begun(shard)):
         return
     before = store.manifest(shard).get("dataset_checksum", dataset.checksum)
     if before != dataset.checksum:
@@ -352,17 +454,26 @@ def facts_of(job: Job, plan: Plan) -> dict[str, Any]:
         "device": describe_device(),
         "git_revision": git_revision(),
     }
+    code = provenance.session()
     return {
         "total_updates": job.work.total_updates,
         "steps_per_update": job.work.algorithm.steps_per_update,
         "evaluation_physics": evaluation_physics(job),
         **facts_of_dataset(job),
+        "packages": provenance.packages(job.shard.cell.algorithm, job.shard.environment),
+        "rlsuite_sources": provenance.own_sources(),
         "matmul_precision": str(jax.config.values["jax_default_matmul_precision"] or "default"),
         "versions": versions(),
         "command": sys.argv,
         **session,
-        "sessions": [*job.store.manifest(job.shard).get("sessions", []), {**session, "devices": plan.devices}],
+        "sessions": [*sessions_of(job), {**session, **code, "devices": plan.devices}],
     }
+
+
+def sessions_of(job: Job) -> list[dict[str, Any]]:
+    """Those that have worked on the shard before, whose rows may still be there."""
+    sessions: list[dict[str, Any]] = job.store.manifest(job.shard).get("sessions", [])
+    return sessions if job.store.parts(job.shard) else []
 
 
 def facts_of_dataset(job: Job) -> dict[str, Any]:
@@ -397,12 +508,22 @@ def write_manifest(job: Job, plan: Plan, facts: dict[str, Any], run_seconds: flo
 
 
 def finished_parts(job: Job) -> list[Part]:
-    """The last part of each chunk all of whose evaluations are there, in the order of their runs."""
+    """The last part of each chunk all of whose evaluations are there, and policies if they are saved, in the order of
+    their runs."""
     found: dict[tuple[int, int], set[int]] = {}
     for part in job.store.parts(job.shard):
         found.setdefault((part.first, part.stop), set()).add(part.update)
     last = job.points[-1]
-    return sorted(Part(*runs, last) for runs, updates in found.items() if updates.issuperset(job.points))
+    whole = sorted(Part(*runs, last) for runs, updates in found.items() if updates.issuperset(job.points))
+    if not job.settings.save_policies:
+        return whole
+    learned = job.store.learned(job.shard)
+    return [part for part in whole if (part.first, part.stop) in learned]
+
+
+def runs_in(parts: Sequence[Part]) -> int:
+    """How many runs these parts of different runs have."""
+    return sum(part.stop - part.first for part in parts)
 
 
 def seconds_of(job: Job, part: Part) -> float:

@@ -23,9 +23,10 @@ import pyarrow as pa
 import envs
 from envs.core import Env
 from envs.datasets import Dataset
-from rlsuite import algorithms, catalogue, store, train
+from rlsuite import algorithms, catalogue, provenance, store, train
 from rlsuite.core import Algorithm, State, Task
 from rlsuite.errors import UserError
+from rlsuite.progress import say
 
 Array = jax.Array
 
@@ -127,6 +128,8 @@ def load(run: str | Path) -> Trained:
         task = Task(env, dataset_of(manifest, env))
     except (TypeError, ValueError, ImportError) as error:
         raise UserError(f"'{base}' cannot be used with this version of rlsuite ({error})") from error
+    if changed := provenance.changed_since(manifest):
+        say(f"played with other code than '{base.name}' was trained with: {changed}")
     algorithm = spec.make(spec.fit(config, manifest["steps"]))
     hypers = spec.hypers(**manifest["hypers"][0])
     shapes, structure = jax.tree.flatten(state_shapes(algorithm, task, hypers))

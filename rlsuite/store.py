@@ -8,9 +8,10 @@ snapshot/                                      see rlsuite/checkpoint.py
 policies000000-000063.arrow                    what these runs have learned, if policies are saved
 lock                                           held by the process that runs the shard; no process, no lock
 
-When the last chunk is done the policies are merged into `<folder>/<shard>.policies.arrow`, the rows into
-`<folder>/<shard>.parquet`, and the partial folder is removed. The columns are one row per (evaluation, run), in that
-order:
+When the last chunk is done, and every run has its row at every evaluation, the policies are merged into
+`<folder>/<shard>.policies.arrow`, the rows into `<folder>/<shard>.parquet`, and the partial folder is removed. What was
+there of a shard that is trained again lies in `<folder>/.before/`. The columns are one row per (evaluation, run), in
+that order:
 
 experiment, label, algorithm, environment, config_hash   str
 run int32, seed int64, hyper/<name> float64              which run of the shard
@@ -50,12 +51,14 @@ import pyarrow.parquet as pq
 
 from rlsuite.errors import UserError
 from rlsuite.sweep import Shard
-from rlsuite.train import Evaluation
+from rlsuite.train import Evaluation, evaluation_points
 
 FORMAT = 1
 
 POLICIES = ".policies.arrow"
 """What the name of a shard's policies ends with."""
+BEFORE = ".before"
+"""The folder of what was there of shards that are trained again. A report does not look into it."""
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what is not finite stays so, and is marked
@@ -159,7 +162,7 @@ class Store:
         return self.folder / f"{shard.name}{POLICIES}"
 
     def has(self, shard: Shard) -> bool:
-        """Whether the shard is finished. Raises UserError if its file is there but damaged."""
+        """Whether the shard is finished. Raises UserError if its file is there but damaged or lacks evaluations."""
         path = self.path(shard)
         if not path.exists():
             return False
@@ -168,7 +171,27 @@ class Store:
                 f"finished results '{path}' cannot be read ({damage}); "
                 "restore the file, or delete it to train its runs again"
             )
+        if hole := self._hole(shard):
+            raise UserError(
+                f"finished results '{path}' lack evaluations ({hole}); restore the file, or delete it to train its "
+                "runs again"
+            )
         return True
+
+    def _hole(self, shard: Shard) -> str | None:
+        """What a finished file that can be read lacks, judged by its end; None if every evaluation has every run."""
+        runs = len(shard.runs)
+        with pq.ParquetFile(self.path(shard)) as file:
+            there = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        if short := [rows for rows in there if rows != runs]:
+            return f"one has {short[0]} of {runs} runs"
+        total = self.manifest(shard).get("total_updates")
+        expected = len(evaluation_points(total, shard.cell.evaluations)) if isinstance(total, int) else len(there)
+        return None if len(there) == expected else f"{len(there)} of {expected} are there"
+
+    def begun(self, shard: Shard) -> bool:
+        """Whether something is there of the shard which training would go on with."""
+        return self.layout(shard) is not None or bool(self.parts(shard))
 
     def others(self, shards: Sequence[Shard]) -> list[str]:
         """Names of all other shards that the folder holds, running or finished."""
@@ -270,7 +293,7 @@ class Store:
         for name, leaf in leaves.items():
             flat = leaf.reshape(len(diverged), -1)
             columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
-        path = self.partial(shard) / f"policies{first:06}-{stop - 1:06}.arrow"
+        path = self._policies_part(shard, first, stop)
         self._replace(shard, path, lambda target: _write_arrow(target, [pa.table(columns)]))
 
     def parts(self, shard: Shard) -> list[Part]:
@@ -278,13 +301,30 @@ class Store:
         found = []
         for path in sorted(self.partial(shard).glob("runs*.parquet")):
             part = Part.of(path)
-            if part and not damaged(path):
+            if part and not damaged(path, part.stop - part.first):
                 found.append(part)
         return found
 
+    def learned(self, shard: Shard) -> list[tuple[int, int]]:
+        """(first, stop) of the runs whose policies are there and whole, in order."""
+        found = []
+        for path in sorted(self.partial(shard).glob("policies*.arrow")):
+            first, last = map(int, path.stem.removeprefix("policies").split("-"))
+            with contextlib.suppress(UserError):
+                if read_policies(path).num_rows == last + 1 - first:
+                    found.append((first, last + 1))
+        return found
+
     def read(self, shard: Shard, part: Part) -> pa.Table:
-        """The rows of a part."""
-        return pq.read_table(self.partial(shard) / part.file_name)
+        """The rows of a part. Raises UserError where it is gone or damaged."""
+        path = self.partial(shard) / part.file_name
+        try:
+            return pq.read_table(path)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise UserError(
+                f"'{path}' is gone or cannot be read ({' '.join(str(error).split())}); delete it if it is there, then "
+                "run the same command again to train its runs anew"
+            ) from error
 
     def forget(self, shard: Shard, first: int, stop: int) -> None:
         """Remove all parts with a run among first, ..., stop - 1, whole or damaged: these runs begin anew."""
@@ -309,25 +349,59 @@ class Store:
             return {}
         return found if isinstance(found, dict) else {}
 
-    def finish(self, shard: Shard) -> None:
-        """All runs are done: merge the parts into the finished file, one row group an evaluation."""
+    def set_aside(self, shard: Shard) -> None:
+        """Move all that is there of the shard into the folder `BEFORE`, in place of what is there of an earlier time.
+
+        The process that does so has claimed the shard, which begins anew. The manifest goes last: as long as anything
+        is left, it says of what. Snapshots are not kept.
+        """
+        before, partial = self.folder / BEFORE, self.partial(shard)
+        parts = before / partial.name
+        try:
+            shutil.rmtree(partial / "snapshot", ignore_errors=True)
+            if (parts / "layout.json").exists():  # the last to come: it is not what a killed process has begun to move
+                shutil.rmtree(parts)
+            parts.mkdir(parents=True, exist_ok=True)
+            of_parts = [path for path in sorted(partial.iterdir()) if path.name not in ("lock", "layout.json")]
+            for path in (self.path(shard), self.policies_path(shard), *of_parts, partial / "layout.json"):
+                if path.exists():
+                    os.replace(path, (parts if path.parent == partial else before) / path.name)
+            if self.manifest_path(shard).exists():
+                os.replace(self.manifest_path(shard), before / self.manifest_path(shard).name)
+            with contextlib.suppress(OSError):  # it is not empty
+                parts.rmdir()
+        except OSError as error:
+            raise _cannot_write(before, error) from error
+
+    def finish(self, shard: Shard, points: Sequence[int], policies: bool = False) -> None:
+        """All runs are done: merge the parts into the finished file, one row group an evaluation.
+
+        Args:
+            points: update counts at which every run was evaluated.
+            policies: whether they were saved; where they were not of all runs, none are kept.
+
+        Raises:
+            UserError: a run has no row, or more than one, at one of these points, or no policy. Nothing is finished.
+        """
         if self.path(shard).exists():
             raise UserError(
                 f"'{self.path(shard)}' was finished meanwhile, by another process? It is kept as it is; "
                 "run the same command again to go on with the rest"
             )
         parts = self.parts(shard)
-        if not parts:
-            raise UserError(f"'{self.partial(shard)}' has lost its rows; run the same command again to train them anew")
-        updates = sorted({part.update for part in parts})
+        for update in points:
+            self._check_all(shard, f"rows of update {update}", [part[:2] for part in parts if part.update == update])
+        learned = self.learned(shard)
+        if policies:
+            self._check_all(shard, "policies", learned)
 
         def tables() -> Iterator[pa.Table]:
-            for update in updates:
+            for update in points:
                 of_update = sorted(part for part in parts if part.update == update)
                 yield pa.concat_tables([self.read(shard, part) for part in of_update])
 
         # The first evaluation has no metrics yet; the last has all columns.
-        last = self.read(shard, max(parts, key=lambda part: part.update)).schema
+        last = self.read(shard, next(part for part in parts if part.update == points[-1])).schema
 
         def merge(target: str) -> None:
             with pq.ParquetWriter(target, last, compression="zstd") as writer:
@@ -335,12 +409,25 @@ class Store:
                     writer.write_table(pa.concat_tables([last.empty_table(), table], promote_options="default"))
 
         # First, so that a finished shard has them.
-        learned = sorted(self.partial(shard).glob("policies*.arrow"))
-        if learned:
+        if runs_of(learned) == list(range(len(shard.runs))):
             # One after another, since together they may be large.
-            tables_of = map(read_policies, learned)
+            tables_of = (read_policies(self._policies_part(shard, *of_runs)) for of_runs in learned)
             self._replace(shard, self.policies_path(shard), lambda target: _write_arrow(target, tables_of))
+        else:
+            self.policies_path(shard).unlink(missing_ok=True)  # of a file that was deleted to train again
         self._replace(shard, self.path(shard), merge)
+
+    def _policies_part(self, shard: Shard, first: int, stop: int) -> Path:
+        return self.partial(shard) / f"policies{first:06}-{stop - 1:06}.arrow"
+
+    def _check_all(self, shard: Shard, what: str, there: Sequence[tuple[int, int]]) -> None:
+        """Raise UserError unless every run is in just one of these ranges."""
+        counts = np.bincount(np.asarray(runs_of(there), np.int64), minlength=len(shard.runs))
+        if wrong := np.flatnonzero(counts != 1).tolist():
+            raise UserError(
+                f"'{self.partial(shard)}' has not just one of the {what} for {len(wrong)} of its runs (run {wrong[0]} "
+                f"has {counts[wrong[0]]}); run the same command again to train them anew"
+            )
 
     def _replace(self, shard: Shard, path: Path, write: Callable[[str], Any]) -> None:
         """Write elsewhere, then rename, so that a reader sees the old file or the new one and never a half.
@@ -360,11 +447,21 @@ class Store:
                 beside.unlink(missing_ok=True)
 
 
-def damaged(path: Path) -> str | None:
-    """What is wrong with a Parquet file, judged by its end, which is written last; None if nothing is."""
+def runs_of(ranges: Iterable[tuple[int, int]]) -> list[int]:
+    """All runs first, ..., stop - 1 of each range, sorted; one that is in several as often."""
+    return sorted(run for first, stop in ranges for run in range(first, stop))
+
+
+def damaged(path: Path, rows: int | None = None) -> str | None:
+    """What is wrong with a Parquet file, judged by its end, which is written last; None if nothing is.
+
+    It has so many `rows`, or at least one.
+    """
     try:
         with pq.ParquetFile(path) as file:
-            return None if file.metadata.num_rows else "it has no rows"
+            there = file.metadata.num_rows
+            wrong = there == 0 if rows is None else there != rows
+            return f"it has {there or 'no'} rows" if wrong else None
     except (pa.ArrowException, OSError, ValueError) as error:
         return " ".join(str(error).split())
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import scipy.stats
@@ -23,10 +24,11 @@ from rliable import library as rly
 from rliable import metrics
 from written import REFERENCE, STEPS, ramp, read, write_shard
 
-from analysis import ResultsError, bootstrap, load, manifests, plots, power
+from analysis import ResultsError, Scores, bootstrap, curves, load, manifests, plots, power, score, tuning
 from analysis import __main__ as command
 from analysis import scores as reading
 from analysis.__main__ import main
+from analysis.report import document
 from analysis.scores import matrix
 from analysis.tables import AGGREGATES, render, summarise
 
@@ -450,6 +452,234 @@ def test_runs_under_other_conditions_are_not_compared(
         power.make_pilot(folder, "ppo", difference=0.1, environment="a")
 
 
+# --- What identifies a task -------------------------------------------------------------------------------------------
+
+
+def write_offline(folder: Path, label: str, dataset: str, checksum: str | None, environment: str, **more: Any) -> None:
+    """Two runs of an offline learner."""
+    recorded = {} if checksum is None else {"dataset_checksum": checksum}
+    shard = f"{label}-{dataset}-{environment}-{checksum}".replace("/", "-")
+    given = {"shard": shard, "extra": {"dataset": dataset}, "dataset": dataset, "returns": ramp(2), **recorded, **more}
+    write_shard(folder, label, environment, **given)
+
+
+def test_one_dataset_on_two_environments_is_two_tasks(folder: Path) -> None:
+    for environment, level in (("cheetah", -1400.0), ("walker", -130.0)):
+        write_offline(folder, "bc", "walker/medium", "0abc", environment)
+        write_shard(folder, "bc", environment, np.full((2, 3), level), shard=f"bc-{environment}",
+                    extra={"dataset": "walker/medium"}, dataset="walker/medium", dataset_checksum="0abc",
+                    seeds=range(2, 4))  # fmt: skip
+    write_offline(folder, "iql", "walker/expert", "1def", "walker")
+    scores = read(folder)
+    tasks = ["walker/medium (cheetah)", "walker/medium (walker)"]
+    assert list(scores.tasks) == [("bc", task) for task in tasks] + [("iql", "walker/expert")]
+    for task, level in zip(tasks, (-1400.0, -130.0), strict=True):
+        assert level in scores.tasks["bc", task].final and scores.tasks["bc", task].runs == 4
+    assert scores.budgets.keys() == scores.references.keys() == {*tasks, "walker/expert"}
+
+
+def test_one_dataset_under_several_ids_is_one_task(folder: Path) -> None:
+    write_offline(folder, "bc", "/data/walker-medium.hdf5", "0abc", "walker")
+    write_offline(folder, "iql", "walker/medium", "0abc", "walker")
+    write_offline(folder, "cql", "walker/medium", None, "walker")  # of a version that did not say
+    scores = read(folder)
+    assert list(scores.tasks) == [(label, "walker/medium") for label in ("bc", "cql", "iql")]
+    assert scores.comparable() == (["walker/medium"], {})
+
+
+def test_datasets_of_one_name_are_told_apart(folder: Path) -> None:
+    """And stay one name, which is not compared."""
+    write_offline(folder, "bc", "medium", "0abc", "walker")
+    write_offline(folder, "bc", "medium", "1def", "walker")
+    write_offline(folder, "bc", "medium", "0abc", "hopper")
+    scores = read(folder)
+    assert list(scores.tasks) == [("bc", "medium (hopper)"), ("bc", "medium (walker)")]
+    assert scores.comparable()[0] == ["medium (hopper)"]
+    assert "checksum of the dataset (0abc and 1def)" in scores.unequal["medium (walker)"]
+    assert any("'bc' on medium (walker): pools runs that differ in checksum" in note for note in scores.notes)
+    # Runs of one seed on other data do not repeat each other.
+    assert scores.tasks["bc", "medium (walker)"].runs == 4
+
+
+def test_a_dataset_and_an_environment_of_one_name_are_two_tasks(folder: Path) -> None:
+    write_offline(folder, "bc", "walker", "0abc", "hopper")
+    write_shard(folder, "ppo", "walker", ramp(2))
+    assert list(read(folder).tasks) == [("bc", "walker (hopper)"), ("ppo", "walker")]
+
+
+def test_a_choice_is_made_on_each_environment_of_a_dataset(folder: Path) -> None:
+    for environment, good in (("cheetah", 0.1), ("walker", 0.2)):
+        for rate in (0.1, 0.2):
+            more = {"extra": {"dataset": "d", "hyper/rate": rate}, "shard": f"{environment}-{rate}"}
+            write_offline(folder, "bc", "d", "0abc", environment, returns=ramp(8, 90 if rate == good else 20), **more)
+    choice = tuning.choose(load(folder), manifests(folder), selection_seeds=range(4), repetitions=50)
+    chosen = choice.table.set_index("environment")["hyper/rate"].to_dict()
+    assert chosen == {"d (cheetah)": 0.1, "d (walker)": 0.2}
+    assert sorted(score(choice.frame, choice.manifests).tasks) == [("bc", "d (cheetah)"), ("bc", "d (walker)")]
+
+
+# --- Each run once ----------------------------------------------------------------------------------------------------
+
+
+def flat(*values: float) -> np.ndarray:
+    """`[runs, 3]` runs that score the same all along."""
+    return np.repeat(np.array(values)[:, None], 3, axis=1)
+
+
+def test_a_seed_that_is_there_twice_counts_once(folder: Path) -> None:
+    write_shard(folder, "ppo", "a", flat(*range(8)), created="2025-01-01", shard="eight")
+    write_shard(folder, "ppo", "a", flat(*range(4)), created="2025-01-02", shard="four")
+    scores = read(folder)
+    task = scores.tasks["ppo", "a"]
+    assert (task.runs, task.planned, sorted(task.final)) == (8, 8, list(range(8)))
+    [note] = [note for note in scores.notes if "repeat" in note]
+    assert note.startswith("'ppo' on a: 4 runs repeat the seed and settings of another one and are left out")
+    summary = summarise(scores, repetitions=50)
+    assert summary["runs"].dropna().tolist() == [8] * 4
+    page = document(scores, load(folder), manifests(folder), summary, *curves_of(scores), repetitions=50, seed=0)
+    assert [cell["run_count"] for cell in page["cells"]] == [8]
+    assert note in page["notes"]
+
+
+def curves_of(scores: Scores) -> tuple[Any, Any]:
+    of_scores = {"repetitions": 50, "seed": 0}
+    return curves.sample_efficiency_curves(scores, **of_scores), curves.performance_profiles(scores, **of_scores)
+
+
+def test_of_repeated_runs_the_farthest_and_then_the_newest_counts(folder: Path) -> None:
+    write_shard(folder, "ppo", "a", flat(1, 1), created="2025-01-02", shard="newest", seeds=range(2))
+    write_shard(folder, "ppo", "a", flat(2, 2), created="2025-01-01", shard="older", seeds=range(2))
+    write_shard(folder, "ppo", "a", flat(3, 3, 3, 3), running=[2, 2, 2, 2], created="2025-01-03", shard="running")
+    task = read(folder).tasks["ppo", "a"]
+    assert sorted(zip(task.seeds, task.curves[:, 0], strict=True)) == [(0, 1), (1, 1), (2, 3), (3, 3)]
+    assert (task.runs, task.planned) == (4, 4)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"config_hash": "other"},
+        {"extra": {"hyper/lr": 0.2}},
+        {"budget": 2000},
+        {"max_episode_steps": 50},
+        {"evaluation_physics": "MuJoCo"},
+        {"seeds": range(2, 4)},
+    ],
+    ids=str,
+)
+def test_what_is_no_repetition_counts(folder: Path, other: dict[str, Any]) -> None:
+    given = {"extra": {"hyper/lr": 0.1}, "max_episode_steps": None, "evaluation_physics": "MJX", **other}
+    write_shard(folder, "ppo", "a", ramp(2), shard="one", extra={"hyper/lr": 0.1}, max_episode_steps=None,
+                evaluation_physics="MJX")  # fmt: skip
+    write_shard(folder, "ppo", "a", ramp(2), shard="two", **given)
+    scores = read(folder)
+    assert scores.tasks["ppo", "a"].runs == 4
+    assert not any("left out" in note for note in scores.notes)
+
+
+def test_a_run_by_path_and_by_id_counts_once(folder: Path) -> None:
+    write_offline(folder, "bc", "/data/medium.hdf5", "0abc", "walker")
+    write_offline(folder, "bc", "medium", "0abc", "walker")
+    assert read(folder).tasks["bc", "medium"].runs == 2
+
+
+def test_a_choice_counts_each_run_once(folder: Path) -> None:
+    for rate in (0.1, 0.2):
+        for name in ("one", "again"):
+            write_shard(folder, "ppo", "a", ramp(8, 100 * rate), extra={"hyper/rate": rate}, shard=f"{rate} {name}")
+    choice = tuning.choose(load(folder), manifests(folder), selection_seeds=range(4), repetitions=50)
+    assert choice.table[["selection_runs", "runs"]].to_numpy().tolist() == [[4, 4]]
+
+
+# --- Which code computed ----------------------------------------------------------------------------------------------
+
+
+def code(rlsuite: str = "1.0", sources: str = "5eed", jax: str = "2.0") -> dict[str, str]:
+    return {"rlsuite": rlsuite, "rlsuite_sources": sources, "jax": jax}
+
+
+def package(version: str = "0.1", sources: str = "1abc") -> dict[str, dict[str, str]]:
+    return {"algorithm": {"name": "mine", "version": version, "sources": sources}}
+
+
+DIFFERENT: dict[str, tuple[dict[str, Any], str, tuple[str, str]]] = {
+    "version": ({"sessions": [code("1.1")]}, "rlsuite", ("1.0 of sources 5eed", "1.1 of sources 5eed")),
+    "sources": ({"sessions": [code(sources="0ld")]}, "rlsuite", ("1.0 of sources 5eed", "1.0 of sources 0ld")),
+    "JAX": ({"sessions": [code(jax="2.1")]}, "JAX", ("2.0", "2.1")),
+    "package": ({"packages": package("0.2")}, "the package 'mine'", ("0.1 of sources 1abc", "0.2 of sources 1abc")),
+    "its sources": (
+        {"packages": package(sources="2d")},
+        "the package 'mine'",
+        ("0.1 of sources 1abc", "0.1 of sources 2d"),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", DIFFERENT)
+def test_results_of_other_code_are_named(
+    what: str, folder: Path, no_figures: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, name, (usual, unusual) = DIFFERENT[what]
+    same = {"packages": package()}
+    write_shard(folder, "ppo", "a", ramp(4), **same)
+    write_shard(folder, "ppo", "b", ramp(4), **same)
+    assert read(folder).notes == ()
+    write_shard(folder, "sac", "b", ramp(4), **{**same, **other})
+    both = sorted([(usual, "'ppo'"), (unusual, "'sac'")])
+    compared = " and ".join(f"{version} for {label}" for version, label in both)
+    assert read(folder).notes == (f"results of several versions of {name} are compared: {compared}",)
+    # Pooled into one label.
+    write_shard(folder, "ppo", "a", ramp(4), shard="more", seeds=range(4, 8), **{**same, **other})
+    pooled = f"'ppo' on a: pools runs of several versions of {name} ({' and '.join(sorted((usual, unusual)))})"
+    assert read(folder).notes[0] == pooled
+    assert main([str(folder), "--repetitions", "40"]) == 0
+    assert f"Note: {pooled}."[:60] in " ".join(capsys.readouterr().out.split())
+    assert json.dumps(pooled) in (folder / "report.html").read_text()
+
+
+def test_a_curve_of_two_versions_is_named(folder: Path) -> None:
+    write_shard(folder, "ppo", "a", ramp(4), sessions=[code(), code(sources="0ld"), code()])
+    [pooled, compared] = read(folder).notes
+    assert pooled == (
+        "'ppo' on a: pools runs of several versions of rlsuite (1.0 of sources 0ld and 1.0 of sources 5eed); a shard "
+        "was interrupted between them, so that one curve may be of both"
+    )
+    assert compared.startswith("results of several versions of rlsuite are compared")
+
+
+@pytest.mark.parametrize("lacking", [{"sessions": []}, {"sessions": [{"created": "2025"}, code()]}, {"packages": None}])
+def test_what_was_not_recorded_is_said(folder: Path, lacking: dict[str, Any]) -> None:
+    write_shard(folder, "ppo", "a", ramp(4), versions={"jax": "2.0"})
+    shard = write_shard(folder, "sac", "a", ramp(4), versions={"jax": "2.0"}, **lacking)
+    if "packages" in lacking:
+        file = folder / f"{shard}.json"
+        manifest = json.loads(file.read_text())
+        del manifest["packages"]
+        file.write_text(json.dumps(manifest))
+    assert read(folder).notes == (
+        "which sources of rlsuite, and of other packages, computed 1 of 2 shards is not recorded; whether they are all "
+        "of one version cannot be told",
+    )
+
+
+def test_a_finished_shard_with_a_hole_is_an_error(folder: Path) -> None:
+    shard = write_shard(folder, "ppo", "a", ramp(4), evaluations=2, total_updates=9)
+    file = folder / f"{shard}.parquet"
+    whole = pq.read_table(file)
+    for rows, there in ((whole.slice(1), 11), (whole.filter(pc.field("step") != 500), 8)):
+        pq.write_table(rows, file)
+        with pytest.raises(ResultsError, match=rf"lacks evaluations \(it has {there} rows, expected 12\); delete it"):
+            load(folder)
+
+
+def test_what_was_set_aside_is_not_reported(folder: Path) -> None:
+    write_shard(folder / ".before", "ppo", "a", ramp(2))
+    with pytest.raises(ResultsError, match="no results in"):
+        load(folder)
+    write_shard(folder, "ppo", "a", ramp(4))
+    assert len(load(folder)) == len(load(folder.parent)) == 4 * 3
+
+
 # --- Bootstrap --------------------------------------------------------------------------------------------------------
 
 RLIABLE = {
@@ -715,7 +945,7 @@ def test_what_cannot_be_paired_is_refused(folder: Path) -> None:
     write_shard(folder, "sac", "a", ramp(2))
     with pytest.raises(ValueError, match="no seed in common on a"):
         read(folder).paired("ppo", "sac", ["a"])
-    write_shard(folder, "sac", "a", ramp(2), seeds=range(1, 3), shard="again")
+    write_shard(folder, "sac", "a", ramp(2), seeds=range(1, 3), shard="again", config_hash="other")
     with pytest.raises(ValueError, match="'sac' on a has several runs of one seed"):
         read(folder).paired("ppo", "sac", ["a"])
 

@@ -25,9 +25,10 @@ import analysis.__main__
 import envs
 import rlsuite
 from envs import Reference, gymnax
-from rlsuite import algorithms, batch, cli, local, plan, sweep
+from rlsuite import algorithms, batch, cli, local, plan, provenance, sweep
 from rlsuite.algorithms import ppo
 from rlsuite.core import Preset
+from rlsuite.errors import Stopped
 from rlsuite.local import Settings
 from rlsuite.plan import Limits
 from rlsuite.train import Pause
@@ -505,8 +506,9 @@ def test_lists_of_hyperparameters_are_a_grid_of_settings(
             ["--width", "64", "--devices", "3", "--memory-share", "0.5", "--save-every", "0", "--no-save-policies"],
             Settings(Limits(width=64, devices=3, memory_share=0.5), save_every=0.0),
         ),
+        (["--retrain"], Settings(save_policies=True, retrain=True)),
     ],
-    ids=["default", "given"],
+    ids=["default", "given", "again"],
 )
 def test_execution_options_reach_the_executor(
     options: list[str], settings: Settings, here: Path, monkeypatch: pytest.MonkeyPatch, no_report: None
@@ -517,6 +519,32 @@ def test_execution_options_reach_the_executor(
     assert cli.main(["run", "ppo", *ENV, *options]) == 0
     assert cli.main(["sweep", "mine.py", *options]) == 0
     assert asked == [(1, settings), (2, settings)]
+
+
+def test_both_commands_train_only_the_seeds_that_are_missing(
+    here: Path, monkeypatch: pytest.MonkeyPatch, no_report: None
+) -> None:
+    Path("mine.py").write_text(EXPERIMENT)
+    asked: list[sweep.Shard] = []
+    monkeypatch.setattr(local, "run", lambda shards, store, settings: asked.extend(shards))
+    monkeypatch.setattr(local, "extending", lambda one, store: [local.at_seeds(one, 0, 2), local.at_seeds(one, 2, 3)])
+    assert cli.main(["run", "ppo", *ENV, "--seeds", "5"]) == 0
+    assert [(one.cell.first_seed, one.cell.seeds) for one in asked] == [(0, 2), (2, 3)]
+    asked.clear()
+    assert cli.main(["sweep", "mine.py"]) == 0
+    assert [(one.cell.first_seed, one.cell.seeds) for one in asked] == [(0, 2), (2, 3)]  # of both cells the same
+
+
+def test_an_interrupted_command_says_how_it_goes_on(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*arguments: Any) -> None:
+        raise Stopped(signal.SIGINT)
+
+    monkeypatch.setattr(local, "run", stopped)
+    assert cli.main(["run", "ppo", *ENV, "--retrain"]) == 128 + signal.SIGINT
+    said = "rlsuite: SIGINT; all is saved, the same command without --retrain goes on from here\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.fixture
@@ -585,7 +613,7 @@ def test_the_manifest_says_all_that_was_run(finished: Finished) -> None:
     measured = {"compile_seconds", "run_seconds", "peak_memory_bytes"}
     assert {name for name in measured if manifest[name] <= 0} == set()
     described = {"config", "config_hash", "hypers", "device", "matmul_precision", "versions", "git_revision"}
-    described |= {"command", "created", "plan", "sessions"}
+    described |= {"command", "created", "plan", "sessions", "rlsuite_sources"}
     assert {name: value for name, value in manifest.items() if name not in measured | described} == {
         "format": 1,
         "shard": finished.shard,
@@ -604,6 +632,7 @@ def test_the_manifest_says_all_that_was_run(finished: Finished) -> None:
         "total_updates": 2,
         "steps_per_update": 16,
         "diverged": 0,
+        "packages": {},
     }
     assert described <= set(manifest)
     assert manifest["versions"]["rlsuite"] == rlsuite.__version__
@@ -611,8 +640,9 @@ def test_the_manifest_says_all_that_was_run(finished: Finished) -> None:
     planned = manifest["plan"].pop("peak_memory_bytes")
     assert manifest["plan"] == {"width": 2, "devices": 1}
     assert planned > 0
-    session = {name: manifest[name] for name in ("created", "device", "git_revision")}
-    assert manifest["sessions"] == [{**session, "devices": 1}]
+    surroundings = {name: manifest[name] for name in ("created", "device", "git_revision")}
+    assert manifest["sessions"] == [{**surroundings, **provenance.session(), "devices": 1}]
+    assert manifest["rlsuite_sources"] == provenance.own_sources()
 
 
 def test_a_run_shows_compile_time_apart_and_ends_with_the_report(finished: Finished) -> None:

@@ -166,6 +166,24 @@ def test_policies_that_begin_anew_are_gone(tmp_path: Path) -> None:
     assert names == {"policies000000-000001.arrow"}
 
 
+def test_a_policy_of_another_package_as_it_was_is_named(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in finished.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    policies.load(tmp_path)
+    assert capsys.readouterr().out == ""
+    [manifest] = tmp_path.glob("*.json")
+    package = {"name": "mine", "version": "0.1", "sources": "5eed"}
+    facts = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**facts, "packages": {"algorithm": package}}))
+    policies.load(tmp_path)
+    assert capsys.readouterr().out == (
+        f"played with other code than '{manifest.stem}' was trained with: the package of the algorithm is rlsuite's "
+        "own, was mine 0.1 (sources 5eed)\n"
+    )
+
+
 # --- The command ------------------------------------------------------------------------------------------------------
 
 

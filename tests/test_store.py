@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
@@ -22,7 +23,7 @@ import pytest
 
 from rlsuite.algorithms import ppo
 from rlsuite.errors import UserError
-from rlsuite.store import Part, Store, rows
+from rlsuite.store import BEFORE, Part, Store, read_policies, rows
 from rlsuite.sweep import Cell, Shard, shard
 from rlsuite.train import Evaluation
 
@@ -210,6 +211,13 @@ def test_runs_that_begin_anew_leave_nothing_of_themselves(running: Store, two_by
     assert {name: data for name, data in contents(running.folder).items() if "runs" not in name} == others
 
 
+def write_rest(running: Store, one: Shard) -> None:
+    """What `running` lacks of two evaluations."""
+    running.write_rows(one, 2, evaluation(0, 2, 4))
+    for first in (0, 2):
+        running.write_rows(one, first, evaluation(2, first, first + 2))
+
+
 # --- Whole or not at all ----------------------------------------------------------------------------------------------
 
 DISK_FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -274,7 +282,7 @@ ROWS = (lambda store, one: store.write_rows(one, 0, evaluation(1, 0, 2)), "updat
 AGAIN = (lambda store, one: store.write_rows(one, 0, evaluation(0, 0, 2)), "update000000000000.parquet")
 MANIFEST = (lambda store, one: store.write_manifest(one, {"run_seconds": 1.0}), ".json")
 LAYOUT = (lambda store, one: store.write_layout(one, {"width": 2, "devices": 1}), "layout.json")
-FINISH = (lambda store, one: store.finish(one), ".parquet")
+FINISH = (lambda store, one: store.finish(one, (0, 2)), ".parquet")
 STEPS: dict[str, tuple[tuple[Callable[[Store, Shard], None], str], Any, str, Callable[[BaseException], Any]]] = {
     "rows, while writing": (ROWS, pq, "write_table", half_a_table),
     "rows, on their way to the disk": (ROWS, os, "fsync", failing),
@@ -306,8 +314,7 @@ def broken(step: str, error: BaseException) -> Iterator[Callable[[Store, Shard],
 def test_what_cannot_be_written_leaves_what_was_there(
     step: str, reason: str, running: Store, two_by_two: Shard
 ) -> None:
-    running.write_rows(two_by_two, 2, evaluation(0, 2, 4))
-    running.write_rows(two_by_two, 2, evaluation(2, 2, 4))
+    write_rest(running, two_by_two)
     before, parts = contents(running.folder), running.parts(two_by_two)
     error, text = REASONS[reason]
     with broken(step, error) as write, pytest.raises(UserError) as raised:
@@ -327,8 +334,7 @@ def test_what_cannot_be_written_leaves_what_was_there(
 
 @pytest.mark.parametrize("step", STEPS)
 def test_an_interruption_leaves_what_was_there(step: str, running: Store, two_by_two: Shard) -> None:
-    running.write_rows(two_by_two, 2, evaluation(0, 2, 4))
-    running.write_rows(two_by_two, 2, evaluation(2, 2, 4))
+    write_rest(running, two_by_two)
     before = contents(running.folder)
     with broken(step, KeyboardInterrupt()) as write, pytest.raises(KeyboardInterrupt):
         write(running, two_by_two)
@@ -375,7 +381,7 @@ def write_all(store: Store, one: Shard) -> None:
 def test_finishing_merges_all_rows_in_order_of_evaluation_and_run(store: Store, two_by_two: Shard) -> None:
     with store.claim(two_by_two):
         write_all(store, two_by_two)
-        store.finish(two_by_two)
+        store.finish(two_by_two, (0, 1, 2))
     assert store.has(two_by_two)
     merged = pq.read_table(store.path(two_by_two))
     assert [(row["update"], row["run"]) for row in merged.to_pylist()] == [
@@ -397,7 +403,7 @@ def test_a_finished_shard_is_all_that_is_left(store: Store, two_by_two: Shard) -
         (store.partial(two_by_two) / f".{Part(0, 1, 1).file_name}.tmp").write_bytes(b"half")
         (store.partial(two_by_two) / "snapshot" / "7").mkdir(parents=True)
         (store.partial(two_by_two) / "snapshot" / "7" / "array").write_bytes(b"state")
-        store.finish(two_by_two)
+        store.finish(two_by_two, (0, 1, 2))
     assert set(store.folder.rglob("*")) == {store.path(two_by_two), store.manifest_path(two_by_two)}
 
 
@@ -417,9 +423,9 @@ def test_finished_rows_are_never_replaced(
     write: Callable[[Store, Shard], None], running: Store, two_by_two: Shard
 ) -> None:
     """As if two processes had run the shard in spite of the lock, and the other one was faster."""
-    running.finish(two_by_two)
+    write_rest(running, two_by_two)
+    running.finish(two_by_two, (0, 2))
     rows_before = running.path(two_by_two).read_bytes()
-    running.write_rows(two_by_two, 2, evaluation(0, 2, 4))
     if write is FINISH[0]:
         before = contents(running.folder)
         with pytest.raises(UserError, match=r"\.parquet' was finished meanwhile"):
@@ -432,7 +438,8 @@ def test_finished_rows_are_never_replaced(
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_finished_file_is_named_and_kept(damage: str, running: Store, two_by_two: Shard) -> None:
-    running.finish(two_by_two)
+    write_rest(running, two_by_two)
+    running.finish(two_by_two, (0, 2))
     path = running.path(two_by_two)
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     before = contents(running.folder)
@@ -443,6 +450,154 @@ def test_a_damaged_finished_file_is_named_and_kept(damage: str, running: Store, 
     assert message.endswith("); restore the file, or delete it to train its runs again")
     assert "\n" not in message
     assert contents(running.folder) == before
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def shorten(path: Path) -> None:
+    """A whole file of fewer rows than its name says."""
+    pq.write_table(pq.read_table(path).slice(1), path)
+
+
+@pytest.mark.parametrize("part", [Part(0, 1, 0), Part(1, 3, 1), Part(3, 4, 2), Part(0, 1, 2)], ids=str)
+@pytest.mark.parametrize("lose", [Path.unlink, cut, shorten])
+def test_a_shard_that_lacks_rows_is_not_finished(
+    part: Part, lose: Callable[[Path], None], store: Store, two_by_two: Shard
+) -> None:
+    with store.claim(two_by_two):
+        write_all(store, two_by_two)
+        lose(store.partial(two_by_two) / part.file_name)
+        before = contents(store.folder)
+        with pytest.raises(
+            UserError, match=rf"rows of update {part.update} for .* run the same command again"
+        ) as raised:
+            store.finish(two_by_two, (0, 1, 2))
+        assert "\n" not in str(raised.value)
+        assert contents(store.folder) == before
+    assert not store.has(two_by_two)
+
+
+def test_a_shard_with_rows_twice_is_not_finished(store: Store, two_by_two: Shard) -> None:
+    with store.claim(two_by_two):
+        write_all(store, two_by_two)
+        store.write_rows(two_by_two, 0, evaluation(1, 0, 2))
+        with pytest.raises(UserError, match=r"rows of update 1 for 2 of its runs \(run 0 has 2\)"):
+            store.finish(two_by_two, (0, 1, 2))
+
+
+def test_an_evaluation_that_no_run_has_is_missed(store: Store, two_by_two: Shard) -> None:
+    with store.claim(two_by_two):
+        write_all(store, two_by_two)
+        with pytest.raises(UserError, match=r"rows of update 3 for 4 of its runs"):
+            store.finish(two_by_two, (0, 1, 2, 3))
+
+
+def write_learned(store: Store, one: Shard, first: int, stop: int) -> None:
+    leaves = {"leaf0000": np.arange(2.0 * (stop - first)).reshape(-1, 2)}
+    store.write_policies(one, first, 2, np.zeros(stop - first, bool), leaves)
+
+
+def test_policies_are_kept_of_all_runs_or_of_none(store: Store, two_by_two: Shard) -> None:
+    with store.claim(two_by_two):
+        write_all(store, two_by_two)
+        write_learned(store, two_by_two, 0, 1)
+        write_learned(store, two_by_two, 3, 4)
+        assert store.learned(two_by_two) == [(0, 1), (3, 4)]
+        with pytest.raises(UserError, match=r"policies for 2 of its runs \(run 1 has 0\)"):
+            store.finish(two_by_two, (0, 1, 2), policies=True)
+        # Of an earlier time, whose rows have been deleted.
+        store.policies_path(two_by_two).write_bytes(b"of other rows")
+        store.finish(two_by_two, (0, 1, 2))
+    assert store.has(two_by_two)
+    assert not store.policies_path(two_by_two).exists()
+
+
+def test_policies_of_all_runs_are_merged(store: Store, two_by_two: Shard) -> None:
+    with store.claim(two_by_two):
+        write_all(store, two_by_two)
+        for first, stop in ((3, 4), (0, 3)):
+            write_learned(store, two_by_two, first, stop)
+        cut(store.partial(two_by_two) / "policies000000-000002.arrow")
+        assert store.learned(two_by_two) == [(3, 4)]
+        write_learned(store, two_by_two, 0, 3)
+        store.finish(two_by_two, (0, 1, 2), policies=True)
+    assert read_policies(store.policies_path(two_by_two))["run"].to_pylist() == [0, 1, 2, 3]
+
+
+def finish_with_a_hole(store: Store, one: Shard, lost: Callable[[pa.Table, int], pa.Table]) -> None:
+    """As a version did that did not look: three evaluations, of which some rows are lost."""
+    store.write_manifest(one, {"total_updates": 2})
+    last = rows(one, evaluation(2))
+    with pq.ParquetWriter(store.path(one), last.schema) as writer:
+        for update in (0, 1, 2):
+            table = lost(rows(one, evaluation(update)), update)
+            if table.num_rows:
+                writer.write_table(pa.concat_tables([last.schema.empty_table(), table], promote_options="default"))
+
+
+HOLES: dict[str, tuple[Callable[[pa.Table, int], pa.Table], str]] = {
+    "a chunk": (lambda table, update: table.slice(0, 2) if update == 1 else table, "one has 2 of 4 runs"),
+    "an evaluation": (lambda table, update: table.slice(0, 0 if update == 1 else 4), "2 of 3 are there"),
+    "the last evaluation": (lambda table, update: table.slice(0, 0 if update == 2 else 4), "2 of 3 are there"),
+}
+
+
+@pytest.mark.parametrize("hole", HOLES)
+def test_a_finished_shard_with_a_hole_is_named_and_kept(hole: str, running: Store) -> None:
+    one = shard("mine", Cell("ppo", "probe/action/discrete", 32, seeds=4, evaluations=2))
+    lost, words = HOLES[hole]
+    with running.claim(one):
+        finish_with_a_hole(running, one, lambda table, update: table)
+        assert running.has(one)
+        finish_with_a_hole(running, one, lost)
+    before = running.path(one).read_bytes()
+    expected = f"finished results '{running.path(one)}' lack evaluations ({words}); restore the file, or delete it to"
+    with pytest.raises(UserError) as raised:
+        running.has(one)
+    assert str(raised.value).startswith(expected)
+    assert running.path(one).read_bytes() == before
+
+
+# --- Set aside --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("after", [0, 1, 2, 3, 9, 10, 11, 12, 13])
+def test_what_is_trained_again_is_nowhere_lost(
+    after: int, finished: bool, store: Store, two_by_two: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the process is killed after any number of steps: no rows are there without the manifest of theirs."""
+    with store.claim(two_by_two):
+        store.write_manifest(two_by_two, {"packages": {}})
+        write_all(store, two_by_two)
+        write_learned(store, two_by_two, 0, 4)
+        store.write_layout(two_by_two, {"width": 2, "devices": 1})
+        if finished:
+            store.finish(two_by_two, (0, 1, 2), policies=True)
+    kept = {Path(name).name: data for name, data in contents(store.folder).items() if Path(name).name != "lock"}
+    replace, steps = os.replace, iter(range(after))
+
+    def killed(*paths: Any) -> None:
+        next(steps)
+        replace(*paths)
+
+    with store.claim(two_by_two), monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with contextlib.suppress(StopIteration):
+            store.set_aside(two_by_two)
+        there = {Path(name).name: data for name, data in contents(store.folder).items() if Path(name).name != "lock"}
+        assert there == kept
+        rows_left = store.path(two_by_two).exists() or store.begun(two_by_two)
+        assert store.manifest_path(two_by_two).exists() or not rows_left
+    with store.claim(two_by_two):
+        if rows_left:
+            store.set_aside(two_by_two)
+        assert not store.path(two_by_two).exists() and not store.begun(two_by_two)
+    assert {path.name for path in store.folder.iterdir()} == {BEFORE}
+    there = {Path(name).name: data for name, data in contents(store.folder).items()}
+    assert there == kept
 
 
 # --- One process a shard ----------------------------------------------------------------------------------------------
@@ -598,5 +753,5 @@ def test_a_results_folder_that_is_gone_is_named(
 
 def test_a_shard_whose_rows_are_gone_cannot_be_finished(store: Store, two_by_two: Shard) -> None:
     with store.claim(two_by_two), pytest.raises(UserError):
-        store.finish(two_by_two)
+        store.finish(two_by_two, (0,))
     assert not store.has(two_by_two)

@@ -13,6 +13,7 @@ import re
 from envs import plugins
 from envs.core import Box, Env
 from envs.datasets import with_blocks
+from envs.plugins import Package
 from rlsuite.algorithms import (
     a2pr,
     awac,
@@ -120,7 +121,8 @@ def registered() -> dict[str, AlgorithmSpec]:
 
     An algorithm of a package that cannot be used is left out, with a warning that names it.
     """
-    return dict(sorted({**REGISTRY, **_from_other_packages()}.items()))
+    others = {name: spec for name, (spec, _) in _from_other_packages().items()}
+    return dict(sorted({**REGISTRY, **others}.items()))
 
 
 def get(name: str) -> AlgorithmSpec:
@@ -144,6 +146,14 @@ def get(name: str) -> AlgorithmSpec:
     raise UserError(f"unknown algorithm '{name}'; {hint}")
 
 
+def package(name: str) -> Package | None:
+    """The other package that brings the algorithm of this name, which there is; None for ours."""
+    if name in REGISTRY:
+        return None
+    base = name.removesuffix(CORRECTED)
+    return None if base in REGISTRY else _from_other_packages()[base][1]
+
+
 @functools.cache
 def _corrected(base: str) -> AlgorithmSpec:
     """Made once, since its classes must be the same whoever asks."""
@@ -151,18 +161,18 @@ def _corrected(base: str) -> AlgorithmSpec:
 
 
 @functools.cache
-def _from_other_packages() -> dict[str, AlgorithmSpec]:
-    """Name -> entry, of all that other installed packages bring and that can be used."""
-    found: dict[str, AlgorithmSpec] = {}
+def _from_other_packages() -> dict[str, tuple[AlgorithmSpec, Package]]:
+    """Name -> entry and who brings it, of all that other installed packages bring and that can be used."""
+    found: dict[str, tuple[AlgorithmSpec, Package]] = {}
 
-    def add(name: str, spec: object) -> None:
+    def add(name: str, spec: object, package: Package) -> None:
         if not isinstance(spec, AlgorithmSpec):
             raise TypeError(f"expected an AlgorithmSpec, got {type(spec).__name__}")
         if not re.fullmatch(r"\w+", name, re.ASCII):  # it becomes a part of file names, and a plus sign has a meaning
             raise ValueError("its name must consist of letters, digits and underscores")
         if name in {**REGISTRY, **found}:
             raise ValueError("there is an algorithm of this name already")
-        found[name] = spec
+        found[name] = spec, package
 
     plugins.load(ENTRY_POINTS, "algorithm", add)
     return found
