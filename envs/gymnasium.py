@@ -23,7 +23,8 @@ SIDE_BY_SIDE = 100
 
 
 class OutsideError(ValueError):
-    """Gymnasium has no such environment, it is not what the policy was trained for, or it cannot be drawn."""
+    """Gymnasium has no such environment, it is not what the policy was trained for, its episodes do not end, or it
+    cannot be drawn."""
 
 
 class Played(NamedTuple):
@@ -97,7 +98,7 @@ def play(env_id: str, like: Env, act: Act, num_episodes: int) -> Played:
     """Play complete episodes. The i-th begins with Gymnasium's seed i.
 
     Raises:
-        OutsideError: as `make`.
+        OutsideError: as `make`; or an episode does not end within the time limit of `like`.
     """
     returns, lengths = np.zeros(num_episodes), np.zeros(num_episodes, np.int32)
     outside = [make(env_id, like) for _ in range(min(num_episodes, SIDE_BY_SIDE))]
@@ -108,6 +109,7 @@ def play(env_id: str, like: Env, act: Act, num_episodes: int) -> Played:
             obs[i] = np.ravel(outside[i].reset(seed=first + i)[0])
         t = 0
         while going_on:
+            check_time(env_id, like, t)
             # Of all of them, so that the policy's program is compiled for one number of observations.
             actions = act(obs, t)
             still = []
@@ -122,6 +124,15 @@ def play(env_id: str, like: Env, act: Act, num_episodes: int) -> Played:
     for one in outside:
         one.close()
     return Played(returns, lengths)
+
+
+def check_time(env_id: str, like: Env, t: int) -> None:
+    """Raise OutsideError if an episode is still going on after as many steps as `make` gave it."""
+    if t >= like.max_episode_steps:
+        raise OutsideError(
+            f"Gymnasium's '{env_id}' neither terminated nor truncated an episode within the time limit of "
+            f"{like.max_episode_steps} steps that it was made with; play another"
+        )
 
 
 def plain(action: np.ndarray) -> Any:
@@ -153,7 +164,7 @@ def film(env_id: str, like: Env, act: Act, seed: int, max_fps: float) -> Film:
     """Draw one episode off-screen, at most `max_fps` frames a second: an even share of the steps.
 
     Raises:
-        OutsideError: as `make`; or nothing can be drawn here. The frames raise it too.
+        OutsideError: as `make`; or nothing can be drawn here. The frames raise it too, and as `play` does.
     """
     outside = make(env_id, like, render_mode="rgb_array")
     steps_per_second = float(outside.metadata.get("render_fps", 30))
@@ -176,6 +187,7 @@ def film(env_id: str, like: Env, act: Act, seed: int, max_fps: float) -> Film:
         obs, over, t = np.ravel(outside.reset(seed=seed)[0]), False, 0
         yield draw()
         while not over:
+            check_time(env_id, like, t)
             action = act(np.asarray(obs, np.float32)[None], t)[0]
             shown, _, terminated, truncated, _ = outside.step(plain(action))
             obs, over, t = np.ravel(shown), terminated or truncated, t + 1

@@ -55,7 +55,7 @@ def write_results(folder: Path) -> None:
     write_shard(folder, PPO, "a", returns, extra={"hyper/lr": rates}, **facts)
     lost = ramp(6, 60)
     lost[-1, 1:] = np.nan
-    write_shard(folder, HOSTILE, "a", lost, shard="sac-a")
+    write_shard(folder, HOSTILE, "a", lost, shard="sac-a", diverged=np.isnan(lost))
     for label, shard in ((PPO, "ppo-b"), (HOSTILE, "sac-b")):
         write_shard(folder, label, "b", rng.normal(-500, 200, (5, 3)), shard=shard, reference={"low": -1000, "high": 0})
     write_shard(folder, PPO, "c", 1000 + ramp(3) / 20, reference=None)
