@@ -24,6 +24,7 @@ DESCRIPTION = """Compare the results in a folder: print the tables; write them a
 report.html, and the figures sample_efficiency, aggregate_intervals and performance_profile as PNG and PDF."""
 FIGURES = (".png", ".pdf")
 MINIMUM_REPETITIONS = 40
+MAXIMUM_REPETITIONS = 1_000_000
 """With fewer resamples not even one lies outside each end of a 95 % interval."""
 
 
@@ -124,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: the results folder)")
     parser.add_argument(
         "--repetitions",
-        type=_integer(MINIMUM_REPETITIONS),
+        type=_integer(MINIMUM_REPETITIONS, MAXIMUM_REPETITIONS),
         default=2000,
         metavar="N",
         help="bootstrap resamples for each interval (default: %(default)s)",
@@ -142,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _integer(minimum: int) -> Callable[[str], int]:
+def _integer(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
     def parse(text: str) -> int:
         try:
             value = int(text)
@@ -150,6 +151,8 @@ def _integer(minimum: int) -> Callable[[str], int]:
             value = minimum - 1
         if value < minimum:
             raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least {minimum}")
+        if maximum is not None and value > maximum:
+            raise argparse.ArgumentTypeError(f"'{text}' must be at most {maximum}")
         return value
 
     return parse

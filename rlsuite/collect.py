@@ -21,7 +21,7 @@ from rlsuite import algorithms, batch, catalogue, policies, rollout, store, trai
 from rlsuite.algorithms import ppo, sac
 from rlsuite.catalogue import FOLDER_VARIABLE, TIERS, folder
 from rlsuite.core import Algorithm, Task, Transition
-from rlsuite.errors import UserError
+from rlsuite.errors import UserError, check_updates
 from rlsuite.evaluate import check_ended
 from rlsuite.progress import quantity, say
 
@@ -112,6 +112,7 @@ def make(env: Env, recipe: Recipe, tiers: tuple[str, ...]) -> None:
     task = Task(env)
     spec = algorithms.get(recipe.algorithm)
     algorithm = spec.make(spec.fit(recipe.config, recipe.steps))
+    check_updates(recipe.steps, algorithm.steps_per_update)
     if algorithm.explore is None:
         raise UserError(f"'{recipe.algorithm}' is no source of datasets; those are: ppo, sac")
     say(f"making {', '.join(f'{env.id}/{tier}' for tier in tiers)}")

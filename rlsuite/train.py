@@ -233,6 +233,7 @@ class Pause(NamedTuple):
 
 def evaluation_points(total_updates: int, num_evaluations: int) -> list[int]:
     """Update counts at which to evaluate: 0, then `num_evaluations` as evenly as can be, the last at the end."""
+    num_evaluations = min(num_evaluations, total_updates)  # more than one at each update there are not
     return sorted({round(i * total_updates / num_evaluations) for i in range(num_evaluations + 1)})
 
 

@@ -17,7 +17,7 @@ from scipy import stats
 import envs
 from envs import gymnasium
 from rlsuite import policies, train
-from rlsuite.errors import UserError
+from rlsuite.errors import MOST_RUNS, UserError, check_at_most
 from rlsuite.evaluate import Episodes, check_ended, evaluate
 from rlsuite.policies import Policy, Trained
 from rlsuite.progress import quantity, say
@@ -73,6 +73,7 @@ def transfer(run: str | Path, env_id: str, num_episodes: int, seed: Seed = "firs
     """
     if num_episodes < 2:
         raise UserError(f"episodes={num_episodes} must be at least 2, for an interval")
+    check_at_most(MOST_RUNS, episodes=num_episodes)
     if video is not None:
         check_film(video)
         gymnasium.expect_no_screen()

@@ -307,7 +307,7 @@ def test_runs_of_a_running_shard_count_once_they_have_come_farthest(
     folder: Path, capsys: pytest.CaptureFixture[str], no_figures: None
 ) -> None:
     returns = [[1.0, 20.0, 40.0], [3.0, 10.0, np.nan], [5.0, 90.0, 90.0], [7.0, 95.0, 95.0], [9.0] * 3, [9.0] * 3]
-    write_shard(folder, "ppo", "a", returns, running=[3, 3, 2, 1, 0, 0])
+    write_shard(folder, "ppo", "a", returns, running=[3, 3, 2, 1, 0, 0], diverged=np.isnan(returns))
     write_shard(folder, "sac", "a", ramp(3))
     scores = read(folder)
     task = scores.tasks["ppo", "a"]
