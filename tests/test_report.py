@@ -207,7 +207,8 @@ def test_diverged_runs_are_listed_with_step_and_score(
     # Flagged from the last evaluation on although finite; never finite; and of a shard that goes on.
     flags = [[False, False, True], [False] * 3, [True] * 3]
     write_shard(tmp_path / "x", PPO, "a", [[1, 2, 3], [1, 2, 4], [np.nan] * 3], diverged=flags)
-    write_shard(tmp_path / "x", "sac", "a", [[1, 2, 3]] * 3 + [[np.nan] * 3], running=[3, 3, 2, 2])
+    lost = np.array([[1, 2, 3]] * 3 + [[np.nan] * 3])
+    write_shard(tmp_path / "x", "sac", "a", lost, running=[3, 3, 2, 2], diverged=np.isnan(lost))
     listed = make(tmp_path / "x")["diverged"]["runs"]
     assert [(run["seed"], run["step"], run["score"], run["counted"]) for run in listed] == [
         (0, 1000, 3, True),
@@ -596,7 +597,8 @@ class TestBrowser:
 
     def test_results_without_anything_to_compare(self, browser: webdriver.Chrome, tmp_path: Path) -> None:
         write_shard(tmp_path / "x", PPO, "a", [[1.0, 2.0, 3.0]], reference=None, running=[2])
-        write_shard(tmp_path / "x", "sac", "b", np.full((2, 3), np.nan), reference=None)
+        lost = np.full((2, 3), np.nan)
+        write_shard(tmp_path / "x", "sac", "b", lost, reference=None, diverged=np.isnan(lost))
         pages.write(make(tmp_path / "x"), tmp_path / "report.html")
         show(browser, tmp_path / "report.html")
         assert panels_of(browser, 0) == {"task-0", "tables", "speed"}
