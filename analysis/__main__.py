@@ -24,6 +24,7 @@ DESCRIPTION = """Compare the results in a folder: print the tables; write them a
 report.html, and the figures sample_efficiency, aggregate_intervals and performance_profile as PNG and PDF."""
 FIGURES = (".png", ".pdf")
 MINIMUM_REPETITIONS = 40
+MAXIMUM_REPETITIONS = 1_000_000
 """With fewer resamples not even one lies outside each end of a 95 % interval."""
 
 
@@ -138,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=_path, metavar="DIR", help="where to write (default: the results folder)")
     parser.add_argument(
         "--repetitions",
-        type=_integer(MINIMUM_REPETITIONS),
+        type=_integer(MINIMUM_REPETITIONS, MAXIMUM_REPETITIONS),
         default=2000,
         metavar="N",
         help="bootstrap resamples for each interval (default: %(default)s)",
@@ -161,7 +162,7 @@ def _path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
-def _integer(minimum: int) -> Callable[[str], int]:
+def _integer(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
     def parse(text: str) -> int:
         try:
             value = int(text)
@@ -169,6 +170,8 @@ def _integer(minimum: int) -> Callable[[str], int]:
             value = minimum - 1
         if value < minimum:
             raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least {minimum}")
+        if maximum is not None and value > maximum:
+            raise argparse.ArgumentTypeError(f"'{text}' must be at most {maximum}")
         return value
 
     return parse

@@ -254,19 +254,31 @@ def _diverged(task: TaskScores, rows: pd.DataFrame, labels: list[str], environme
     if not task.diverged.any():
         return []
     settings, last, counted = _settings(rows), _last_scores(task), task.counted
-    lost = rows[rows["diverged"].to_numpy(bool) | ~np.isfinite(rows["return_mean"].to_numpy(np.float64))]
+    lost = rows[rows["diverged"].to_numpy(bool)]
     # Of every run, so that they stay in the order of `TaskScores`.
     first = lost.groupby(RUN_KEYS)["step"].min().reindex(settings.index)
+    causes = _first_nonfinite(rows).reindex(settings.index)
     return [
         {
             **_place((task.label, task.environment), labels, environments),
             **_setting(settings.iloc[run].to_dict()),
             "step": int(first.iloc[run]),
+            "cause": None if pd.isna(causes["nonfinite"].iloc[run]) else str(causes["nonfinite"].iloc[run]),
+            "cause_step": None if pd.isna(causes["step"].iloc[run]) else int(causes["step"].iloc[run]),
             "score": _number(last[run]),
             "counted": bool(counted[run]),
         }
         for run in np.flatnonzero(task.diverged).tolist()
     ]
+
+
+def _first_nonfinite(rows: pd.DataFrame) -> pd.DataFrame:
+    """By run: what was first seen to be non-finite, `nonfinite`, and at which `step`. Results from before this was
+    recorded have none."""
+    if "nonfinite" not in rows:
+        rows = rows.assign(nonfinite=None)
+    found = rows[rows["nonfinite"].notna()].sort_values("step", kind="stable")
+    return found.drop_duplicates(RUN_KEYS).set_index(RUN_KEYS)[["nonfinite", "step"]]
 
 
 def _speed(task: TaskScores, shards: Sequence[Manifest]) -> dict[str, Any]:

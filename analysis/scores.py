@@ -236,6 +236,8 @@ def _read_table(file: Path, manifest: Manifest, episodes: bool, remedy: str) -> 
         with pq.ParquetFile(file) as parquet:
             names = parquet.schema_arrow.names
             table = parquet.read(columns=[n for n in names if episodes or n not in EPISODE_COLUMNS])
+            if "nonfinite_episodes" not in names and "episode_returns" in names:
+                table = _without_lost_episodes(table, parquet)
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -251,6 +253,23 @@ def _read_table(file: Path, manifest: Manifest, episodes: bool, remedy: str) -> 
                 "the two do not belong together: delete both and run the shard again"
             )
     return table
+
+
+def _without_lost_episodes(table: pa.Table, parquet: pq.ParquetFile) -> pa.Table:
+    """The table of a file from before `nonfinite_episodes` was a column, with that column, and with the mean of the
+    episodes that are finite where one that is not had made it NaN or infinite."""
+    means, diverged = (table[name].to_numpy(zero_copy_only=False) for name in ("return_mean", "diverged"))
+    lost = np.flatnonzero(~np.isfinite(means) & ~diverged.astype(bool))
+    if not lost.size:
+        return table
+    returns = parquet.read(columns=["episode_returns"])["episode_returns"].take(pa.array(lost)).to_pylist()
+    means, counts = means.copy(), np.zeros(len(means), np.int32)
+    for row, of_row in zip(lost, returns, strict=True):
+        finite = np.asarray(of_row, np.float64)[np.isfinite(np.asarray(of_row, np.float64))]
+        means[row] = finite.mean() if finite.size else np.nan
+        counts[row] = len(of_row) - finite.size
+    at = table.column_names.index("return_mean")
+    return table.set_column(at, "return_mean", pa.array(means)).append_column("nonfinite_episodes", pa.array(counts))
 
 
 def _one_line(error: Exception) -> str:
@@ -291,8 +310,9 @@ class Reference:
 class TaskScores:
     """All runs of one label on one task.
 
-    A run that diverged is never dropped. Where an evaluation of it is not finite, it has its last finite score, else
+    A run that diverged is never dropped. Where an evaluation is not finite, its run has its last finite score, else
     the environment's floor: the reference's `low`, or without a reference the lowest finite score seen on the task.
+    That is so for every run, diverged or not: one whose evaluation has no finite episode may go on learning.
 
     Of a shard that is still running (or was interrupted) some runs may be finished while others have only begun, and
     others are not there at all. Scores at different steps are not scores of one thing, so its runs count only once they
@@ -313,7 +333,7 @@ class TaskScores:
     evaluated: NDArray[np.bool_]
     """`[runs, evaluations]`: the run was evaluated at that step. Runs of a shard that is still going have fewer."""
     diverged: NDArray[np.bool_]
-    """`[runs]`: flagged as diverged, or with an evaluation that is not finite."""
+    """`[runs]`: flagged as diverged by the trainer, which alone says so (`nonfinite` in rlsuite/train.py)."""
     running: NDArray[np.bool_]
     """`[runs]`: of a shard that is still running or was interrupted."""
     seeds: NDArray[np.int64]
@@ -554,6 +574,7 @@ def score(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> Scores:
         task = _task_scores(label, environment, rows, floors[environment], planned_here)
         tasks[label, environment] = task
         notes += _pooling_notes(rows, of_label, where)
+        notes += _lost_episodes(rows, where)
         if task.offline:
             played.setdefault(_episodes_played(task, rows, shard_manifests), []).append(where)
         if task.running.any():
@@ -808,7 +829,7 @@ def _task_scores(label: str, environment: str, rows: pd.DataFrame, floor: float,
     evaluated = np.zeros((runs, steps.size), dtype=bool)
     evaluated[run_index, step_index] = True
     diverged = np.zeros(runs, dtype=bool)
-    np.logical_or.at(diverged, run_index, rows["diverged"].to_numpy(bool) | ~np.isfinite(returns))
+    np.logical_or.at(diverged, run_index, rows["diverged"].to_numpy(bool))
     running = np.zeros(runs, dtype=bool)
     running[run_index] = rows["partial"].to_numpy(bool)
     seeds = np.zeros(runs, dtype=np.int64)
@@ -840,6 +861,20 @@ def _carry_forward(curves: Array, floor: float) -> Array:
     finite_at = np.where(np.isfinite(curves), np.arange(curves.shape[1]), -1)
     last = np.maximum.accumulate(finite_at, axis=1)
     return np.where(last >= 0, np.take_along_axis(curves, np.maximum(last, 0), axis=1), floor)
+
+
+def _lost_episodes(rows: pd.DataFrame, where: str) -> Iterator[str]:
+    """How many episodes are not in the scores, if there are any."""
+    if "nonfinite_episodes" not in rows:
+        return
+    lost = rows[rows["nonfinite_episodes"].fillna(0) > 0]
+    if len(lost):
+        runs, none = len(lost[["experiment", "shard", "run"]].drop_duplicates()), int(lost["return_mean"].isna().sum())
+        yield (
+            f"{where}: {int(lost['nonfinite_episodes'].sum()):,} evaluation episodes of {runs:,} runs are not finite "
+            "and left out of their evaluations' means"
+            + (f"; in {none:,} evaluations nothing was left, they have the run's score before" if none else "")
+        )
 
 
 def _pooling_notes(rows: pd.DataFrame, of_label: Sequence[Manifest], where: str) -> Iterator[str]:

@@ -32,7 +32,8 @@ SIDE_BY_SIDE = 100
 
 
 class OutsideError(ValueError):
-    """Gymnasium has no such environment, it is not what the policy was trained for, or it cannot be drawn."""
+    """Gymnasium has no such environment, it is not what the policy was trained for, its episodes do not end, or it
+    cannot be drawn."""
 
 
 class Played(NamedTuple):
@@ -227,7 +228,7 @@ def play(env_id: str, like: Env, act: Act, seeds: Sequence[int]) -> Played:
     """Play complete episodes. Each begins with the seed of Gymnasium's that is given for it.
 
     Raises:
-        OutsideError: as `make`.
+        OutsideError: as `make`; or an episode does not end within the time limit of `like`.
     """
     returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int32)
     outside = [make(env_id, like) for _ in range(min(len(seeds), SIDE_BY_SIDE))]
@@ -239,6 +240,7 @@ def play(env_id: str, like: Env, act: Act, seeds: Sequence[int]) -> Played:
             wrappers.given.obs[i] = np.ravel(outside[i].reset(seed=seed)[0])
         going_on, obs, t = list(range(len(of_these))), wrappers.begin(), 0
         while going_on:
+            check_time(env_id, like, t)
             actions = act(obs, t)
             reaching = wrappers.control(actions)
             for i in going_on:
@@ -257,6 +259,15 @@ def advance(outside: Any, action: np.ndarray, given: Shown, i: int) -> None:
     """One step of one environment, whose result is written into row i."""
     obs, given.reward[i], given.terminated[i], given.truncated[i], _ = outside.step(plain(action))
     given.obs[i] = np.ravel(obs)
+
+
+def check_time(env_id: str, like: Env, t: int) -> None:
+    """Raise OutsideError if an episode is still going on after as many steps as `make` gave it."""
+    if t >= like.max_episode_steps:
+        raise OutsideError(
+            f"Gymnasium's '{env_id}' neither terminated nor truncated an episode within the time limit of "
+            f"{like.max_episode_steps} steps that it was made with; play another"
+        )
 
 
 def plain(action: np.ndarray) -> Any:
@@ -288,7 +299,7 @@ def film(env_id: str, like: Env, act: Act, seed: int, max_fps: float) -> Film:
     """Draw one episode off-screen, at most `max_fps` frames a second: an even share of the steps.
 
     Raises:
-        OutsideError: as `make`; or nothing can be drawn here. The frames raise it too.
+        OutsideError: as `make`; or nothing can be drawn here. The frames raise it too, and as `play` does.
     """
     outside = make(env_id, like, render_mode="rgb_array")
     steps_per_second = float(outside.metadata.get("render_fps", 30))
@@ -313,6 +324,7 @@ def film(env_id: str, like: Env, act: Act, seed: int, max_fps: float) -> Film:
         obs, over, t = wrappers.begin(), False, 0
         yield draw()
         while not over:
+            check_time(env_id, like, t)
             actions = act(obs, t)
             advance(outside, wrappers.control(actions)[0], wrappers.given, 0)
             obs, _, terminated, truncated = wrappers.judge(actions)

@@ -90,12 +90,14 @@ def make(env_id: str, *, max_episode_steps: int | None = None) -> Env:
 
     `max_episode_steps` replaces the task's own time limit; no wrapper does. Raises UnknownEnvironmentError for an
     unknown id, WrapperError for wrappers that do not exist or do not fit, MissingPackageError where the simulator is
-    not installed, ValueError for a limit below 1.
+    not installed, ValueError for a limit below 1 or above what int32 holds.
     """
     task_id, chosen = _read(env_id)
     limit = _family(task_id).TASKS[task_id].max_episode_steps if max_episode_steps is None else max_episode_steps
     if limit < 1:
         raise ValueError(f"max_episode_steps must be at least 1, got {limit}; leave it out for the task's own limit")
+    if limit >= 2**31:
+        raise ValueError(f"max_episode_steps must be at most {2**31 - 1}, which int32 holds, got {limit}")
     return _make(task_id, chosen, limit)
 
 

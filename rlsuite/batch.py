@@ -24,6 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from envs.mujoco_c import WithC
 from rlsuite import host, memory, train
 from rlsuite.core import Algorithm, Task
+from rlsuite.evaluate import check_ended
 
 Array = jax.Array
 
@@ -196,6 +197,13 @@ def compile_programs(
         return jax.device_put([np.int32(value) for value in values], on_all)
 
     def run_checkup(runs: Any, learning: train.Learning, index: int, updates: int, frozen: np.ndarray) -> train.Checkup:
+        checked = run_unchecked(runs, learning, index, updates, frozen)
+        check_ended(checked.episodes.ended, task.env)
+        return checked
+
+    def run_unchecked(
+        runs: Any, learning: train.Learning, index: int, updates: int, frozen: np.ndarray
+    ) -> train.Checkup:
         (seeds, hypers), (at, since), skip = runs, counts(index, updates), jax.device_put(frozen, on_split)
         if simulator is None:
             (compiled_checkup,) = compiled_evaluation
@@ -211,7 +219,8 @@ def compile_programs(
             ),
         )
         return train.Checkup(
-            host.play(simulator, steps, frozen), *compiled_health(task, learning, seeds, hypers, at, since)
+            host.play(simulator, steps, frozen, task.env.max_episode_steps),
+            *compiled_health(task, learning, seeds, hypers, at, since),
         )
 
     programs = train.Programs(

@@ -24,7 +24,7 @@ import envs
 import rlsuite
 from rlsuite import catalogue, check_speed, local, sweep
 from rlsuite.check_speed import Speed
-from rlsuite.errors import UserError, check_positive
+from rlsuite.errors import MOST_RUNS, UserError, check_at_most, check_positive
 from rlsuite.plan import Limits
 from rlsuite.progress import say
 from rlsuite.store import Store
@@ -67,6 +67,7 @@ def load(path: str | Path) -> Check:
     """
     check = sweep.load_as(Check, path, "CHECK")
     check_positive(reference_seeds=check.reference_seeds, rounds=check.rounds)
+    check_at_most(MOST_RUNS, reference_seeds=check.reference_seeds, rounds=check.rounds)
     shards = sweep.shards(check.experiment)
     names = [reference_name(shard) for shard in shards]
     for name, count in Counter(names).items():

@@ -22,7 +22,7 @@ KEPT = 2
 """Snapshots that are kept: the newest, and the one before it in case that one cannot be read."""
 
 LEAF, EPISODES, METRIC = "learning/", "evaluation/", "metric/"
-EVALUATION_ARRAYS = ("returns", "lengths", "diverged")
+EVALUATION_ARRAYS = ("returns", "lengths", "diverged", "nonfinite")
 
 
 class Snapshot(NamedTuple):
@@ -114,11 +114,14 @@ class Snapshots:
             if value.shape != leaf.shape or value.dtype != leaf.dtype:
                 raise ValueError(f"leaf {i} is {value.dtype}{value.shape}, expected {leaf.dtype}{leaf.shape}")
             found.append(value)
+        # Snapshots from before this was kept do not have it.
+        nothing = np.zeros(len(arrays[EPISODES + "diverged"]), np.uint8)
         evaluation = Evaluation(
             **facts["evaluation"],
             returns=np.asarray(arrays[EPISODES + "returns"]),
             lengths=np.asarray(arrays[EPISODES + "lengths"]),
             diverged=np.asarray(arrays[EPISODES + "diverged"]),
+            nonfinite=np.asarray(arrays.get(EPISODES + "nonfinite", nothing)),
             metrics={
                 name.removeprefix(METRIC): np.asarray(value)
                 for name, value in sorted(arrays.items())

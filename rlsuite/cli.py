@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import rlsuite
-from rlsuite.errors import Stopped, UserError, check_positive
+from rlsuite.errors import MOST_INT32, MOST_RUNS, Stopped, UserError, check_at_most, check_positive
 
 MAX_WIDTH = 100
 """Columns of a help text, in a terminal that is wider."""
@@ -260,6 +260,8 @@ def run_collect(arguments: list[str]) -> int:
     given = {name: getattr(options, name) for name in ("transitions", "steps", "seeds")}
     recipe = recipe._replace(**{name: value for name, value in given.items() if value is not None})
     check_positive(transitions=recipe.transitions, steps=recipe.steps, seeds=recipe.seeds)
+    check_at_most(MOST_INT32, transitions=recipe.transitions)
+    check_at_most(MOST_RUNS, seeds=recipe.seeds)
     collect.make(env, recipe, tuple(options.tiers.split(",")) if options.tiers else tuple(catalogue.TIERS))
     return 0
 
@@ -441,6 +443,8 @@ def run_power(arguments: list[str]) -> int:
         raise UserError(f"--seed {options.seed} must be 0 or more")
     if options.runs and min(options.runs) < power.LEAST:
         raise UserError(f"--runs {min(options.runs)} must be at least {power.LEAST}")
+    if options.runs and max(options.runs) > power.MOST:
+        raise UserError(f"--runs {max(options.runs)} must be at most {power.MOST}")
     try:
         pilot = power.make_pilot(
             options.results,
@@ -577,6 +581,8 @@ def run_bench(arguments: list[str]) -> int:
     for name in options.benchmarks:
         if name not in BENCHMARKS:
             raise UserError(f"unknown benchmark '{name}'; there are: {', '.join(BENCHMARKS)}")
+    if max(options.runs) > MOST_RUNS:
+        raise UserError(f"--runs {max(options.runs)} must be at most {MOST_RUNS}")
     limits = execution_settings(vars(options)).limits
     prepare_jax()
     bench(options.benchmarks, options.runs, limits, Path(options.output) if options.output else None)

@@ -21,7 +21,8 @@ from rlsuite import algorithms, batch, catalogue, policies, rollout, store, trai
 from rlsuite.algorithms import ppo, sac
 from rlsuite.catalogue import FOLDER_VARIABLE, TIERS, folder
 from rlsuite.core import Algorithm, Task, Transition
-from rlsuite.errors import UserError
+from rlsuite.errors import UserError, check_updates
+from rlsuite.evaluate import check_ended
 from rlsuite.progress import quantity, say
 
 Array = jax.Array
@@ -111,6 +112,7 @@ def make(env: Env, recipe: Recipe, tiers: tuple[str, ...]) -> None:
     task = Task(env)
     spec = algorithms.get(recipe.algorithm)
     algorithm = spec.make(spec.fit(recipe.config, recipe.steps))
+    check_updates(recipe.steps, algorithm.steps_per_update)
     if algorithm.explore is None:
         raise UserError(f"'{recipe.algorithm}' is no source of datasets; those are: ppo, sac")
     say(f"making {', '.join(f'{env.id}/{tier}' for tier in tiers)}")
@@ -235,7 +237,9 @@ def checkpoints(algorithm: Algorithm, task: Task, recipe: Recipe) -> list[Policy
             continue
         every = jax.tree.leaves(pause.training.learning.state)
         leaves = [np.asarray(every[i]) for i in kept]
-        returns = pause.training.evaluation.returns.mean(axis=1)
+        evaluation = pause.training.evaluation
+        # What a run that has diverged shows is of an earlier policy.
+        returns = np.where(evaluation.diverged, np.nan, evaluation.mean_returns)
         say(f"  {quantity(pause.training.step)} of {quantity(recipe.steps)} steps, best return {best(returns):.4g}")
         for run, seed in enumerate(seeds):
             if np.isfinite(returns[run]):
@@ -258,7 +262,8 @@ def read_by_explore(algorithm: Algorithm, task: Task, hypers: Any) -> list[int]:
 def recorder(algorithm: Algorithm, task: Task, hypers: Any) -> Callable[[list[np.ndarray] | None, Array], Records]:
     """(leaves of a policy, key) -> the first episode of each of `LANES` environments; without a policy, random actions.
 
-    Episodes are whole, and none is chosen for its length.
+    Episodes are whole, and none is chosen for its length. The function raises UserError where one does not end within
+    the environment's time limit.
     """
     env = task.env
     space = env.action_space
@@ -293,7 +298,12 @@ def recorder(algorithm: Algorithm, task: Task, hypers: Any) -> Callable[[list[np
 
         return steps(policy, key)
 
-    return lambda leaves, key: records_of(randomly(key) if leaves is None else explore(leaves, key), most=1)
+    def play(leaves: list[np.ndarray] | None, key: Array) -> Records:
+        transitions = randomly(key) if leaves is None else explore(leaves, key)
+        check_ended(np.any(transitions.terminated | transitions.truncated, axis=0), env)
+        return records_of(transitions, most=1)
+
+    return play
 
 
 def collected(play: Callable[[Array], Records], key: Array, transitions: int) -> Records:

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import signal
 
+MOST_INT32 = 2**31 - 1
+"""What programs count with."""
+MOST_FLOAT32 = 3.4028234663852886e38
+"""What programs compute with; beyond lies infinity."""
+MOST_RUNS = 1_000_000
+"""Runs of a cell, and evaluations of a run: numbers of runs in the names of files have six digits."""
+
 
 class UserError(ValueError):
     """Something a user typed cannot work. The message is one line: the value, what was expected, what to do."""
@@ -22,3 +29,23 @@ def check_positive(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
             raise UserError(f"{name}={value} must be at least 1")
+
+
+def check_at_most(most: int, **values: int) -> None:
+    """Raise UserError naming the first of the keyword arguments that is above `most`."""
+    for name, value in values.items():
+        if value > most:
+            raise UserError(f"{name}={value} must be at most {most}")
+
+
+def check_updates(steps: int, steps_per_update: int) -> None:
+    """Raise UserError unless an update's steps, and the updates of so many steps, can be counted."""
+    if steps_per_update > MOST_INT32:
+        raise UserError(f"an update takes {steps_per_update} steps and must take at most {MOST_INT32}; make it smaller")
+    if -(-steps // steps_per_update) > MOST_INT32:
+        raise UserError(f"steps={steps} are more than {MOST_INT32} updates; choose fewer")
+
+
+def is_float32(value: float) -> bool:
+    """Whether the number, a whole one of any size too, is finite in float32."""
+    return -MOST_FLOAT32 <= value <= MOST_FLOAT32

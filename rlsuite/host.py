@@ -18,7 +18,7 @@ import numpy as np
 from envs.core import EnvState
 from envs.mujoco_c import Simulator, WithC
 from rlsuite.core import Algorithm, State, Task
-from rlsuite.evaluate import Episodes
+from rlsuite.evaluate import Episodes, no_episodes
 from rlsuite.train import EVALUATION_STREAM, stream_key
 
 Array = jax.Array
@@ -32,8 +32,6 @@ class Playing(NamedTuple):
     """chosen for that step"""
     episodes: Episodes
     """so far"""
-    over: Array
-    """bool"""
 
 
 def env_of(task: Task) -> WithC:
@@ -63,9 +61,7 @@ def start(
     num_episodes = physics.qpos.shape[0]
     reset_key, loop_key = keys_of_evaluation(seed, index)
     env_state, obs = jax.vmap(env_of(task).start)(jax.random.split(reset_key, num_episodes), physics)
-    episodes = Episodes(jnp.zeros(num_episodes), jnp.zeros(num_episodes, jnp.int32))
-    over = jnp.full(num_episodes, skip)
-    return choose(algorithm, task, state, loop_key, jnp.int32(0), env_state, obs, episodes, over)
+    return choose(algorithm, task, state, loop_key, jnp.int32(0), env_state, obs, no_episodes(num_episodes, skip))
 
 
 def go_on(
@@ -79,7 +75,8 @@ def go_on(
     physics: Any,
 ) -> tuple[Playing, Array]:
     """Judge step `t` `[]` int32, which has led to `physics`, and choose the next one, as `start` does."""
-    env_state, action, episodes, over = playing
+    env_state, action, episodes = playing
+    over = episodes.ended
     _, loop_key = keys_of_evaluation(seed, index)
     _, step_keys = keys_of_step(loop_key, t, over.shape[0])
     env_state, shown = jax.vmap(env_of(task).judge)(step_keys, env_state, action, physics)
@@ -87,7 +84,8 @@ def go_on(
     returns = episodes.returns + jnp.where(over, 0.0, shown.reward)
     lengths = episodes.lengths + jnp.where(over, 0, 1)
     over = over | shown.terminated | shown.truncated
-    return choose(algorithm, task, state, loop_key, t + 1, env_state, shown.obs, Episodes(returns, lengths), over)
+    played = Episodes(returns, lengths, over, episodes.seen)
+    return choose(algorithm, task, state, loop_key, t + 1, env_state, shown.obs, played)
 
 
 def choose(
@@ -99,13 +97,12 @@ def choose(
     env_state: EnvState,
     obs: Array,
     episodes: Episodes,
-    over: Array,
 ) -> tuple[Playing, Array]:
     """The actions of step `t` and the controls that they become."""
-    act_keys, step_keys = keys_of_step(loop_key, t, over.shape[0])
+    act_keys, step_keys = keys_of_step(loop_key, t, episodes.ended.shape[0])
     action = jax.vmap(algorithm.act, in_axes=(0, None, None, 0))(act_keys, task, state, obs)
     control = jax.vmap(env_of(task).control)(step_keys, env_state, action)
-    return Playing(env_state, action, episodes, over), control
+    return Playing(env_state, action, episodes), control
 
 
 def keys_of_step(loop_key: Array, t: Array, num_episodes: int) -> Array:
@@ -126,8 +123,11 @@ class Programs(NamedTuple):
     """(t, playing, physics) -> (playing, control)"""
 
 
-def play(simulator: Simulator, programs: Programs, skip: np.ndarray) -> Episodes:
+def play(simulator: Simulator, programs: Programs, skip: np.ndarray, max_episode_steps: int) -> Episodes:
     """Play all episodes to their end: `[width, num_episodes]`. The simulator has one environment for each.
+
+    None is longer than `max_episode_steps`, and `ended` says which did not end by then. Those whose physics were finite
+    all along have `seen` nothing else: an observation is made of nothing but them.
 
     None are played of the runs where `skip` `[width]` bool is true.
     """
@@ -144,9 +144,17 @@ def play(simulator: Simulator, programs: Programs, skip: np.ndarray) -> Episodes
     shape = qpos.shape[:2]
     simulator.reset(flat(qpos), flat(qvel), np.repeat(~skip, shape[1]))
     playing, control = programs.start(measured(shape))
-    t = 0
-    while not (over := flat(playing.over)).all():
+    t, finite = 0, finite_physics(simulator)
+    while t < max_episode_steps and not (over := flat(playing.episodes.ended)).all():
         simulator.step(flat(control), ~over)
+        finite &= over | finite_physics(simulator)
         playing, control = programs.go_on(t, playing, measured(shape))
         t += 1
-    return playing.episodes
+    return playing.episodes._replace(seen=jnp.asarray(finite.reshape(shape)))
+
+
+def finite_physics(simulator: Simulator) -> np.ndarray:
+    """`[environments]` bool"""
+    of_arrays = [np.isfinite(x).reshape(len(x), -1).all(axis=1) for x in jax.tree.leaves(simulator.physics)]
+    finite: np.ndarray = np.logical_and.reduce(of_arrays)
+    return finite

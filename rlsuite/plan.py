@@ -27,6 +27,8 @@ from rlsuite.progress import quantity
 WIDTHS = (1, 2, 8, 32, 128, 512, 2048, 8192)
 """Runs per device that are worth a try."""
 FIRST_ON_CPU = 8
+BYTES_OF_STEP = 40
+"""What a step takes beside its observation, at least: keys to reset, act and step with, return, length, reward."""
 MEASURED_SECONDS = 0.5
 """How long one speed is measured."""
 WORTH_TRYING = 10
@@ -128,7 +130,7 @@ def choose(work: Work, limits: Limits) -> Plan:
             f"one run takes {quantity(needed)}B a device"
             + (f" beside {quantity(shared)}B of its dataset" if shared else "")
             + f", but {limits.memory_share:.0%} of the free memory are {quantity(budget)}B; "
-            "make its buffer or networks smaller, or raise --memory-share"
+            "make its buffer, networks, steps or evaluation episodes smaller, or raise --memory-share"
         )
     # Here, so that however many widths are tried, there is one copy.
     work = work._replace(task=batch.place(work.task, jax.local_devices()[:devices]))
@@ -203,9 +205,13 @@ def num_devices(num_runs: int, wanted: int | None) -> int:
 
 
 def least_bytes(work: Work, devices: int) -> int:
-    """What one run takes on its device before anything is compiled: its state, and the copy that a snapshot makes."""
+    """What one run takes on its device before anything is compiled: its state, and the copy that a snapshot makes, with
+    the episodes of an evaluation or the steps of an update, whichever is more."""
     of_state = batch.learning_bytes(work.algorithm, work.task, work.hypers, jax.local_devices()[:devices])
-    return of_state * (1 + memory.copies())
+    # Billions of them would keep the compiler busy for minutes before it could say so.
+    steps = work.algorithm.steps_per_update if work.task.dataset is None else 0
+    of_each = 4 * work.task.env.obs_dim + BYTES_OF_STEP
+    return of_state * (1 + memory.copies()) + max(work.num_episodes, steps) * of_each
 
 
 def bytes_of(compiled: batch.Compiled) -> int:

@@ -105,10 +105,7 @@ class Progress:
         line = f"  {share:4.0%}"
         if count < self.runs:
             line += f"  runs {self.done}/{self.runs} done"
-        line += (
-            f"  step {quantity(evaluation.step):>5}"
-            f"  return IQM {interquartile_mean(evaluation.returns.mean(axis=1)):9.2f}"
-        )
+        line += f"  step {quantity(evaluation.step):>5}  return IQM {interquartile_mean(evaluation.mean_returns):9.2f}"
         seconds = time.perf_counter() - self._began
         if self._run_steps:
             rate = self._run_steps / seconds

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rlsuite.errors import UserError, check_positive
+from rlsuite.errors import MOST_RUNS, UserError, check_at_most, check_positive, is_float32
 from rlsuite.sweep import check_type
 
 HypersT = TypeVar("HypersT", bound=tuple[Any, ...])
@@ -93,10 +93,12 @@ def grid(base: HypersT, /, **values: Values) -> tuple[HypersT, ...]:
         The product of all values, in their order; the last name varies fastest.
 
     Raises:
-        UserError: a name that `base` does not have, no value, or one that is not a finite number.
+        UserError: a name that `base` does not have, no value, one that is not a finite number in float32 too, or more
+            combinations than a cell has runs.
     """
     _check_names(base, values)
     axes = [_numbers(name, some) for name, some in values.items()]
+    check_at_most(MOST_RUNS, combinations=math.prod(map(len, axes)))
     return tuple(_with(base, dict(zip(values, point, strict=True))) for point in itertools.product(*axes))
 
 
@@ -123,6 +125,7 @@ def sample(base: HypersT, /, *, count: int, seed: int = 0, **distributions: Dist
     check_type("count", count, 1)
     check_type("seed", seed, 1)
     check_positive(count=count)
+    check_at_most(MOST_RUNS, count=count)
     if seed < 0:
         raise UserError(f"seed={seed} must be at least 0")
     _check_names(base, distributions)
@@ -166,7 +169,7 @@ def _numbers(name: str, values: Any) -> tuple[float, ...]:
 
 
 def _check_finite(name: str, value: Any) -> None:
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    if not isinstance(value, int | float) or not is_float32(value):
         raise UserError(f"{name}={value!r} must be a finite number, such as 0.5")
 
 

@@ -18,9 +18,15 @@ run int32, seed int64, hyper/<name> float64              which run of the shard
 dataset, sampling str                                    of offline learners only
 step, update int64; wall_seconds float64                 how far: environment steps and updates of that run, and the
                                                          seconds its chunk has trained and evaluated, without compiling
-return_mean, return_std, return_min, return_max float64  over the complete episodes of this evaluation
+return_mean, return_std, return_min, return_max float64  over the complete episodes of this evaluation, those left out
+                                                         whose return is not finite; NaN if there is no other
+nonfinite_episodes int32                                 how many are left out, each counted once: 0 once diverged
 episode_returns list<float32>, episode_lengths list<int32>
-diverged bool                                            the run became non-finite now or earlier, and is frozen
+diverged bool                                            the run became non-finite now or earlier, and is frozen; a
+                                                         non-finite episode alone does not make it so
+nonfinite str                                            what is non-finite: of the run, of `PARTS` in rlsuite/train.py,
+                                                         as it was when it diverged; else of this evaluation's
+                                                         episodes, of `OF_EPISODES`; else null
 metric/<name> float32                                    mean over the updates since the last evaluation; null before
                                                          the first one. An off-policy learner's losses and values are
                                                          0 in the updates of its warm-up, which count in that mean
@@ -50,8 +56,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlsuite.errors import UserError
+from rlsuite.evaluate import over_finite
 from rlsuite.sweep import Shard
-from rlsuite.train import Evaluation, evaluation_points
+from rlsuite.train import Evaluation, evaluation_points, nonfinite_names
 
 FORMAT = 1
 
@@ -89,13 +96,15 @@ def rows(shard: Shard, evaluation: Evaluation, first: int = 0) -> pa.Table:
         "step": pa.array([evaluation.step] * count, pa.int64()),
         "update": pa.array([evaluation.update] * count, pa.int64()),
         "wall_seconds": pa.array([evaluation.wall_seconds] * count, pa.float64()),
-        "return_mean": pa.array(returns.mean(axis=1)),
-        "return_std": pa.array(returns.std(axis=1)),
-        "return_min": pa.array(returns.min(axis=1)),
-        "return_max": pa.array(returns.max(axis=1)),
+        "return_mean": pa.array(over_finite(np.nanmean, returns)),
+        "return_std": pa.array(over_finite(np.nanstd, returns)),
+        "return_min": pa.array(over_finite(np.nanmin, returns)),
+        "return_max": pa.array(over_finite(np.nanmax, returns)),
+        "nonfinite_episodes": pa.array(evaluation.nonfinite_episodes, pa.int32()),
         "episode_returns": pa.array(list(evaluation.returns.astype(np.float32)), pa.list_(pa.float32())),
         "episode_lengths": pa.array(list(evaluation.lengths.astype(np.int32)), pa.list_(pa.int32())),
         "diverged": pa.array(evaluation.diverged),
+        "nonfinite": pa.array([nonfinite_names(bits) for bits in evaluation.nonfinite.tolist()], pa.string()),
     }
     for name, values in evaluation.metrics.items():
         columns[f"metric/{name}"] = pa.array(values.astype(np.float32))

@@ -9,6 +9,7 @@ import json
 import math
 import re
 import runpy
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -17,7 +18,16 @@ import envs
 from envs import Env, Reference, datasets, mujoco_c
 from rlsuite import algorithms, catalogue
 from rlsuite.core import AlgorithmSpec, Task, identity
-from rlsuite.errors import UserError, check_positive
+from rlsuite.errors import (
+    MOST_FLOAT32,
+    MOST_INT32,
+    MOST_RUNS,
+    UserError,
+    check_at_most,
+    check_positive,
+    check_updates,
+    is_float32,
+)
 
 EvaluationPhysics = Literal["own", "mujoco"]
 EXAMPLE_REFERENCE = Reference(0.0, 100.0, "random actions", "somebody's paper")
@@ -184,6 +194,8 @@ def shard(experiment: str, cell: Cell) -> Shard:
     check_type("sampling", cell.sampling, "uniform")
     check_type("clip_actions", cell.clip_actions, False)
     check_positive(steps=cell.steps, seeds=cell.seeds, evaluations=cell.evaluations, eval_episodes=cell.eval_episodes)
+    check_at_most(MOST_RUNS, seeds=cell.seeds, evaluations=cell.evaluations)
+    check_at_most(MOST_INT32, eval_episodes=cell.eval_episodes)
     if cell.evaluation_physics not in get_args(EvaluationPhysics):
         there = ", ".join(get_args(EvaluationPhysics))
         raise UserError(f"unknown evaluation_physics={cell.evaluation_physics!r}; there are: {there}")
@@ -201,6 +213,7 @@ def shard(experiment: str, cell: Cell) -> Shard:
     for field in dataclasses.fields(spec.config):
         check_type(field.name, getattr(config, field.name), field.default)
         check_sizes(field.name, getattr(config, field.name), field.default)
+        check_range(field.name, getattr(config, field.name))
     # A Hypers is a tuple too, a named one.
     given = cell.hypers if isinstance(cell.hypers, tuple) and not hasattr(cell.hypers, "_fields") else (cell.hypers,)
     settings: tuple[Any, ...] = tuple(preset.hypers if hypers is None else hypers for hypers in given)
@@ -211,9 +224,10 @@ def shard(experiment: str, cell: Cell) -> Shard:
         check_hyper(name, value, getattr(spec.hypers(), name))
     if len(set(settings)) < max(len(settings), 1):
         raise UserError(f"hypers must be one or more different settings, got {settings}; remove what is there twice")
+    if len(settings) * cell.seeds > MOST_RUNS:
+        raise UserError(f"{len(settings)} settings of hypers with {cell.seeds} seeds are more than {MOST_RUNS} runs")
     algorithm = spec.make(spec.fit(config, cell.steps))  # raises UserError for a config that cannot work
-    if -(-cell.steps // algorithm.steps_per_update) >= 2**31:
-        raise UserError(f"steps={cell.steps} are more than 2147483647 updates; choose fewer")
+    check_updates(cell.steps, algorithm.steps_per_update)
     seeds = range(cell.first_seed, cell.first_seed + cell.seeds)
     return Shard(experiment, cell, env.id, config, tuple((seed, hypers) for hypers in settings for seed in seeds))
 
@@ -285,7 +299,8 @@ def check_reference(reference: Any) -> None:
     if not isinstance(reference, Reference):
         raise UserError(f"reference={reference!r} must be a Reference, such as {EXAMPLE_REFERENCE}")
     low, high, *sources = reference
-    if not all(isinstance(value, int | float) and math.isfinite(value) for value in (low, high)) or low >= high:
+    most = sys.float_info.max
+    if not all(isinstance(value, int | float) and -most <= value <= most for value in (low, high)) or low >= high:
         raise UserError(f"reference={reference} must have finite numbers, low below high, such as {EXAMPLE_REFERENCE}")
     if not all(isinstance(source, str) for source in sources):
         raise UserError(f"reference={reference} must say in words where it is from, such as {EXAMPLE_REFERENCE}")
@@ -301,13 +316,22 @@ def check_type(name: str, value: Any, example: Any) -> None:
 
 
 def check_hyper(name: str, value: Any, example: float) -> None:
-    """Raise UserError unless this is a finite number, within RANGES where they have the name."""
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"{name}={value!r} must be a finite number, such as {example}")
+    """Raise UserError unless this is a finite number in float32 too, within RANGES where they have the name."""
+    if not isinstance(value, int | float) or not is_float32(value):
+        raise UserError(f"{name}={value!r} must be a finite number up to {MOST_FLOAT32:.6g}, such as {example}")
     for pattern, (low, high) in RANGES.items():
         if fnmatch.fnmatchcase(name, pattern) and not low <= value <= high:
             allowed = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
             raise UserError(f"{name}={value!r} must be {allowed}, such as {example}")
+
+
+def check_range(name: str, value: Any) -> None:
+    """Raise UserError for a number of a Config that int32 or float32 cannot hold, alone or in a tuple."""
+    for number in value if isinstance(value, tuple) else (value,):
+        if type(number) is int and abs(number) > MOST_INT32:
+            raise UserError(f"{name}={value!r} must be at most {MOST_INT32}")
+        if type(number) is float and not is_float32(number):
+            raise UserError(f"{name}={value!r} must be finite, and at most {MOST_FLOAT32:.6g}")
 
 
 def check_sizes(name: str, value: Any, example: Any) -> None:

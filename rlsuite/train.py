@@ -19,7 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlsuite.core import Algorithm, Clock, Metrics, State, Task
-from rlsuite.evaluate import Episodes, evaluate
+from rlsuite.evaluate import Episodes, evaluate, over_finite
+from rlsuite.replay import Replay
+from rlsuite.rollout import EnvCarry
 
 Array = jax.Array
 
@@ -74,21 +76,55 @@ def segment(
     return jax.lax.fori_loop(start, stop, body, Learning(learning.state, sums))
 
 
+PARTS = ("parameters", "buffer", "environments", "metrics")
+"""What `nonfinite` tells apart: the learner's own state, its replay buffer, the environments that it trains on (their
+states and observations), and its metrics since the last evaluation."""
+OF_EPISODES = ("observations", "rewards")
+"""What may be non-finite in the episodes of an evaluation alone, which harms no run."""
+DIVERGED = 2 ** len(PARTS) - 1
+"""The bits of `PARTS` in `Evaluation.nonfinite`; those of `OF_EPISODES` come after them."""
+
+
+def nonfinite(learning: Learning) -> Array:
+    """`[]` uint8: bit i is set if a number in `PARTS[i]` of a run is NaN or infinite.
+
+    THE definition of divergence: a run has diverged once a bit is set. All that says so reads it from here, by way of
+    `Evaluation.diverged` and the store's column.
+    """
+    found: dict[str, list[Array]] = {part: [jnp.asarray(True)] for part in PARTS}
+    found["metrics"] += finite_leaves(learning.sums)
+    for part in jax.tree.leaves(learning.state, is_leaf=lambda node: isinstance(node, Replay | EnvCarry)):
+        of = "buffer" if isinstance(part, Replay) else "environments" if isinstance(part, EnvCarry) else "parameters"
+        found[of] += finite_leaves(part)
+    bits = [~jnp.all(jnp.stack(finite)) * jnp.uint8(1 << i) for i, finite in enumerate(found.values())]
+    return jnp.sum(jnp.stack(bits), dtype=jnp.uint8)
+
+
+def finite_leaves(tree: Any) -> list[Array]:
+    """`[]` bool for each leaf of floats: whether all of them are finite."""
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return [jnp.all(jnp.isfinite(x)) for x in floats]
+
+
 def is_finite(learning: Learning) -> Array:
-    """`[]` bool: neither a metric since the last evaluation nor a number in the state of a run is NaN or infinite."""
-    floats = [x for x in jax.tree.leaves(learning) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))
+    """`[]` bool: the run has not diverged, see `nonfinite`."""
+    return nonfinite(learning) == 0
+
+
+def nonfinite_names(bits: int) -> str | None:
+    """Those of `PARTS` and `OF_EPISODES` whose bit is set, such as `parameters, metrics`; None if none is."""
+    return ", ".join(name for i, name in enumerate((*PARTS, *OF_EPISODES)) if bits >> i & 1) or None
 
 
 def health(
     algorithm: Algorithm, task: Task, learning: Learning, seed: Array, hypers: Any, index: Array, updates: Array
 ) -> tuple[Metrics, Array]:
     """Of one run: the mean of its metrics over the `updates` `[]` since the last evaluation with what the algorithm
-    reports after `index` updates, and `is_finite`."""
+    reports after `index` updates, and `nonfinite`."""
     metrics = jax.tree.map(lambda total: total / jnp.maximum(updates, 1), learning.sums)
     if algorithm.report:
         metrics |= algorithm.report(stream_key(seed, REPORT_STREAM, index), task, learning.state, hypers)
-    return metrics, is_finite(learning)
+    return metrics, nonfinite(learning)
 
 
 class Checkup(NamedTuple):
@@ -97,8 +133,8 @@ class Checkup(NamedTuple):
     episodes: Episodes
     metrics: Metrics
     """mean over the updates since the last evaluation, and what the algorithm reports"""
-    finite: Array
-    """`[]` bool, see `is_finite`"""
+    nonfinite: Array
+    """`[]` uint8, see the function of this name"""
 
 
 def checkup(
@@ -154,8 +190,22 @@ class Evaluation(NamedTuple):
     metrics: dict[str, np.ndarray]
     """name -> `[runs]`: mean over the updates since the last evaluation, or reported now. Empty before any update"""
     diverged: np.ndarray
-    """`[runs]` bool: the run became non-finite now or earlier. From then on it is frozen: its returns, lengths and
-    metrics repeat those of its last finite evaluation"""
+    """`[runs]` bool: something in `PARTS` of the run is non-finite now or was earlier. From then on it is frozen: its
+    returns, lengths and metrics repeat those of its last evaluation before"""
+    nonfinite: np.ndarray
+    """`[runs]` uint8: bits of `PARTS` and `OF_EPISODES` that are non-finite now; once the run has diverged, those of
+    `PARTS` that were when that was first seen, since all that follows is their doing"""
+
+    @property
+    def mean_returns(self) -> np.ndarray:
+        """`[runs]` mean return of the episodes that are finite; NaN where none is."""
+        return over_finite(np.nanmean, self.returns)
+
+    @property
+    def nonfinite_episodes(self) -> np.ndarray:
+        """`[runs]` episodes whose return is not finite, which `mean_returns` leaves out. None of a run that has
+        diverged: what it shows has been counted."""
+        return np.where(self.diverged, 0, np.sum(~np.isfinite(self.returns), axis=1))
 
 
 class Training(NamedTuple):
@@ -183,6 +233,7 @@ class Pause(NamedTuple):
 
 def evaluation_points(total_updates: int, num_evaluations: int) -> list[int]:
     """Update counts at which to evaluate: 0, then `num_evaluations` as evenly as can be, the last at the end."""
+    num_evaluations = min(num_evaluations, total_updates)  # more than one at each update there are not
     return sorted({round(i * total_updates / num_evaluations) for i in range(num_evaluations + 1)})
 
 
@@ -206,7 +257,8 @@ def train(
         frozen = np.ones(programs.width, bool)  # the padding stays so and plays nothing
         frozen[: len(seeds)] = False if last is None else last.diverged
         checked = programs.checkup(runs, learning, update, update - last.update if last else 0, frozen)
-        episodes, metrics, finite = jax.tree.map(lambda x: np.asarray(x)[: len(seeds)], checked)
+        episodes, metrics, bits = jax.tree.map(lambda x: np.asarray(x)[: len(seeds)], checked)
+        found = bits != 0
         evaluation = Evaluation(
             update=update,
             step=update * programs.steps_per_update,
@@ -214,7 +266,8 @@ def train(
             returns=episodes.returns,
             lengths=episodes.lengths,
             metrics=metrics if update else {},
-            diverged=~finite if last is None else ~finite | last.diverged,
+            diverged=found if last is None else found | last.diverged,
+            nonfinite=np.where(found, bits, bits_of_episodes(episodes)),
         )
         return evaluation if last is None else freeze(evaluation, last)
 
@@ -244,6 +297,17 @@ def train(
             yield Pause(Training(learning, update, evaluation, step, time.perf_counter() - began), evaluated)
 
 
+def bits_of_episodes(episodes: Episodes) -> np.ndarray:
+    """`[runs]` uint8: the bits of `OF_EPISODES`, of `[runs, num_episodes]`.
+
+    A return that is not finite although all observations were is due to a reward. Where an observation was not, what
+    the policy did then, and what it got for it, is no reward's fault.
+    """
+    lost = ~np.isfinite(episodes.returns)
+    unseen, unpaid = (~episodes.seen).any(axis=1), (lost & episodes.seen).any(axis=1)
+    return ((unseen + 2 * unpaid) * (DIVERGED + 1)).astype(np.uint8)
+
+
 def freeze(evaluation: Evaluation, last: Evaluation) -> Evaluation:
     """The evaluation, with what diverged runs show replaced by what they showed last."""
 
@@ -255,4 +319,5 @@ def freeze(evaluation: Evaluation, last: Evaluation) -> Evaluation:
         returns=keep(evaluation.returns, last.returns),
         lengths=keep(evaluation.lengths, last.lengths),
         metrics={name: keep(new, last.metrics.get(name, no_metric)) for name, new in evaluation.metrics.items()},
+        nonfinite=np.where(last.diverged, last.nonfinite, evaluation.nonfinite),
     )

@@ -17,8 +17,8 @@ from scipy import stats
 import envs
 from envs import gymnasium
 from rlsuite import policies, train
-from rlsuite.errors import UserError
-from rlsuite.evaluate import evaluate
+from rlsuite.errors import MOST_RUNS, UserError, check_at_most
+from rlsuite.evaluate import Episodes, check_ended, evaluate
 from rlsuite.policies import Policy, Trained
 from rlsuite.progress import quantity, say
 
@@ -90,10 +90,11 @@ def transfer(run: str | Path, env_id: str, num_episodes: int, seed: Seed = "firs
     `seed` chooses among the runs of the shard; `video` films the first of them.
 
     Raises:
-        UserError: the run or the environment cannot be used, or no film can be made.
+        UserError: the run or the environment cannot be used, an episode does not end, or no film can be made.
     """
     if num_episodes < 2:
         raise UserError(f"episodes={num_episodes} must be at least 2, for an interval")
+    check_at_most(MOST_RUNS, episodes=num_episodes)
     if video is not None:
         check_film(video)
         gymnasium.expect_no_screen()
@@ -108,8 +109,8 @@ def transfer(run: str | Path, env_id: str, num_episodes: int, seed: Seed = "firs
     outside.close()
 
     @jax.jit
-    def here(leaves: list[Array], key: Array) -> Array:
-        return evaluate(key, trained.algorithm, task, trained.state(leaves), num_episodes).returns
+    def here(leaves: list[Array], key: Array) -> Episodes:
+        return evaluate(key, trained.algorithm, task, trained.state(leaves), num_episodes)
 
     @jax.jit
     def act(leaves: list[Array], key: Array, obs: Array) -> Array:
@@ -140,9 +141,14 @@ def transfer(run: str | Path, env_id: str, num_episodes: int, seed: Seed = "firs
         # An index that training does not use: these episodes are new to everybody.
         key = train.stream_key(jnp.uint32(policy.seed), train.EVALUATION_STREAM, policy.update + 1)
         key = jax.random.fold_in(key, policy.run)
-        ours = np.asarray(here(policy.leaves, key), np.float64)
+        episodes = here(policy.leaves, key)
+        check_ended(episodes.ended, task.env)
+        ours = np.asarray(episodes.returns, np.float64)
         seeds = start_seeds(policy.seed, policy.run, num_episodes)
-        theirs = gymnasium.play(env_id, task.env, act_with(policy, key), seeds).returns
+        try:
+            theirs = gymnasium.play(env_id, task.env, act_with(policy, key), seeds).returns
+        except gymnasium.OutsideError as error:
+            raise UserError(str(error)) from error
         say(f"run {policy.run}, seed {policy.seed}")
         for name, returns in zip(names, (ours, theirs), strict=True):
             say(f"  {name:<{width}} {mean_of(returns)}")

@@ -55,7 +55,8 @@ def value_bias(
     its bias.
 
     Returns:
-        `value_estimate` and `value_bias`, `[]` each, in units of reward.
+        `value_estimate` and `value_bias`, `[]` each, in units of reward; NaN if the environment lets an episode go on
+        beyond its own time limit, which nobody waits for.
     """
     reset_key, loop_key = jax.random.split(key)
     env_state, obs = jax.vmap(env.reset)(jax.random.split(reset_key, num_episodes))
@@ -64,7 +65,7 @@ def value_bias(
         return jax.vmap(critique)(jax.random.split(jax.random.fold_in(loop_key, 2 * t), num_episodes), obs)
 
     def going_on(loop: tuple[Any, ...]) -> Array:
-        return ~jnp.all(loop[-1])
+        return ~jnp.all(loop[-1]) & (loop[0] < env.max_episode_steps)
 
     def play(loop: tuple[Any, ...]) -> tuple[Any, ...]:
         t, env_state, now, sums, over = loop
@@ -87,9 +88,10 @@ def value_bias(
 
     zeros = _Sums(*[jnp.zeros(num_episodes) for _ in _Sums._fields])
     loop = (jnp.int32(0), env_state, criticise(jnp.int32(0), obs), zeros, jnp.zeros(num_episodes, bool))
-    sums = jax.lax.while_loop(going_on, play, loop)[3]
+    _, _, _, sums, over = jax.lax.while_loop(going_on, play, loop)
     value, returns, _, seen, steps = (jnp.sum(each) for each in sums)
-    return {"value_estimate": value / steps, "value_bias": (value - returns) / seen}
+    known = {"value_estimate": value / steps, "value_bias": (value - returns) / seen}
+    return {name: jnp.where(jnp.all(over), metric, jnp.nan) for name, metric in known.items()}
 
 
 def reporter(num_episodes: int, critique: Callable[[Array, Task, State, Array], Critique]) -> Report | None:

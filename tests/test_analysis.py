@@ -309,7 +309,7 @@ def test_runs_of_a_running_shard_count_once_they_have_come_farthest(
     folder: Path, capsys: pytest.CaptureFixture[str], no_figures: None
 ) -> None:
     returns = [[1.0, 20.0, 40.0], [3.0, 10.0, np.nan], [5.0, 90.0, 90.0], [7.0, 95.0, 95.0], [9.0] * 3, [9.0] * 3]
-    write_shard(folder, "ppo", "a", returns, running=[3, 3, 2, 1, 0, 0])
+    write_shard(folder, "ppo", "a", returns, running=[3, 3, 2, 1, 0, 0], diverged=np.isnan(returns))
     write_shard(folder, "sac", "a", ramp(3))
     scores = read(folder)
     task = scores.tasks["ppo", "a"]
@@ -352,9 +352,10 @@ def test_before_any_run_is_finished_those_that_came_farthest_count(folder: Path)
 
 @pytest.mark.parametrize("missing", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("flagged", [True, False])
-def test_diverged_runs_keep_their_last_finite_score_or_get_the_floor(
+def test_what_is_not_finite_keeps_its_last_finite_score_or_gets_the_floor(
     folder: Path, missing: float, flagged: bool
 ) -> None:
+    """Whether or not the trainer says that the run has diverged, which nobody else does."""
     returns = [[10.0, 50.0, 90.0], [12.0, 60.0, missing], [14.0, missing, missing], [missing] * 3]
     diverged = ~np.isfinite(returns) & flagged
     write_shard(folder, "ppo", "a", returns, diverged=diverged, reference={**REFERENCE, "low": -5.0})
@@ -362,12 +363,12 @@ def test_diverged_runs_keep_their_last_finite_score_or_get_the_floor(
     write_shard(folder, "sac", "b", [[-3.0, 0.0, 1.0]], reference=None)
     scores = read(folder)
     assert scores.tasks["ppo", "a"].final.tolist() == [90.0, 60.0, 14.0, -5.0]
-    assert scores.tasks["ppo", "a"].diverged.tolist() == [False, True, True, True]
+    assert scores.tasks["ppo", "a"].diverged.tolist() == [False, flagged, flagged, flagged]
     # Without a reference the floor is the lowest score that any label has on the task.
     assert scores.tasks["ppo", "b"].final.tolist() == [90.0, 60.0, 14.0, -3.0]
     assert scores.tasks["ppo", "b"].auc.tolist() == [70.0, 60.0, 14.0, -3.0]
     summary = summarise(scores, repetitions=40, tasks_alone=True).set_index(["environment", "label", "statistic"])
-    assert summary.loc[("a", "ppo", "final_iqm"), "diverged"] == 3
+    assert summary.loc[("a", "ppo", "final_iqm"), "diverged"] == 3 * flagged
     assert summary.loc[("a", "ppo", "final_iqm"), "runs"] == 4
 
 
@@ -381,7 +382,7 @@ def test_a_run_that_diverged_with_finite_returns_is_counted(folder: Path) -> Non
 def test_a_task_without_any_finite_score_is_shown_and_left_out(
     folder: Path, capsys: pytest.CaptureFixture[str], no_figures: None
 ) -> None:
-    write_shard(folder, "ppo", "a", np.full((3, 3), np.nan), reference=None)
+    write_shard(folder, "ppo", "a", np.full((3, 3), np.nan), reference=None, diverged=np.ones((3, 3), bool))
     write_shard(folder, "ppo", "b", ramp(3))
     scores = read(folder)
     assert scores.comparable()[0] == ["b"]

@@ -37,6 +37,7 @@ def snapshot(update: int) -> Snapshot:
         lengths=rng.integers(1, 9, (3, 5)).astype(np.int32),
         metrics={"loss": rng.normal(size=3).astype(np.float32)} if update else {},
         diverged=np.array([False, True, False]),
+        nonfinite=np.array([0, 9, 32], np.uint8),
     )
     return Snapshot(6, 9, Training(learning, update, evaluation, 16 * update, 0.3 + update))
 

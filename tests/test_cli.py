@@ -565,7 +565,7 @@ COLUMNS = {
         (f"metric/{name}" for name in ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")),
         pa.float32(),
     ),
-    "diverged": pa.bool_(),
+    **{"diverged": pa.bool_(), "nonfinite": TEXT, "nonfinite_episodes": pa.int32()},
 }
 
 
@@ -590,7 +590,7 @@ def test_a_run_writes_a_row_for_every_run_and_evaluation(finished: Finished) -> 
         assert row["return_mean"] == pytest.approx(sum(returns) / 3, rel=1e-12)
         metrics = [value for name, value in row.items() if name.startswith("metric/")]
         assert all((value is None) == (row["update"] == 0) for value in metrics)
-        assert row["diverged"] is False
+        assert row["diverged"] is False and row["nonfinite"] is None and row["nonfinite_episodes"] == 0
         assert (row["experiment"], row["label"], row["algorithm"]) == ("run", "ppo", "ppo")
         assert row["environment"] == "probe/action/discrete"
         assert row["config_hash"] == finished.manifest["config_hash"]

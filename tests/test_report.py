@@ -55,7 +55,7 @@ def write_results(folder: Path) -> None:
     write_shard(folder, PPO, "a", returns, extra={"hyper/lr": rates}, **facts)
     lost = ramp(8, 60)
     lost[-1, 1:] = np.nan
-    write_shard(folder, HOSTILE, "a", lost, shard="sac-a")
+    write_shard(folder, HOSTILE, "a", lost, shard="sac-a", diverged=np.isnan(lost))
     for label, shard in ((PPO, "ppo-b"), (HOSTILE, "sac-b")):
         write_shard(
             folder, label, "b", rng.normal(-500, 200, (24, 3)), shard=shard, reference={"low": -1000, "high": 0}
@@ -218,7 +218,8 @@ def test_diverged_runs_are_listed_with_step_and_score(
     # Flagged from the last evaluation on although finite; never finite; and of a shard that goes on.
     flags = [[False, False, True], [False] * 3, [True] * 3]
     write_shard(tmp_path / "x", PPO, "a", [[1, 2, 3], [1, 2, 4], [np.nan] * 3], diverged=flags)
-    write_shard(tmp_path / "x", "sac", "a", [[1, 2, 3]] * 3 + [[np.nan] * 3], running=[3, 3, 2, 2])
+    lost = np.array([[1, 2, 3]] * 3 + [[np.nan] * 3])
+    write_shard(tmp_path / "x", "sac", "a", lost, running=[3, 3, 2, 2], diverged=np.isnan(lost))
     listed = make(tmp_path / "x")["diverged"]["runs"]
     assert [(run["seed"], run["step"], run["score"], run["counted"]) for run in listed] == [
         (0, 1000, 3, True),
@@ -634,7 +635,8 @@ class TestBrowser:
 
     def test_results_without_anything_to_compare(self, browser: webdriver.Chrome, tmp_path: Path) -> None:
         write_shard(tmp_path / "x", PPO, "a", [[1.0, 2.0, 3.0]], reference=None, running=[2])
-        write_shard(tmp_path / "x", "sac", "b", np.full((2, 3), np.nan), reference=None)
+        lost = np.full((2, 3), np.nan)
+        write_shard(tmp_path / "x", "sac", "b", lost, reference=None, diverged=np.isnan(lost))
         pages.write(make(tmp_path / "x"), tmp_path / "report.html")
         show(browser, tmp_path / "report.html")
         assert panels_of(browser, 0) == {"task-0", "tables", "speed"}

@@ -53,6 +53,7 @@ def evaluation(update: int, first: int = 0, stop: int = 4, **changes: Any) -> Ev
         lengths=np.full((stop - first, 3), 7, np.int64),
         metrics={"loss": np.arange(4.0)[first:stop]} if update else {},
         diverged=np.zeros(stop - first, bool),
+        nonfinite=np.zeros(stop - first, np.uint8),
     )
     return given._replace(**changes)
 

@@ -387,10 +387,12 @@ class MadeUp:
 
         def checkup(runs: np.ndarray, learning: Learning, index: int, updates: int, frozen: np.ndarray) -> Checkup:
             returns = learning.state["value"][:, None] + np.arange(num_episodes)
-            episodes = Episodes(returns, np.ones((width, num_episodes), np.int32))
+            there = np.ones((width, num_episodes), bool)
+            episodes = Episodes(returns, np.ones((width, num_episodes), np.int32), there, there)
             chunk = len(self.started[-1])
-            finite = np.arange(width) < chunk - (self.diverging if index else 0)
-            return Checkup(episodes, {"loss": learning.sums["loss"] / max(updates, 1)}, finite)
+            lost = np.arange(width) >= chunk - (self.diverging if index else 0)
+            metrics = {"loss": learning.sums["loss"] / max(updates, 1)}
+            return Checkup(episodes, metrics, lost.astype(np.uint8))
 
         learning = Learning(
             {"value": ShapeDtypeStruct((width,), np.float64), "unused": ShapeDtypeStruct((width, 0), np.float64)},
@@ -1139,7 +1141,8 @@ def test_a_terminal_shows_that_programs_are_compiled_until_they_are(
 
 def test_a_run_that_diverged_does_not_hide_the_others(made_up: MadeUp, capsys: pytest.CaptureFixture[str]) -> None:
     returns = np.array([[np.nan], [1.0], [3.0], [np.inf]])
-    evaluation = Evaluation(1, 2048, 1.0, returns, np.ones((4, 1)), {}, np.array([True, False, False, True]))
+    diverged = np.array([True, False, False, True])
+    evaluation = Evaluation(1, 2048, 1.0, returns, np.ones((4, 1)), {}, diverged, diverged.astype(np.uint8))
     shown = progress.Progress(runs=4, total_steps=8192, done=0, diverged=0)
     shown.pause(0, 4, Pause(Training(None, 0, evaluation, 0, 0.0), evaluated=False))
     made_up.clock.now += 1

@@ -566,6 +566,8 @@ function divergedSection() {
     ["seed", (row) => row.seed, (row) => `${row.seed}`],
     ["settings that vary", (row) => hypers(row).join(", ")],
     ["since step", (row) => row.step, (row) => grouped(row.step)],
+    ["not finite at first", (row) => row.cause ?? "",
+      (row) => (row.cause === null ? "not recorded" : `${row.cause} (step ${grouped(row.cause_step)})`)],
     ["counts as", (row) => row.score,
       (row) => (row.counted ? number(row.score, decimals([row.score])) : "not yet, it is still running")],
   ], runs);
