@@ -94,7 +94,7 @@ ERRORS: dict[str, tuple[list[str], list[str]]] = {
     "unknown algorithm": (["run", "nosuch", *ENV], ["unknown algorithm 'nosuch'", "ppo", "sac"]),
     "misspelt algorithm": (["run", "sacc"], ["unknown algorithm 'sacc'", "did you mean 'sac'?"]),
     "algorithm of two lines": (["run", "no\nsuch"], ["unknown algorithm 'no such'"]),
-    "no algorithm": (["run", *ENV], ["expected an algorithm before '--env'", ", ".join(sorted(algorithms.REGISTRY))]),
+    "no algorithm": (["run", *ENV], ["expected an algorithm before '--env'", ", ".join(algorithms.registered())]),
     "misspelt environment": (
         ["run", "ppo", "--env", "gymnax/CartPol-v1"],
         ["unknown environment 'gymnax/CartPol-v1'", "did you mean 'gymnax/CartPole-v1'?"],
@@ -291,7 +291,7 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     assert listing.wait() == 128 + signal.SIGPIPE
 
 
-@pytest.mark.parametrize("name", algorithms.REGISTRY)
+@pytest.mark.parametrize("name", algorithms.registered())
 def test_help_of_run_names_every_field_with_its_default(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -361,7 +361,7 @@ def test_list_shows_every_name(capsys: pytest.CaptureFixture[str]) -> None:
 def test_list_algorithms_shows_no_environment(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list", "algorithms"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["algorithms", *sorted(algorithms.REGISTRY)]
+    assert [line.split()[0] for line in lines] == ["algorithms", *algorithms.registered()]
     (corrected,) = (line for line in lines if "+cdsa" in line)
     assert corrected.endswith("; +cdsa may stand behind any that learns from one")
 
