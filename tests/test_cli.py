@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import analysis
 import envs
 import rlsuite
 from envs import Reference, gymnax
@@ -114,6 +115,9 @@ ERRORS: dict[str, tuple[list[str], list[str]]] = {
     "no seeds": (["run", "ppo", *ENV, "--seeds", "0"], ["seeds=0", "at least 1"]),
     "negative first seed": (["run", "ppo", *ENV, "--first-seed", "-1"], ["first_seed=-1", "0 .. 4294967295"]),
     "seeds beyond 32 bits": (["run", "ppo", *ENV, "--first-seed", "4294967290"], ["first_seed=4294967290", "smaller"]),
+    "half a reference": (["run", "ppo", *ENV, "--reference", "1"], ["--reference", "2 arguments"]),
+    "a reference in words": (["run", "ppo", *ENV, "--reference", "0", "best"], ["--reference", "'best'"]),
+    "a reference upside down": (["run", "ppo", *ENV, "--reference", "9", "-9.5"], ["low=9.0, high=-9.5", "low below"]),
     "no steps": (["run", "ppo", *ENV, "--steps", "0"], ["steps=0", "at least 1"]),
     "more updates than are counted": (["run", "ppo", *ENV, "--steps", str(10**16)], [f"steps={10**16}", "fewer"]),
     "no evaluations": (["run", "ppo", *ENV, "--evaluations", "0"], ["evaluations=0", "at least 1"]),
@@ -463,6 +467,19 @@ def ready(finished: Finished, compiled: list[batch.Compiled], monkeypatch: pytes
     """Leave out compiling, which takes longer than all else: the programs of TINY do for every run of its config."""
     [programs] = compiled
     monkeypatch.setattr(batch, "compile_programs", lambda *arguments: programs)
+
+
+@pytest.mark.usefixtures("ready")
+def test_a_run_with_reference_returns_has_normalised_scores(finished: Finished, tmp_path: Path) -> None:
+    assert finished.manifest["reference"] is None
+    printed = run_here([*TINY, "--results", str(tmp_path), "--reference", "-1.5", "2"])
+    again = Finished(tmp_path / "run", printed, finished.shard)
+    source = "given with --reference"
+    assert again.manifest["reference"] == {"low": -1.5, "high": 2.0, "low_source": source, "high_source": source}
+    scores = analysis.score(analysis.load(again.folder), analysis.manifests(again.folder))
+    [of_run] = scores.normalised(["probe/action/discrete"], "final").values()
+    assert of_run[0].tolist() == pytest.approx(((scores.tasks["ppo", "probe/action/discrete"].final + 1.5) / 3.5).tolist())
+    assert "Normalised final scores" in printed and "Normalised final scores" not in finished.printed
 
 
 @pytest.fixture
