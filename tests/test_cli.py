@@ -478,7 +478,9 @@ def test_a_run_with_reference_returns_has_normalised_scores(finished: Finished, 
     assert again.manifest["reference"] == {"low": -1.5, "high": 2.0, "low_source": source, "high_source": source}
     scores = analysis.score(analysis.load(again.folder), analysis.manifests(again.folder))
     [of_run] = scores.normalised(["probe/action/discrete"], "final").values()
-    assert of_run[0].tolist() == pytest.approx(((scores.tasks["ppo", "probe/action/discrete"].final + 1.5) / 3.5).tolist())
+    assert of_run[0].tolist() == pytest.approx(
+        ((scores.tasks["ppo", "probe/action/discrete"].final + 1.5) / 3.5).tolist()
+    )
     assert "Normalised final scores" in printed and "Normalised final scores" not in finished.printed
 
 
