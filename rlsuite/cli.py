@@ -97,7 +97,6 @@ def command(name: str) -> Any:
 
 def run(arguments: list[str]) -> int:
     """`rlsuite run ALGORITHM --env ID ...`: train one algorithm on one environment at many seeds."""
-    from envs import Reference
     from envs.datasets import SAMPLINGS
     from rlsuite import algorithms, local, search, sweep
     from rlsuite.store import Store
@@ -192,11 +191,18 @@ def run(arguments: list[str]) -> int:
         dataset=options.get("dataset"),
         sampling=options.get("sampling", "uniform"),
         label=options["label"],
-        reference=Reference(*options["reference"], GIVEN, GIVEN) if options["reference"] else None,
+        reference=None if options["reference"] is None else given_reference(*options["reference"]),
     )
     shard = sweep.shard(options["name"], cell)
     local.run([shard], Store(Path(options["results"]) / options["name"]), settings)
     return report_after(Path(options["results"]) / options["name"])
+
+
+def given_reference(low: float, high: float) -> Any:
+    """The `Reference` of `--reference LOW HIGH`."""
+    from envs import Reference
+
+    return Reference(low, high, GIVEN, GIVEN)
 
 
 def run_sweep(arguments: list[str]) -> int:
