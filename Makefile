@@ -18,12 +18,14 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constrain
 PACKAGES := analysis envs experiments rlsuite
 # What every learner has to show, a small program or two each.
 CONTRACTS := tests/test_algorithms.py tests/test_truncation_pairs.py
+# What `make test` leaves to other targets.
+LATER := not slow and not exhaustive and not browser
 # Most programs of the tests run for less than a second: compiled in half the time.
 QUICK_COMPILES := XLA_FLAGS='--xla_backend_optimization_level=0'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup sweep datasets report test learning check exhaustive soak lint bench clean
+.PHONY: help setup sweep datasets report test browser learning check exhaustive soak lint bench clean
 
 help:
 	@echo 'make setup      create the virtual environment (every target below does so by itself)'
@@ -31,6 +33,7 @@ help:
 	@echo 'make datasets   train agents and record the datasets of experiments/offline.py'
 	@echo 'make report     statistics, figures and page of RESULTS=$(RESULTS)'
 	@echo 'make test       the tests; PYTEST_ARGS="-k ppo" to choose'
+	@echo 'make browser    the tests of the report in Chromium, which it installs as root on Debian'
 	@echo 'make learning   the slow tests: train to known scores'
 	@echo 'make check      train small cells and compare with the reference curves of earlier versions'
 	@echo 'make exhaustive the tests of environments that compile for long'
@@ -69,8 +72,13 @@ report: $(INSTALLED)
 	@$(BIN)/rlsuite report '$(RESULTS)'
 
 test: $(INSTALLED)
-	@echo 'testing on Python $(VERSION) ...'
-	@$(QUICK_COMPILES) $(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not slow and not exhaustive' $(PYTEST_ARGS)
+	@echo 'testing on Python $(VERSION); the report in a real browser is left to make browser ...'
+	@$(QUICK_COMPILES) $(BIN)/python -m pytest -n 2 --dist loadgroup -m '$(LATER)' $(PYTEST_ARGS)
+
+browser: $(INSTALLED)
+	@.ci/chromium
+	@echo 'testing the report in Chromium ...'
+	@$(BIN)/python -m pytest -m browser $(PYTEST_ARGS)
 
 learning: $(INSTALLED)
 	@echo 'training to known scores on Python $(VERSION) ...'

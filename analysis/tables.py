@@ -241,6 +241,45 @@ def render_metric(scores: Scores, summary: pd.DataFrame, metric: str, console: C
         console.print(f"Note: {note}.")
 
 
+def render_choice(table: pd.DataFrame, kind: str, console: Console) -> None:
+    """Print which setting of each label did best on some seeds, and what it scores on others.
+
+    Args:
+        table: of `analysis.tuning.choose`, whose intervals have the confidence `CONFIDENCE`.
+        kind: what a run scored, of `KINDS`.
+        console: where to; see `make_console`.
+    """
+    apart = "environment" in table
+    groups = []
+    for _, of_task in table.groupby("environment", sort=False) if apart else [("", table)]:
+        group: list[list[str]] = []
+        for _, row in of_task.iterrows():
+            decimals = _decimals(row["estimate"], row["high"] - row["low"])
+            varied = row.filter(like="hyper/").dropna()
+            setting = " ".join(f"{name.removeprefix('hyper/')}={value:g}" for name, value in varied.items())
+            group.append(
+                [
+                    *(["" if group else row["environment"]] if apart else []),
+                    row["label"],
+                    setting or "the only one",
+                    str(row["settings"]),
+                    str(row["selection_runs"]),
+                    _number(row["selection"], decimals),
+                    str(row["runs"]),
+                    _interval(row, decimals),
+                    _number(row["optimism"], decimals),
+                ]
+            )
+        groups.append(group)
+    numbers = ["of", "runs", "selection IQM", "runs", f"reported IQM [{CONFIDENCE:.0%}]", "optimism"]
+    names = [*(["environment"] if apart else []), "label", "best setting"]
+    print_table(console, f"Best settings by {KINDS[kind]}", names, numbers, groups)
+    console.print(
+        "\nThe setting is chosen by the selection's runs and reported by the others. Optimism: what its score on the "
+        f"selection claims too much.{'' if apart else ' Scores are normalised, over all compared tasks.'}"
+    )
+
+
 def make_console() -> Console:
     """A console for standard output: plain when piped, and text then `WIDTH` wide."""
     # Names of labels and tasks are text: brackets and colons in them are not rich's markup.

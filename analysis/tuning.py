@@ -95,6 +95,7 @@ def choose(
     shard_manifests: Sequence[Manifest],
     *,
     selection_seeds: Iterable[int],
+    report_seeds: Iterable[int] | None = None,
     kind: str = "final",
     over_tasks: bool = False,
     repetitions: int = 2000,
@@ -107,19 +108,32 @@ def choose(
 
     Args:
         frame, shard_manifests: from `load` and `manifests`.
-        selection_seeds: the choice is made by the runs at these seeds; the runs at all others report.
+        selection_seeds: the choice is made by the runs at these seeds.
+        report_seeds: the runs at these report; None are all other seeds. What is at neither is left out.
         kind: what a run scores, `final` or `auc`, as in `Scores.normalised`.
         over_tasks: choose one setting for all tasks that `Scores.comparable` gives, by the IQM of normalised scores,
             instead of one for each task.
         repetitions, seed, confidence: of the bootstrap intervals.
 
     Raises:
-        ResultsError: a label with too few runs of a setting at the selection seeds, or of the best one at the others;
-            one that pools several configurations; with `over_tasks`, no task to compare, or settings that differ
-            between tasks.
+        ResultsError: a seed that selects and reports; a label with too few runs of a setting at the selection seeds, or
+            of the best one at the others; one that pools several configurations; with `over_tasks`, no task to compare,
+            or settings that differ between tasks.
         ValueError: another `kind`.
     """
     selection_seeds = sorted(set(selection_seeds))
+    if report_seeds is not None:
+        report_seeds = set(report_seeds)
+        if both := report_seeds & set(selection_seeds):
+            raise ResultsError(
+                f"seed {min(both)} selects and reports, which makes the best setting look too good; give seeds apart"
+            )
+        there = frame["seed"].isin(report_seeds.union(selection_seeds))
+        if not there.any():
+            raise ResultsError(
+                f"no run at these seeds, expected some of {frame['seed'].min()} to {frame['seed'].max()}; choose others"
+            )
+        frame = frame[there]
     scores = score(frame, shard_manifests)
     # Each run once, as the scores have it, under the names of their tasks.
     named, _ = once(*by_task(frame, shard_manifests))

@@ -1,4 +1,4 @@
-"""The command line: rlsuite run | sweep | collect | dataset | evaluate | report | power | check | bench | list."""
+"""The command line, `rlsuite COMMAND ...`, with the commands of `COMMANDS`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import difflib
 import inspect
 import itertools
 import os
+import re
 import shutil
 import signal
 import sys
@@ -24,6 +25,10 @@ from rlsuite.errors import MOST_INT32, MOST_RUNS, Stopped, UserError, check_at_m
 
 MAX_WIDTH = 100
 """Columns of a help text, in a terminal that is wider."""
+GIVEN = "given with --reference"
+"""Where reference returns of the command line are from."""
+MOST_SEEDS = 1_000_000
+"""that one option names"""
 MOST_NAMES = 5
 """Shards that one line names."""
 
@@ -151,6 +156,13 @@ def run(arguments: list[str]) -> int:
         default="own",
         help="evaluate on the environment's own simulator or on C MuJoCo, for mujoco/... (%(default)s)",
     )
+    parser.add_argument(
+        "--reference",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="returns that normalised scores lie between (the dataset's or the environment's, if there are)",
+    )
     parser.add_argument("--name", default="run", help="experiment, the folder below the results (%(default)s)")
     parser.add_argument("--label", help="name of the curve in reports (the algorithm's)")
     parser.add_argument(
@@ -187,11 +199,19 @@ def run(arguments: list[str]) -> int:
         sampling=options.get("sampling", "uniform"),
         clip_actions=options.get("clip_actions", False),
         label=options["label"],
+        reference=None if options["reference"] is None else given_reference(*options["reference"]),
     )
     shard = sweep.shard(options["name"], cell)
     store = Store(Path(options["results"]) / options["name"])
     local.run(local.extending(shard, store), store, settings)
     return report_after(Path(options["results"]) / options["name"])
+
+
+def given_reference(low: float, high: float) -> Any:
+    """The `Reference` of `--reference LOW HIGH`."""
+    from envs import Reference
+
+    return Reference(low, high, GIVEN, GIVEN)
 
 
 def run_sweep(arguments: list[str]) -> int:
@@ -469,6 +489,61 @@ def run_power(arguments: list[str]) -> int:
     return 0
 
 
+def run_tune(arguments: list[str]) -> int:
+    """`rlsuite tune RESULTS --select SEEDS`: the best setting by some seeds, and what it scores on others."""
+    try:
+        from analysis import ResultsError, load, manifests, tuning
+        from analysis.scores import KINDS
+        from analysis.tables import make_console, render_choice
+    except ImportError as error:
+        raise missing_extra(error) from error
+
+    parser = Parser(
+        prog="rlsuite tune",
+        description="Choose the best setting of each label by IQM on some seeds, and report it on others.",
+    )
+    parser.add_argument("results", metavar="RESULTS", help="an experiment's folder, or a folder of experiments")
+    parser.add_argument("--select", type=seeds, required=True, metavar="SEEDS", help="to choose by, such as 0-7")
+    parser.add_argument("--report", type=seeds, metavar="SEEDS", help="to report on, such as 8-15,20 (all others)")
+    parser.add_argument(
+        "--kind",
+        choices=tuple(KINDS),
+        default="final",
+        help="a run's score: its last evaluation, or the mean of all after step 0 (%(default)s)",
+    )
+    parser.add_argument(
+        "--over-tasks", action="store_true", help="one setting for all tasks, by normalised scores (one for each)"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        choice = tuning.choose(
+            load(options.results),
+            manifests(options.results),
+            selection_seeds=options.select,
+            report_seeds=options.report,
+            kind=options.kind,
+            over_tasks=options.over_tasks,
+        )
+    except ResultsError as error:
+        raise UserError(str(error)) from error
+    render_choice(choice.table, options.kind, make_console())
+    return 0
+
+
+def seeds(text: str) -> list[int]:
+    """The reader of seeds: `0-7`, or `0-3,8`."""
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part, re.ASCII)
+        here = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
+        if not 0 < len(here) <= MOST_SEEDS - len(found):
+            raise argparse.ArgumentTypeError(
+                f"'{text}' must be seeds, {MOST_SEEDS} of them or fewer, such as 0-7 or 0-3,8"
+            )
+        found += here
+    return found
+
+
 def share(text: str) -> float:
     """The reader of a share between 0 and 1."""
     try:
@@ -597,6 +672,7 @@ COMMANDS = {
     "evaluate": (run_evaluate, "play a trained policy in real Gymnasium, and film it"),
     "report": (report, "compare the results in a folder: tables, figures and a page"),
     "power": (run_power, "how many seeds a comparison needs, from pilot results"),
+    "tune": (run_tune, "choose the best setting by some seeds, and report it on others"),
     "check": (run_check, "compare learners with the reference curves of earlier versions"),
     "bench": (run_bench, "measure speed and memory against the number of runs"),
     "list": (list_registered, "show the algorithms, the environments and their wrappers"),

@@ -1,4 +1,5 @@
-"""The learning contract, on every registered algorithm: a new one is covered by its line in the registry.
+"""The learning contract, on every registered algorithm: a new one is covered by its line in the registry, or by the
+entry point of its package.
 
 Each (algorithm, probe) compiles one small program, `train_probe`, that the assertions share.
 """
@@ -22,7 +23,8 @@ from rlsuite.core import Algorithm, Task
 
 Array = jax.Array
 RUNS = 3
-NAMES = sorted(algorithms.REGISTRY)
+NAMES = list(algorithms.registered())
+"""those of other installed packages too"""
 LEVEL = "xla_backend_optimization_level"
 AS_USERS_DO: Any = {LEVEL: 3}
 """XLA's own default, whatever `make test` has set."""

@@ -162,7 +162,7 @@ def test_the_coefficients_are_those_of_the_hypers() -> None:
 
 
 def test_any_offline_learner_has_a_corrected_one() -> None:
-    for name, spec in algorithms.REGISTRY.items():
+    for name, spec in algorithms.registered().items():
         if spec.offline and not name.endswith("+cdsa"):
             corrected = algorithms.get(name + "+cdsa")
             assert corrected is algorithms.get(name + "+cdsa")

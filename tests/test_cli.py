@@ -97,7 +97,7 @@ ERRORS: dict[str, tuple[list[str], list[str]]] = {
     "unknown algorithm": (["run", "nosuch", *ENV], ["unknown algorithm 'nosuch'", "ppo", "sac"]),
     "misspelt algorithm": (["run", "sacc"], ["unknown algorithm 'sacc'", "did you mean 'sac'?"]),
     "algorithm of two lines": (["run", "no\nsuch"], ["unknown algorithm 'no such'"]),
-    "no algorithm": (["run", *ENV], ["expected an algorithm before '--env'", ", ".join(sorted(algorithms.REGISTRY))]),
+    "no algorithm": (["run", *ENV], ["expected an algorithm before '--env'", ", ".join(algorithms.registered())]),
     "misspelt environment": (
         ["run", "ppo", "--env", "gymnax/CartPol-v1"],
         ["unknown environment 'gymnax/CartPol-v1'", "did you mean 'gymnax/CartPole-v1'?"],
@@ -117,6 +117,9 @@ ERRORS: dict[str, tuple[list[str], list[str]]] = {
     "no seeds": (["run", "ppo", *ENV, "--seeds", "0"], ["seeds=0", "at least 1"]),
     "negative first seed": (["run", "ppo", *ENV, "--first-seed", "-1"], ["first_seed=-1", "0 .. 4294967295"]),
     "seeds beyond 32 bits": (["run", "ppo", *ENV, "--first-seed", "4294967290"], ["first_seed=4294967290", "smaller"]),
+    "half a reference": (["run", "ppo", *ENV, "--reference", "1"], ["--reference", "2 arguments"]),
+    "a reference in words": (["run", "ppo", *ENV, "--reference", "0", "best"], ["--reference", "'best'"]),
+    "a reference upside down": (["run", "ppo", *ENV, "--reference", "9", "-9.5"], ["low=9.0, high=-9.5", "low below"]),
     "no steps": (["run", "ppo", *ENV, "--steps", "0"], ["steps=0", "at least 1"]),
     "more updates than are counted": (["run", "ppo", *ENV, "--steps", str(10**16)], [f"steps={10**16}", "fewer"]),
     "no evaluations": (["run", "ppo", *ENV, "--evaluations", "0"], ["evaluations=0", "at least 1"]),
@@ -294,7 +297,7 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     assert listing.wait() == 128 + signal.SIGPIPE
 
 
-@pytest.mark.parametrize("name", algorithms.REGISTRY)
+@pytest.mark.parametrize("name", algorithms.registered())
 def test_help_of_run_names_every_field_with_its_default(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,7 +367,7 @@ def test_list_shows_every_name(capsys: pytest.CaptureFixture[str]) -> None:
 def test_list_algorithms_shows_no_environment(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list", "algorithms"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["algorithms", *sorted(algorithms.REGISTRY)]
+    assert [line.split()[0] for line in lines] == ["algorithms", *algorithms.registered()]
     (corrected,) = (line for line in lines if "+cdsa" in line)
     assert corrected.endswith("; +cdsa may stand behind any that learns from one")
 
@@ -466,6 +469,21 @@ def ready(finished: Finished, compiled: list[batch.Compiled], monkeypatch: pytes
     """Leave out compiling, which takes longer than all else: the programs of TINY do for every run of its config."""
     [programs] = compiled
     monkeypatch.setattr(batch, "compile_programs", lambda *arguments: programs)
+
+
+@pytest.mark.usefixtures("ready")
+def test_a_run_with_reference_returns_has_normalised_scores(finished: Finished, tmp_path: Path) -> None:
+    assert finished.manifest["reference"] is None
+    printed = run_here([*TINY, "--results", str(tmp_path), "--reference", "-1.5", "2"])
+    again = Finished(tmp_path / "run", printed, finished.shard)
+    source = "given with --reference"
+    assert again.manifest["reference"] == {"low": -1.5, "high": 2.0, "low_source": source, "high_source": source}
+    scores = analysis.score(analysis.load(again.folder), analysis.manifests(again.folder))
+    [of_run] = scores.normalised(["probe/action/discrete"], "final").values()
+    assert of_run[0].tolist() == pytest.approx(
+        ((scores.tasks["ppo", "probe/action/discrete"].final + 1.5) / 3.5).tolist()
+    )
+    assert "Normalised final scores" in printed and "Normalised final scores" not in finished.printed
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ def test_a_clock_for_each_run_would_turn_them_into_selects() -> None:
     assert count_conditionals(jax.jit(update).lower(*arguments).compile(QUICK_TO_COMPILE)) == 0
 
 
-@pytest.mark.parametrize("name", sorted(algorithms.REGISTRY))
+@pytest.mark.parametrize("name", algorithms.registered())
 def test_no_algorithm_branches_on_what_a_run_computes(name: str) -> None:
     """Batching leaves every conditional of one run a conditional. Traced only, which is enough to see it and fast."""
     config = algorithms.get(name).trial.config

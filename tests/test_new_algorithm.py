@@ -75,6 +75,11 @@ def test_contract_tests_run_on_a_new_algorithm(contributed: dict[str, str]) -> N
     assert "2 passed" in run_pytest(contributed, "tests/test_algorithms.py", "-k", "a2c and (constant or truncation)")
 
 
+def of_a2c(listed: str) -> set[str]:
+    """The tests that are about it, of those that pytest has listed."""
+    return set(re.findall(r"^\S+::\w+\[(?:\S+-)?a2c(?:-\S+)?\]$", listed, re.M))
+
+
 # --- From a package of one's own --------------------------------------------------------------------------------------
 
 
@@ -90,8 +95,22 @@ def packaged(tmp_path: Path) -> Path:
     imports = "from envs.core import Discrete\nfrom rlsuite.core import AlgorithmSpec\n"
     line = " ".join(spec.group(1).split())
     module = f"{template()}\n\n{imports}\n{line}\n"
-    install(tmp_path, "my_algorithms", entry_points={"a2c": "my_algorithms.a2c:SPEC"}, a2c=module)
-    return tmp_path
+    folder = tmp_path / "installed"
+    folder.mkdir()
+    install(folder, "my_algorithms", entry_points={"a2c": "my_algorithms.a2c:SPEC"}, a2c=module)
+    return folder
+
+
+@pytest.mark.xdist_group("a2c")
+def test_contract_tests_cover_an_algorithm_of_another_package(contributed: dict[str, str], packaged: Path) -> None:
+    """As many as cover one of our own, in every file that asks which algorithms there are."""
+    asks = re.compile(r"algorithms\.(?:REGISTRY|registered\(\))")
+    files = [str(file) for file in (ROOT / "tests").glob("test_*.py") if asks.search(file.read_text("utf-8"))]
+    of_our_own = of_a2c(run_pytest(contributed, "--collect-only", *files, "-k", "a2c"))
+    collected = process(packaged, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--collect-only", *files, "-k", "a2c")
+    assert collected.returncode == 0, collected.stdout + collected.stderr
+    assert of_a2c(collected.stdout) == of_our_own
+    assert {name.split("::")[0] for name in of_our_own} >= {*CONTRACT_TESTS, "tests/test_conditionals.py"}
 
 
 def rlsuite(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -6,7 +6,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -359,7 +362,7 @@ def test_a_report_that_cannot_be_written_is_one_line(
     assert not list((tmp_path / "x").glob(".*"))
 
 
-# --- In a browser -----------------------------------------------------------------------------------------------------
+# --- In a browser, which `make test` does without ---------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -380,6 +383,27 @@ def browser() -> Iterator[webdriver.Chrome]:
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     with webdriver.Chrome(options=options, service=Service(driver)) as running:
         yield running
+
+
+def test_make_test_needs_no_browser() -> None:
+    """Whatever asks for one is left to `make browser`, which a machine with Python and make alone does not call."""
+    files = [file for file in (ROOT / "tests").glob("test_*.py") if "import webdriver" in file.read_text()]
+    # Those of a `make` that runs this test, such as PYTEST_ARGS.
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+
+    def fixtures(target: str) -> set[str]:
+        shown = subprocess.check_output(
+            ["make", "-n", target, f"PYTHON={sys.executable}"], cwd=ROOT, env=outside, text=True
+        )
+        (line,) = (line for line in shown.splitlines() if " -m pytest " in line)
+        words = shlex.split(line)
+        markers = words[len(words) - words[::-1].index("-m")]
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--fixtures-per-test", "-m", markers]
+        listed = subprocess.check_output([*command, *map(str, files)], cwd=ROOT, text=True)
+        return set(re.findall(r"^(\w+) -- ", listed, re.M))
+
+    assert "browser" not in fixtures("test") and "folder" in fixtures("test")
+    assert "browser" in fixtures("browser")
 
 
 def show(browser: webdriver.Chrome, page: Path, width: int = 1280, scheme: str = "light") -> None:
@@ -454,6 +478,7 @@ def colours(browser: webdriver.Chrome, selector: str) -> tuple[float, float]:
     return luminances[0], luminances[1]
 
 
+@pytest.mark.browser
 @pytest.mark.xdist_group("browser")
 class TestBrowser:
     """One group, so that one browser is started however many processes test."""

@@ -50,7 +50,7 @@ def pair(name: str, env_id: str) -> Any:
 
 # Which pairs fit is known once every environment is built, half a minute in every worker: so here are all of them.
 # Who only imitates reads neither flag nor next observation, and has nothing to confuse.
-LEARNERS = [name for name in sorted(algorithms.REGISTRY) if not imitates(name)]
+LEARNERS = [name for name in algorithms.registered() if not imitates(name)]
 PAIRS = [pair(name, env_id) for env_id in envs.registered() for name in LEARNERS]
 
 

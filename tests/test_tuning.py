@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from test_analysis import REFERENCE, write_shard
 
 from analysis import ResultsError, bootstrap, load, manifests, score, tuning
+from rlsuite import cli
 
 RATES = (0.1, 0.2, 0.3)
 SEEDS = 16
@@ -98,7 +100,10 @@ def test_a_choice_that_cannot_be_made_says_what_to_do(tmp_path: Path) -> None:
     for selection, message in (
         (range(3), "'ppo' on a: a setting has 3 runs at the 3 selection seeds, .* select by more seeds"),
         (range(100, 104), "a setting has 0 runs at the 4 selection seeds"),
-        (range(13), "the best setting has 3 runs at other seeds than the 13 of the selection, .* select by fewer"),
+        (
+            range(13),
+            "the best setting has 3 runs at other seeds than the 13 of the selection, .* select by fewer",
+        ),
     ):
         with pytest.raises(ResultsError, match=message):
             tuning.choose(frame, shards, selection_seeds=selection)
@@ -113,6 +118,55 @@ def test_settings_that_differ_between_tasks_have_no_common_best(tmp_path: Path) 
     frame, shards = load(tmp_path / "quick"), manifests(tmp_path / "quick")
     with pytest.raises(ResultsError, match="'ppo' on a, b: the settings differ between tasks"):
         tuning.choose(frame, shards, selection_seeds=range(8), over_tasks=True)
+
+
+def test_the_command_prints_what_choose_gives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "quick"
+    final = write_settings(folder, "a", (50.0, 50.2, 40.0), seed=3)
+    write_settings(folder, "b", (60.0, 50.0, 40.0), seed=4, reference={**REFERENCE, "high": 10.0})
+    chosen, reported, out = [0, 1, 2, 3, 4, 5, 6, 9], [8, 10, 11, 12, 13], [7, 14, 15]
+    assert sorted([*chosen, *reported, *out]) == list(range(SEEDS))
+    assert cli.main(["tune", str(folder), "--select", "0-6,9", "--report", "8,10-13"]) == 0
+    shown = capsys.readouterr().out
+    best = int(np.argmax([bootstrap.estimate([scores[chosen]], bootstrap.iqm) for scores in final]))
+    selection, estimate = (bootstrap.estimate([final[best][at]], bootstrap.iqm) for at in (chosen, reported))
+    frame, shards = load(folder), manifests(folder)
+    row = tuning.choose(frame, shards, selection_seeds=chosen, report_seeds=reported).table.iloc[0]
+    assert row["estimate"] == pytest.approx(estimate)
+    (line,) = (line.split() for line in shown.splitlines() if line.startswith("a "))
+    assert line == [
+        *("a", "ppo", f"rate={RATES[best]:g}", "3", "8", f"{selection:.1f}", "5", f"{estimate:.1f}"),
+        *(f"[{row['low']:.1f},", f"{row['high']:.1f}]", f"{selection - estimate:.1f}"),
+    ]
+    # Without --report all other seeds report.
+    assert cli.main(["tune", str(folder), "--select", "0-6,9", "--over-tasks", "--kind", "auc"]) == 0
+    shown = capsys.readouterr().out
+    (line,) = (line.split() for line in shown.splitlines() if line.startswith("ppo "))
+    assert line[1:3] == ["rate=0.1", "3"] and line[5] == str(2 * 8)
+    assert "area under the curve" in shown and "Scores are normalised" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: --select"),
+        (["--select", "7-0"], "'7-0' must be seeds, .* such as 0-7 or 0-3,8"),
+        (["--select", "0,,3"], "'0,,3' must be seeds"),
+        (["--select", "0-99999999999"], "'0-99999999999' must be seeds, 1000000 of them or fewer"),
+        (["--select", "0-7", "--report", "x"], "'x' must be seeds"),
+        (["--select", "0-7", "--report", "7-15"], "seed 7 selects and reports"),
+        (["--select", "20-27", "--report", "30-37"], "no run at these seeds, expected some of 0 to 15"),
+        (["--select", "0-2", "--report", "8-15"], "a setting has 3 runs at the 3 selection seeds"),
+        (["--select", "0-7", "--report", "8-10"], "the best setting has 3 runs at other seeds"),
+    ],
+)
+def test_a_command_that_cannot_be_done_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    write_settings(tmp_path / "quick", "a", (50.0, 60.0), 0)
+    assert cli.main(["tune", str(tmp_path / "quick"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and re.search(message, error), error
 
 
 @pytest.mark.parametrize("selection", [[3.0, 1.0, 2.0, 5.0, 4.0], [1.0, 2.0, 2.0, 2.0, 0.0], [7.0, 7.0, 7.0]])
