@@ -13,7 +13,7 @@ step, where the authors of DSAC and DSAC-T take 20.
 import dataclasses
 from typing import Any
 
-from experiments.quick import SAC_CONFIG, SAC_HYPERS, TASKS
+from experiments.quick import SAC_CONFIG, SAC_HYPERS, SPRING_TASKS
 from rlsuite.algorithms import ddpg, dsac, dsac_t, mdpo_off_policy, td3
 from rlsuite.sweep import Cell, Experiment
 
@@ -60,7 +60,7 @@ EXPERIMENT = Experiment(
             eval_episodes=8,
             reference=reference,
         )
-        for environment, (steps, reference) in TASKS.items()
+        for environment, (steps, reference) in SPRING_TASKS.items()
         for algorithm, (config, hypers) in LEARNERS.items()
     ),
 )

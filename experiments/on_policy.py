@@ -9,7 +9,7 @@ at 64 seeds, everyone with the settings that its authors published for the task,
 
 from typing import Any
 
-from experiments.quick import PPO_CONFIG, PPO_HYPERS, TASKS
+from experiments.quick import PPO_CONFIG, PPO_HYPERS, SPRING_TASKS
 from rlsuite.algorithms import mdpo, ppo_buffer, props
 from rlsuite.sweep import Cell, Experiment
 
@@ -49,7 +49,7 @@ EXPERIMENT = Experiment(
             eval_episodes=8,
             reference=reference,
         )
-        for environment, (steps, reference) in TASKS.items()
+        for environment, (steps, reference) in SPRING_TASKS.items()
         for algorithm, (config, hypers) in LEARNERS.items()
     ),
 )

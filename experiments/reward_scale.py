@@ -6,7 +6,7 @@ at scale 1.
 """
 
 from experiments.actor_critic import LEARNERS
-from experiments.quick import TASKS
+from experiments.quick import SPRING_TASKS
 from rlsuite.sweep import Cell, Experiment, Reference
 
 
@@ -22,13 +22,13 @@ EXPERIMENT = Experiment(
         Cell(
             name,
             f"{environment}+reward_scale={scale}",
-            steps=TASKS[environment][0],
+            steps=SPRING_TASKS[environment][0],
             seeds=32,
             config=LEARNERS[name][0],
             hypers=LEARNERS[name][1],
             evaluations=8,
             eval_episodes=8,
-            reference=scaled(TASKS[environment][1], scale),
+            reference=scaled(SPRING_TASKS[environment][1], scale),
         )
         for environment in ("gymnax/Pendulum-v1", "brax/inverted_pendulum/spring")
         for scale in (0.01, 1.0, 100.0)
