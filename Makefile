@@ -105,10 +105,10 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED) $(PEERS)/.installed
 	@echo 'measuring this suite beside its peers (about an hour) ...'
-	@$(BIN)/python docs/peers/compare.py --python $(PEERS)/bin/python $(BENCH_ARGS)
+	@$(BIN)/python benchmarks/peers/compare.py --python $(PEERS)/bin/python $(BENCH_ARGS)
 
 # Apart from the suite's: the peers want other versions of what both use.
-$(PEERS)/.installed: docs/peers/constraints.txt
+$(PEERS)/.installed: benchmarks/peers/constraints.txt
 	@echo 'setting up $(PEERS) (two minutes and 6 GB, once) ...'
 	@'$(PYTHON)' -m venv --clear $(PEERS)
 	@$(PEERS)/bin/python -m pip install --disable-pip-version-check -qq -c $< rejax gymnax==0.0.9 six \

@@ -333,7 +333,7 @@ class TaskScores:
     evaluated: NDArray[np.bool_]
     """`[runs, evaluations]`: the run was evaluated at that step. Runs of a shard that is still going have fewer."""
     diverged: NDArray[np.bool_]
-    """`[runs]`: flagged as diverged by the trainer, which alone says so (`nonfinite` in rlsuite/train.py)."""
+    """`[runs]`: flagged as diverged by the trainer, which alone says so (`nonfinite` in rlsuite/training/train.py)."""
     running: NDArray[np.bool_]
     """`[runs]`: of a shard that is still running or was interrupted."""
     seeds: NDArray[np.int64]

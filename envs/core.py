@@ -2,7 +2,7 @@
 
 Every environment here is a frozen pytree (`flax.struct.dataclass`): its physics parameters are leaves, so they may be
 traced and batched, and its sizes are static, so they may shape a program. All arrays below are those of ONE
-environment; batching is the caller's (`rlsuite/rollout.py` over environments, `rlsuite/batch.py` over runs).
+environment; batching is the caller's (`pieces/rollout.py` over environments, `training/batch.py` over runs).
 """
 
 from __future__ import annotations

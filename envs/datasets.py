@@ -76,7 +76,7 @@ class Batch(NamedTuple):
 
 @struct.dataclass
 class Blocks:
-    """Observations and actions of a dataset in blocks of rows that lie close together, for `rlsuite/nearest.py`.
+    """Observations and actions of a dataset in blocks of rows that lie close together, for `rlsuite/pieces/nearest.py`.
 
     As many blocks make a group as there are groups, or about so many. Axes are the other way round than in
     `Dataset.rows`, so that a processor works on many rows at once.

@@ -315,7 +315,7 @@ class Spec(NamedTuple):
     info: TaskInfo
 
 
-UNIFORM = "the uniform policy in Gymnasium, mean of 200 episodes (docs/random_returns.py)"
+UNIFORM = "the uniform policy in Gymnasium, mean of 200 episodes (benchmarks/random_returns.py)"
 THRESHOLD = "the reward threshold that Gymnasium registers the task with"
 D4RL = "D4RL's reference return, measured in version 2 of the task"
 

@@ -14,8 +14,8 @@ import dataclasses
 from typing import Any
 
 from experiments.quick import SAC_CONFIG, SAC_HYPERS, SPRING_TASKS
-from rlsuite.algorithms import ddpg, dsac, dsac_t, mdpo_off_policy, td3
-from rlsuite.sweep import Cell, Experiment
+from rlsuite.algorithms.off_policy import ddpg, dsac, dsac_t, mdpo_off_policy, td3
+from rlsuite.sweeping.sweep import Cell, Experiment
 
 SIZES: dict[str, Any] = {
     "num_envs": SAC_CONFIG.num_envs,

@@ -1,7 +1,7 @@
 """The smallest sweep: PPO on CartPole at 64 seeds, about a minute on two cores. A return of 475 of 500 solves it."""
 
-from rlsuite.algorithms import ppo
-from rlsuite.sweep import Cell, Experiment, Reference
+from rlsuite.algorithms.on_policy import ppo
+from rlsuite.sweeping.sweep import Cell, Experiment, Reference
 
 EXPERIMENT = Experiment(
     name="cartpole",

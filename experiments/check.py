@@ -10,9 +10,11 @@ The offline learner's data are every fourth episode of `gymnax/Pendulum-v1/mediu
 
 from typing import Any
 
-from rlsuite.algorithms import dsac_t, ppo, sac, td3_bc
-from rlsuite.check import Check
-from rlsuite.sweep import Cell, Experiment
+from rlsuite.algorithms.off_policy import dsac_t, sac
+from rlsuite.algorithms.offline import td3_bc
+from rlsuite.algorithms.on_policy import ppo
+from rlsuite.commands.check import Check
+from rlsuite.sweeping.sweep import Cell, Experiment
 
 SIZES: dict[str, Any] = {
     "num_envs": 4,

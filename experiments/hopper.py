@@ -6,7 +6,7 @@ final IQM was 1279 with a standard deviation of 229 between runs; at a discount 
 """
 
 from experiments.quick import PPO_CONFIG, PPO_HYPERS, TASKS
-from rlsuite.sweep import Cell, Experiment
+from rlsuite.sweeping.sweep import Cell, Experiment
 
 ENVIRONMENT = "brax/hopper/spring"
 QUICK_STEPS, REFERENCE = TASKS[ENVIRONMENT]

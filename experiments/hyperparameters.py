@@ -4,9 +4,9 @@
 two idle cores, compiling included.
 """
 
-from rlsuite import search
-from rlsuite.algorithms import ppo
-from rlsuite.sweep import Cell, Experiment, Reference
+from rlsuite.algorithms.on_policy import ppo
+from rlsuite.sweeping import search
+from rlsuite.sweeping.sweep import Cell, Experiment, Reference
 
 EXPERIMENT = Experiment(
     name="hyperparameters",

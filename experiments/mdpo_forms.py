@@ -4,8 +4,8 @@
 """
 
 from experiments.actor_critic import RATES, SIZES
-from rlsuite.algorithms import mdpo_off_policy
-from rlsuite.sweep import Cell, Experiment
+from rlsuite.algorithms.off_policy import mdpo_off_policy
+from rlsuite.sweeping.sweep import Cell, Experiment
 
 EXPERIMENT = Experiment(
     name="mdpo_forms",

@@ -16,8 +16,8 @@ import dataclasses
 from typing import Any
 
 from rlsuite import algorithms
-from rlsuite.algorithms import a2pr, awac, bc, cql, edac, iql, prdc, rebrac, td3_bc
-from rlsuite.sweep import Cell, Experiment
+from rlsuite.algorithms.offline import a2pr, awac, bc, cql, edac, iql, prdc, rebrac, td3_bc
+from rlsuite.sweeping.sweep import Cell, Experiment
 
 STEPS = 1500
 SIZES: dict[str, Any] = {"batch_size": 64, "hidden_sizes": (64, 64)}

@@ -10,8 +10,8 @@ at 64 seeds, everyone with the settings that its authors published for the task,
 from typing import Any
 
 from experiments.quick import PPO_CONFIG, PPO_HYPERS, SPRING_TASKS
-from rlsuite.algorithms import mdpo, ppo_buffer, props
-from rlsuite.sweep import Cell, Experiment
+from rlsuite.algorithms.on_policy import mdpo, ppo_buffer, props
+from rlsuite.sweeping.sweep import Cell, Experiment
 
 ROLLOUT: dict[str, Any] = {"num_envs": PPO_CONFIG.num_envs, "num_steps": PPO_CONFIG.num_steps}
 RATES: dict[str, Any] = {

@@ -6,8 +6,9 @@ environment steps on a task, and one setting of each serves all tasks. The setti
 the sweep reports seeds 0 to 31.
 """
 
-from rlsuite.algorithms import ppo, sac
-from rlsuite.sweep import Cell, Experiment, Reference
+from rlsuite.algorithms.off_policy import sac
+from rlsuite.algorithms.on_policy import ppo
+from rlsuite.sweeping.sweep import Cell, Experiment, Reference
 
 UNIFORM = "mean over 1024 episodes of uniformly random actions, measured here"
 

@@ -7,7 +7,7 @@ at scale 1.
 
 from experiments.actor_critic import LEARNERS
 from experiments.quick import SPRING_TASKS
-from rlsuite.sweep import Cell, Experiment, Reference
+from rlsuite.sweeping.sweep import Cell, Experiment, Reference
 
 
 def scaled(reference: Reference, scale: float) -> Reference:

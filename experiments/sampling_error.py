@@ -7,8 +7,8 @@ that it sees is normalised. The three ways to collect differ in nothing else. Wh
 
 import dataclasses
 
-from rlsuite.algorithms import props
-from rlsuite.sweep import Cell, Experiment
+from rlsuite.algorithms.on_policy import props
+from rlsuite.sweeping.sweep import Cell, Experiment
 
 # A buffer of 1024 transitions, of which each round of collecting replaces 32.
 CONFIG = props.Config(

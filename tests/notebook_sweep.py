@@ -1,8 +1,8 @@
 """Small real sweeps for the notebooks: PPO on CartPole at two learning rates, and at twelve random settings."""
 
-from rlsuite import search
-from rlsuite.algorithms import ppo
-from rlsuite.sweep import Cell, Experiment, Reference
+from rlsuite.algorithms.on_policy import ppo
+from rlsuite.sweeping import search
+from rlsuite.sweeping.sweep import Cell, Experiment, Reference
 
 
 def cell(label: str, *hypers: ppo.Hypers) -> Cell:

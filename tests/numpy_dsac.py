@@ -16,8 +16,8 @@ from numpy_nets import HIGH, LOW, START, TIME_LIMIT, FloatArray, Tree, cast, exa
 from scipy.special import ndtr
 
 from envs.core import EpisodeState
-from rlsuite import replay
-from rlsuite.rollout import EnvCarry
+from rlsuite.pieces import replay
+from rlsuite.pieces.rollout import EnvCarry
 
 HIDDEN = (8, 7)
 OBS_DIM = ACTION_DIM = 3

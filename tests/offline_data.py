@@ -11,9 +11,10 @@ import envs
 from envs import datasets
 from envs.core import Box
 from envs.datasets import Dataset
-from rlsuite import algorithms, rollout
-from rlsuite.collect import records_of
+from rlsuite import algorithms
 from rlsuite.core import Task
+from rlsuite.pieces import rollout
+from rlsuite.sweeping.collect import records_of
 
 Array = jax.Array
 

@@ -24,8 +24,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 EXPERIMENT = """
-from rlsuite.algorithms import ppo, sac
-from rlsuite.sweep import Cell, Experiment
+from rlsuite.algorithms.off_policy import sac
+from rlsuite.algorithms.on_policy import ppo
+from rlsuite.sweeping.sweep import Cell, Experiment
 
 PPO = ppo.Config(num_envs=2, num_steps=8, num_epochs=1, num_minibatches=2, hidden_sizes=(4,))
 SAC = sac.Config(num_envs=2, batch_size=8, buffer_size=64, warmup_steps=8, hidden_sizes=(4,))
@@ -51,7 +52,7 @@ class Outcome(NamedTuple):
 
 PROCESSES = multiprocessing.get_context("forkserver")
 # Every sweep is a process of its own, forked from one that has imported all and computed nothing.
-PROCESSES.set_forkserver_preload(["rlsuite.cli", "rlsuite.local", "analysis.__main__"])
+PROCESSES.set_forkserver_preload(["rlsuite.commands.cli", "rlsuite.sweeping.local", "analysis.__main__"])
 
 
 def sweep(arguments: list[str], output: Path) -> None:
@@ -59,7 +60,7 @@ def sweep(arguments: list[str], output: Path) -> None:
     with open(output, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    from rlsuite.cli import main
+    from rlsuite.commands.cli import main
 
     sys.exit(main(["sweep", *arguments]))
 

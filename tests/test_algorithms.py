@@ -18,8 +18,9 @@ from offline_data import probe_task
 import envs
 from envs import probes
 from envs.core import Discrete
-from rlsuite import algorithms, batch, train
+from rlsuite import algorithms
 from rlsuite.core import Algorithm, Task
+from rlsuite.training import batch, train
 
 Array = jax.Array
 RUNS = 3

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from docs_scripts import DOCS
+from benchmark_scripts import DOCS
 from written import ramp, write_shard
 
 from analysis import bootstrap

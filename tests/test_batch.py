@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 
 import envs
-from rlsuite import algorithms, batch, local
-from rlsuite.algorithms import ppo
+from rlsuite import algorithms
+from rlsuite.algorithms.on_policy import ppo
 from rlsuite.core import Task
-from rlsuite.plan import Limits
-from rlsuite.store import Store
-from rlsuite.sweep import Cell, shard
-from rlsuite.train import Evaluation, evaluation_points, train
+from rlsuite.sweeping import local
+from rlsuite.sweeping.store import Store
+from rlsuite.sweeping.sweep import Cell, shard
+from rlsuite.training import batch
+from rlsuite.training.plan import Limits
+from rlsuite.training.train import Evaluation, evaluation_points, train
 
 pytestmark = pytest.mark.xdist_group("batch")
 

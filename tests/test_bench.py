@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from rlsuite import bench
-from rlsuite.plan import Limits
+from rlsuite.commands import bench
+from rlsuite.training.plan import Limits
 
 ROW = bench.Row(2, 2, 1, 1000.0, 2000.0, 1.5, 3.0, 10_000_000, 20_000_000)
 
 WITHOUT_A_DEVICE = """
 from jax._src import xla_bridge
-from rlsuite import bench
-from rlsuite.plan import Limits
+from rlsuite.commands import bench
+from rlsuite.training.plan import Limits
 
 def in_new_process(name, runs, limits):
     return bench.Row(runs, runs, 1, 1.0, 1.0, 1.0, 1.0, 1, 1), "a device"

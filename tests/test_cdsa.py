@@ -20,11 +20,14 @@ from numpy_nets import HIGH, LOW, Toy
 
 from envs import datasets
 from envs.datasets import Dataset, Records
-from rlsuite import algorithms, cli, sweep, train
-from rlsuite.algorithms import cdsa
+from rlsuite import algorithms
+from rlsuite.algorithms.offline import cdsa
+from rlsuite.commands import cli
 from rlsuite.core import Algorithm, AlgorithmSpec, Preset, Task
 from rlsuite.errors import UserError
-from rlsuite.networks import MLP
+from rlsuite.pieces.networks import MLP
+from rlsuite.sweeping import sweep
+from rlsuite.training import train
 
 Array = jax.Array
 OBS_DIM = ACTION_DIM = 3
@@ -230,9 +233,9 @@ def test_reports_call_it_a_reconstruction() -> None:
         sweep.check_file_name("label", name)
 
 
-# docs/cdsa_risk.py
+# benchmarks/cdsa_risk.py
 
-SCRIPT = Path(__file__).resolve().parent.parent / "docs" / "cdsa_risk.py"
+SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "cdsa_risk.py"
 
 
 def test_value_at_risk_of_known_returns() -> None:

@@ -14,13 +14,15 @@ import pytest
 
 import analysis
 from analysis import regression
-from rlsuite import check as checking
-from rlsuite import check_speed, cli, local, returns, sweep
-from rlsuite.check_speed import Speed
+from rlsuite.commands import check as checking
+from rlsuite.commands import check_speed, cli
+from rlsuite.commands.check_speed import Speed
 from rlsuite.errors import UserError
-from rlsuite.plan import Limits
-from rlsuite.store import Store
-from rlsuite.sweep import Cell, Experiment
+from rlsuite.pieces import returns
+from rlsuite.sweeping import local, sweep
+from rlsuite.sweeping.store import Store
+from rlsuite.sweeping.sweep import Cell, Experiment
+from rlsuite.training.plan import Limits
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,9 +31,9 @@ pytestmark = pytest.mark.xdist_group("check")
 
 NAME = "ppo__probe-action-discrete"
 FILE = """
-from rlsuite.algorithms import ppo
-from rlsuite.check import Check
-from rlsuite.sweep import Cell, Experiment
+from rlsuite.algorithms.on_policy import ppo
+from rlsuite.commands.check import Check
+from rlsuite.sweeping.sweep import Cell, Experiment
 
 CONFIG = ppo.Config(num_envs=8, num_steps=16, num_epochs=2, num_minibatches=2, hidden_sizes=(8,))
 CHECK = Check(
@@ -307,7 +309,7 @@ TWO = "hypers=(ppo.Hypers(), ppo.Hypers(discount=0.5))"
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("CHECK = ", "OTHER = ", "must define CHECK = rlsuite.check.Check(...)"),
+        ("CHECK = ", "OTHER = ", "must define CHECK = rlsuite.commands.check.Check(...)"),
         ("reference_seeds=8", "reference_seeds=0", "reference_seeds=0 must be at least 1"),
         ("rounds=2", "rounds=0", "rounds=0 must be at least 1"),
         ("rounds=2", "rounds=2, margins={'ppo': 0.1}", f"margins of ppo, but the cells are {NAME}"),

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlsuite.checkpoint import KEPT, Snapshot, Snapshots
 from rlsuite.errors import UserError
-from rlsuite.train import Evaluation, Learning, Training
+from rlsuite.training.checkpoint import KEPT, Snapshot, Snapshots
+from rlsuite.training.train import Evaluation, Learning, Training
 
 WIDTH = 4
 

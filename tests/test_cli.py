@@ -25,14 +25,17 @@ import analysis.__main__
 import envs
 import rlsuite
 from envs import Reference, gymnax
-from rlsuite import algorithms, batch, cli, local, plan, provenance, sweep
-from rlsuite.algorithms import ppo
+from rlsuite import algorithms
+from rlsuite.algorithms.on_policy import ppo
+from rlsuite.commands import cli
 from rlsuite.core import Preset
 from rlsuite.errors import Stopped
-from rlsuite.local import Settings
-from rlsuite.plan import Limits
-from rlsuite.train import Pause
-from rlsuite.train import train as real_train
+from rlsuite.sweeping import local, provenance, sweep
+from rlsuite.sweeping.local import Settings
+from rlsuite.training import batch, plan
+from rlsuite.training.plan import Limits
+from rlsuite.training.train import Pause
+from rlsuite.training.train import train as real_train
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,8 +52,8 @@ PLANNED = ["--width", "2", "--devices", "1"]
 TINY += PLANNED
 
 EXPERIMENT = """
-from rlsuite.algorithms import ppo
-from rlsuite.sweep import Cell, Experiment
+from rlsuite.algorithms.on_policy import ppo
+from rlsuite.sweeping.sweep import Cell, Experiment
 
 CONFIG = ppo.Config(num_envs=2, num_steps=8, num_minibatches=2, num_epochs=1, hidden_sizes=(8, 4), clip_value=False)
 HYPERS = ppo.Hypers(learning_rate=1e-2, discount=0.9)
@@ -77,7 +80,8 @@ def one_line(stderr: str) -> str:
 
 
 def test_the_command_line_answers_before_anything_heavy_is_imported() -> None:
-    program = "import sys, rlsuite.cli; print([m for m in ('jax', 'numpy', 'pandas', 'pyarrow') if m in sys.modules])"
+    heavy = "('jax', 'numpy', 'pandas', 'pyarrow')"
+    program = f"import sys, rlsuite.commands.cli; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
@@ -233,7 +237,7 @@ def test_an_experiment_file_that_cannot_be_run_leaves_nothing(
 def as_user(here: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-m", "rlsuite.cli", *arguments],
+        [sys.executable, "-m", "rlsuite.commands.cli", *arguments],
         cwd=here,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -289,7 +293,10 @@ def test_every_command_has_help(
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     """As in `rlsuite list | head -1`."""
     listing = subprocess.Popen(
-        [sys.executable, "-m", "rlsuite.cli", "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "rlsuite.commands.cli", "list"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert listing.stdout and listing.stderr
     listing.stdout.close()
@@ -829,7 +836,7 @@ LONG = [*TINY, "--steps", "96000", "--evaluations", "10", "--save-every", "300"]
 
 def stopped_after(here: Path, lines: int, number: signal.Signals) -> tuple[int, str, str]:
     """LONG in a process that gets the signal once it has shown so many evaluations: its status and what it printed."""
-    command = [sys.executable, "-m", "rlsuite.cli", *LONG]
+    command = [sys.executable, "-m", "rlsuite.commands.cli", *LONG]
     variables = {**os.environ, "PYTHONPATH": str(ROOT)}
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=here, env=variables, stdout=pipe, stderr=pipe, text=True) as process:
@@ -957,7 +964,7 @@ def test_a_tilde_is_the_home_in_all_that_names_a_file(
 
 
 QUIET = """
-from rlsuite.cli import prepare_jax
+from rlsuite.commands.cli import prepare_jax
 prepare_jax()
 import jax
 jax.jit(lambda x: x + 1)(1.0)

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 
 import envs
-from rlsuite import algorithms, catalogue, cli, collect, policies
-from rlsuite.collect import Recipe, first_of, joined, records_of
+from rlsuite import algorithms
+from rlsuite.commands import cli
 from rlsuite.core import Algorithm, Task, Transition
 from rlsuite.errors import UserError
+from rlsuite.sweeping import catalogue, collect, policies
+from rlsuite.sweeping.collect import Recipe, first_of, joined, records_of
 
 ENV = "probe/action/continuous"
 

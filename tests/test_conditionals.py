@@ -17,8 +17,9 @@ from offline_data import probe_task
 
 import envs
 from envs.core import Discrete
-from rlsuite import algorithms, batch
+from rlsuite import algorithms
 from rlsuite.core import Clock, Task
+from rlsuite.training import batch
 
 RUNS = 4
 # Programs here are read and never run: compile them in half the time. Conditionals are there or not all the same.

@@ -22,7 +22,7 @@ import envs
 from envs import dataset_files, datasets
 from envs.core import Reference
 from envs.datasets import DatasetError, Records
-from rlsuite import catalogue
+from rlsuite.sweeping import catalogue
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,8 @@ import envs
 from envs import dataset_files, dataset_measures, datasets
 from envs.core import Box, Reference
 from envs.datasets import Dataset, DatasetError, Records
-from rlsuite import catalogue, cli
+from rlsuite.commands import cli
+from rlsuite.sweeping import catalogue
 
 ENV = envs.make("gymnax/Pendulum-v1")  # 3 observations, one action in [-2, 2]
 REFERENCE = Reference(-10.0, 30.0, "random [low]", "expert")

@@ -17,8 +17,8 @@ from numpy_offline import ENDS, LENGTHS, OBS_DIM, records, unit
 from envs import datasets
 from envs.core import Box, Discrete, Reference
 from envs.datasets import Dataset, DatasetError, Records
-from rlsuite import offline
 from rlsuite.core import Task
+from rlsuite.pieces import offline
 
 SPACE = Box(tuple(LOW.tolist()), tuple(HIGH.tolist()))
 N, EPISODES = sum(LENGTHS), len(LENGTHS)

@@ -23,17 +23,18 @@ from analysis.report import document
 from analysis.tables import summarise
 from envs import gymnasium
 from envs.core import Box, EpisodeState, Space, TimeStep
-from rlsuite import batch, collect, host, progress, train
-from rlsuite.algorithms import sac
+from rlsuite.algorithms.off_policy import sac
 from rlsuite.core import Algorithm, Clock, Metrics, Task
 from rlsuite.errors import UserError
-from rlsuite.evaluate import Episodes, over_finite
-from rlsuite.replay import Replay
-from rlsuite.rollout import EnvCarry
-from rlsuite.store import Store
-from rlsuite.sweep import Cell, shard
-from rlsuite.train import Evaluation, Learning, Pause, Training, nonfinite, nonfinite_names
-from rlsuite.value_bias import Critique, value_bias
+from rlsuite.pieces.replay import Replay
+from rlsuite.pieces.rollout import EnvCarry
+from rlsuite.pieces.value_bias import Critique, value_bias
+from rlsuite.sweeping import collect
+from rlsuite.sweeping.store import Store
+from rlsuite.sweeping.sweep import Cell, shard
+from rlsuite.training import batch, host, progress, train
+from rlsuite.training.evaluate import Episodes, over_finite
+from rlsuite.training.train import Evaluation, Learning, Pause, Training, nonfinite, nonfinite_names
 
 pytestmark = pytest.mark.xdist_group("divergence")
 

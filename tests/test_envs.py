@@ -21,7 +21,7 @@ from recorded import AGAIN, FIRST, LIMIT, OTHER_KEY, OTHER_PHYSICS, marks, rollo
 import envs
 from envs import probes
 from envs.core import Box, Discrete, Env, EpisodeState, TimeStep
-from rlsuite import rollout as batched
+from rlsuite.pieces import rollout as batched
 
 Array = jax.Array
 
@@ -100,7 +100,7 @@ def test_a_thousand_resets_repeat_no_start_of_a_continuum(env_id: str) -> None:
 
 
 def test_automatic_resets_draw_fresh_starts() -> None:
-    """All of them are made by rlsuite/rollout.py: what it gives the policy after each episode's end is a new start."""
+    """All of them are made by pieces/rollout.py: what it gives the policy after each episode's end is a new start."""
     env = envs.make("gymnax/CartPole-v1", max_episode_steps=1)
     key = jax.random.key(0)
     carry = batched.start(key, env, 4)

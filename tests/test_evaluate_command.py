@@ -24,12 +24,15 @@ from scipy import stats
 
 import envs
 from envs import gymnasium
-from rlsuite import algorithms, batch, cli, policies, store, train, transfer
+from rlsuite import algorithms
+from rlsuite.commands import cli, transfer
 from rlsuite.core import Task
 from rlsuite.errors import UserError
-from rlsuite.evaluate import evaluate
-from rlsuite.store import Store
-from rlsuite.sweep import Cell, Shard, shard
+from rlsuite.sweeping import policies, store
+from rlsuite.sweeping.store import Store
+from rlsuite.sweeping.sweep import Cell, Shard, shard
+from rlsuite.training import batch, train
+from rlsuite.training.evaluate import evaluate
 
 pytestmark = pytest.mark.xdist_group("evaluate")
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from docs_scripts import DOCS
+from benchmark_scripts import DOCS
 from written import read, write_shard
 
 from analysis import __main__ as command

@@ -1,10 +1,10 @@
-"""What docs/gpu_kernels.py counts in a program's text, against bytes that are counted by hand."""
+"""What benchmarks/gpu_kernels.py counts in a program's text, against bytes that are counted by hand."""
 
 from __future__ import annotations
 
 from types import ModuleType
 
-import docs_scripts
+import benchmark_scripts
 import pytest
 
 PROGRAM = """
@@ -41,7 +41,7 @@ ENTRY %main (start: (s32[], f32[8,100], f32[8,100])) -> (s32[], f32[8,100], f32[
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    return docs_scripts.load("gpu_kernels")
+    return benchmark_scripts.load("gpu_kernels")
 
 
 def test_loops_are_found_with_their_turns(script: ModuleType) -> None:

@@ -16,10 +16,11 @@ import pytest
 import envs
 from envs import mujoco_c, wrappers
 from envs.core import Box
-from rlsuite import batch, host, memory, sweep, train
 from rlsuite.core import Algorithm, Task
 from rlsuite.errors import UserError
-from rlsuite.sweep import Cell
+from rlsuite.sweeping import sweep
+from rlsuite.sweeping.sweep import Cell
+from rlsuite.training import batch, host, memory, train
 
 pytestmark = pytest.mark.xdist_group("host")
 

@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 }
 
 # The one exception: `rlsuite report` hands its arguments to analysis, which is an extra that may be missing.
-LAZY_EXCEPTIONS = {("rlsuite/cli.py", "analysis")}
+LAZY_EXCEPTIONS = {("rlsuite/commands/cli.py", "analysis")}
 
 # Only the adapters know which library simulates a task.
 ENVIRONMENT_LIBRARIES = frozenset({"brax", "gymnasium", "gymnax", "minari", "mujoco", "mujoco_playground"})
@@ -89,15 +89,15 @@ def test_imports_go_one_way(package: str) -> None:
         ("rlsuite/a.py", "import importlib\nanalysis = importlib.import_module('analysis.scores')"),
         ("rlsuite/a.py", "__import__('experiments')"),
         ("rlsuite/a.py", "def f():\n    from analysis import __main__"),
-        ("rlsuite/cli.py", "from analysis import __main__"),
-        ("rlsuite/cli.py", "class C:\n    import analysis"),
-        ("rlsuite/cli.py", "def f():\n    import experiments"),
+        ("rlsuite/commands/cli.py", "from analysis import __main__"),
+        ("rlsuite/commands/cli.py", "class C:\n    import analysis"),
+        ("rlsuite/commands/cli.py", "def f():\n    import experiments"),
         ("rlsuite/a.py", "if TYPE_CHECKING:\n    from brax.envs import Env"),
         ("rlsuite/algorithms/a.py", "from mujoco import mjx"),
         ("rlsuite/algorithms/a.py", "from ...analysis import scores"),
         ("experiments/a.py", "import analysis"),
         ("experiments/a.py", "import gymnax"),
-        ("analysis/a.py", "import rlsuite.store"),
+        ("analysis/a.py", "import rlsuite.sweeping.store"),
         ("analysis/a.py", "async def f():\n    from envs import make"),
         ("analysis/a.py", "import experiments.quick as quick"),
     ],
@@ -110,8 +110,11 @@ def test_checker_finds(path: str, source: str) -> None:
     ("path", "source"),
     [
         ("envs/a.py", "from .core import Env\nimport envs.core\nfrom brax import envs as brax_envs"),
-        ("rlsuite/cli.py", "def report():\n    from analysis.__main__ import main"),
-        ("rlsuite/cli.py", "import importlib\ndef report():\n    importlib.import_module('analysis.__main__')"),
+        ("rlsuite/commands/cli.py", "def report():\n    from analysis.__main__ import main"),
+        (
+            "rlsuite/commands/cli.py",
+            "import importlib\ndef report():\n    importlib.import_module('analysis.__main__')",
+        ),
         ("rlsuite/algorithms/a.py", "from ..core import Task\nfrom .. import returns\nfrom envs.core import Box"),
         ("experiments/a.py", "import envs\nfrom rlsuite.algorithms import ppo"),
         ("analysis/a.py", "import pandas\nfrom . import scores\nfrom .scores import final"),

@@ -15,7 +15,7 @@ import pytest
 
 import analysis
 from analysis import bootstrap
-from rlsuite import cli
+from rlsuite.commands import cli
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("learning")]
 REPOSITORY = Path(__file__).parent.parent

@@ -37,10 +37,10 @@ from numpy_nets import (
 from envs import datasets
 from envs.datasets import STD_FLOOR, Dataset, Records
 from rlsuite import algorithms
-from rlsuite.algorithms import a2pr, td3_bc
+from rlsuite.algorithms.offline import a2pr, td3_bc
 from rlsuite.core import Clock, Task
 from rlsuite.errors import UserError
-from rlsuite.networks import MLP
+from rlsuite.pieces.networks import MLP
 
 OBS_DIM = ACTION_DIM = 3
 LATENT_DIM = 2 * ACTION_DIM

@@ -1,7 +1,7 @@
 """AWAC against an independent reference in NumPy and float64: losses, their whole gradients, whole updates.
 
 The reference is written from the paper (Nair et al. 2020, arXiv 2006.09359) and the details listed in
-`rlsuite/algorithms/awac.py`, with every derivative by hand. A central difference of the reference's own losses guards
+`awac.py`, with every derivative by hand. A central difference of the reference's own losses guards
 those derivatives.
 """
 
@@ -52,10 +52,10 @@ from numpy_offline import (
 )
 
 from envs import datasets
-from rlsuite.algorithms import awac, td3_bc
+from rlsuite.algorithms.offline import awac, td3_bc
 from rlsuite.core import AlgorithmSpec, Clock
 from rlsuite.errors import UserError
-from rlsuite.networks import MLP
+from rlsuite.pieces.networks import MLP
 
 HYPERS = awac.Hypers(
     actor_learning_rate=0.003,

@@ -38,10 +38,11 @@ from numpy_nets import (
 
 from envs import datasets
 from envs.datasets import Dataset, Records
-from rlsuite import algorithms, offline
-from rlsuite.algorithms import bc, cdsa
+from rlsuite import algorithms
+from rlsuite.algorithms.offline import bc, cdsa
 from rlsuite.core import Algorithm, Clock, Task
-from rlsuite.networks import MLP
+from rlsuite.pieces import offline
+from rlsuite.pieces.networks import MLP
 
 SCORE_HIDDEN, DYNAMICS_HIDDEN = (8, 7), (9, 8)
 OBS_DIM = ACTION_DIM = 3

@@ -1,7 +1,7 @@
 """CQL against an independent reference in NumPy and float64: losses, their whole gradients, whole updates.
 
 The reference is written from the paper (Kumar et al. 2020, arXiv 2006.04779) and the details listed in
-`rlsuite/algorithms/cql.py`, with every derivative by hand. A central difference of the reference's own losses guards
+`cql.py`, with every derivative by hand. A central difference of the reference's own losses guards
 those derivatives.
 """
 
@@ -54,10 +54,10 @@ from numpy_squashed import (
 )
 
 from envs import datasets
-from rlsuite.algorithms import cql
+from rlsuite.algorithms.offline import cql
 from rlsuite.core import Clock, Task
 from rlsuite.errors import UserError
-from rlsuite.networks import MLP
+from rlsuite.pieces.networks import MLP
 
 HIDDEN = (8, 7)
 BATCH, NUM_ACTIONS, UPDATE_BATCH = 48, 3, 16

@@ -52,10 +52,10 @@ from numpy_nets import (
     slope,
 )
 
-from rlsuite import replay
-from rlsuite.algorithms import dsac
+from rlsuite.algorithms.off_policy import dsac
 from rlsuite.core import Clock, Task, Transition
 from rlsuite.errors import UserError
+from rlsuite.pieces import replay
 
 HYPERS = dsac.Hypers(
     actor_learning_rate=0.003,

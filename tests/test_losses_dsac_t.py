@@ -42,7 +42,7 @@ from numpy_dsac import (
 )
 from numpy_nets import Adam, FloatArray, Toy, Tree, assert_close, cast, dot, exact, normal, slope
 
-from rlsuite.algorithms import dsac, dsac_t
+from rlsuite.algorithms.off_policy import dsac, dsac_t
 from rlsuite.core import Clock, Task, Transition
 from rlsuite.errors import UserError
 

@@ -1,7 +1,7 @@
 """EDAC and SAC-N against an independent reference in NumPy and float64: losses, their whole gradients, whole updates.
 
 The reference is written from the paper (An et al. 2021, arXiv 2110.01548) and the details listed in
-`rlsuite/algorithms/edac.py`, with every derivative by hand, that of the diversity term included, which is a second one.
+`edac.py`, with every derivative by hand, that of the diversity term included, which is a second one.
 A central difference of the reference's own losses guards those derivatives.
 """
 
@@ -54,10 +54,10 @@ from numpy_squashed import (
 )
 
 from envs import datasets
-from rlsuite.algorithms import edac
+from rlsuite.algorithms.offline import edac
 from rlsuite.core import Clock, Task
 from rlsuite.errors import UserError
-from rlsuite.networks import MLP
+from rlsuite.pieces.networks import MLP
 
 HIDDEN = (8, 7)
 BATCH = 64

@@ -1,7 +1,7 @@
 """IQL against an independent reference in NumPy and float64: losses, their whole gradients, whole updates.
 
 The reference is written from the paper (Kostrikov et al. 2021, arXiv 2110.06169) and the details listed in
-`rlsuite/algorithms/iql.py`, with every derivative by hand. A central difference of the reference's own losses guards
+`iql.py`, with every derivative by hand. A central difference of the reference's own losses guards
 those derivatives.
 """
 
@@ -54,11 +54,11 @@ from numpy_offline import (
 
 from envs import datasets
 from envs.core import Box
-from rlsuite import offline
-from rlsuite.algorithms import iql, td3_bc
+from rlsuite.algorithms.offline import iql, td3_bc
 from rlsuite.core import AlgorithmSpec, Clock, Task
 from rlsuite.errors import UserError
-from rlsuite.networks import MLP
+from rlsuite.pieces import offline
+from rlsuite.pieces.networks import MLP
 
 HYPERS = iql.Hypers(
     actor_learning_rate=0.003,

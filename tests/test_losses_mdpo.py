@@ -1,7 +1,7 @@
 """On-policy MDPO against an independent reference in NumPy and float64: losses, whole gradients, whole updates.
 
 The reference is written from the specification of the method (Tomar et al. 2020, arXiv 2005.09814) and the details
-listed in `rlsuite/algorithms/mdpo.py`, with every derivative by hand. A central difference of the reference's own
+listed in `mdpo.py`, with every derivative by hand. A central difference of the reference's own
 losses guards those derivatives, and the divergences are held against their definitions as sums and integrals.
 """
 
@@ -38,11 +38,11 @@ from numpy_nets import (
 )
 
 from envs.core import Box, Discrete, EpisodeState
-from rlsuite.algorithms import mdpo
+from rlsuite.algorithms.on_policy import mdpo
 from rlsuite.core import Clock, Task
 from rlsuite.errors import UserError
-from rlsuite.normalize import RunningStats
-from rlsuite.rollout import EnvCarry
+from rlsuite.pieces.normalize import RunningStats
+from rlsuite.pieces.rollout import EnvCarry
 
 HIDDEN = (8, 7)
 OBS_DIM = 3

@@ -1,7 +1,7 @@
 """Off-policy MDPO against an independent reference in NumPy and float64: losses, whole gradients, whole updates.
 
 The reference is written from the specification of the method (Tomar et al. 2020, arXiv 2005.09814) and the details
-listed in `rlsuite/algorithms/mdpo_off_policy.py`, with every derivative by hand. A central difference of the
+listed in `mdpo_off_policy.py`, with every derivative by hand. A central difference of the
 reference's own losses guards those derivatives.
 """
 
@@ -38,11 +38,11 @@ from numpy_nets import (
 )
 
 from envs.core import EpisodeState
-from rlsuite import replay
-from rlsuite.algorithms import mdpo_off_policy as mdpo
+from rlsuite.algorithms.off_policy import mdpo_off_policy as mdpo
 from rlsuite.core import Clock, Task, Transition
 from rlsuite.errors import UserError
-from rlsuite.rollout import EnvCarry
+from rlsuite.pieces import replay
+from rlsuite.pieces.rollout import EnvCarry
 
 HIDDEN = (8, 7)
 OBS_DIM = ACTION_DIM = 3

@@ -1,6 +1,6 @@
 """PPO against an independent reference in NumPy and float64: the loss, its whole gradient, and one whole update.
 
-The reference is written from the paper (Schulman et al. 2017) and the details listed in `rlsuite/algorithms/ppo.py`,
+The reference is written from the paper (Schulman et al. 2017) and the details listed in `ppo.py`,
 with every derivative by hand. A central difference of the reference's own loss guards those derivatives.
 """
 
@@ -36,10 +36,10 @@ from numpy_nets import (
 )
 
 from envs.core import Box, Discrete, EpisodeState
-from rlsuite.algorithms import ppo
+from rlsuite.algorithms.on_policy import ppo
 from rlsuite.core import Clock, Task
-from rlsuite.normalize import RunningStats
-from rlsuite.rollout import EnvCarry
+from rlsuite.pieces.normalize import RunningStats
+from rlsuite.pieces.rollout import EnvCarry
 
 HIDDEN = (8, 7)
 OBS_DIM = 3

@@ -1,7 +1,7 @@
 """PRDC against an independent reference in NumPy and float64: losses, their whole gradients, whole updates.
 
 The reference is written from the paper (Ran et al. 2023, arXiv 2306.06569) and the details listed in
-`rlsuite/algorithms/prdc.py`. What PRDC shares with TD3+BC has the reference of `test_losses_td3_bc.py`, derivatives by
+`prdc.py`. What PRDC shares with TD3+BC has the reference of `test_losses_td3_bc.py`, derivatives by
 hand; the anchors are looked for here by computing every distance.
 """
 
@@ -38,7 +38,7 @@ from test_losses_td3_bc import NETWORKS, SOMEWHERE, Nets, actor_reference, learn
 from test_losses_td3_bc import critic_reference as td3_bc_critic_reference
 
 from envs import datasets
-from rlsuite.algorithms import prdc
+from rlsuite.algorithms.offline import prdc
 from rlsuite.core import Clock, Task
 from rlsuite.errors import UserError
 

@@ -2,7 +2,7 @@
 
 The reference is written from the specification of the two papers (arXiv 2311.08290, 2111.14552), with every derivative
 by hand, which a central difference of its own loss guards. Whole updates are traced in the order of the paper, in which
-the behaviour update ends a round; `rlsuite/algorithms/props.py` begins the next one with it. PPO's loss and gradient
+the behaviour update ends a round; `props.py` begins the next one with it. PPO's loss and gradient
 come from `test_losses_ppo.py`.
 """
 
@@ -45,7 +45,7 @@ from numpy_nets import (
 from test_losses_ppo import HIDDEN, OBS_DIM, SPACES, Samples, merged, policy_terms, random_params, reference
 
 from envs.core import Box, Discrete
-from rlsuite.algorithms import ppo, ppo_buffer, props
+from rlsuite.algorithms.on_policy import ppo, ppo_buffer, props
 from rlsuite.core import Clock, Task, Transition
 from rlsuite.errors import UserError
 

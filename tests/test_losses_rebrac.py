@@ -1,7 +1,7 @@
 """ReBRAC against an independent reference in NumPy and float64: losses, their whole gradients, whole updates.
 
 The reference is written from the paper (Tarasov et al. 2023, arXiv 2305.09836) and the details listed in
-`rlsuite/algorithms/rebrac.py`, with every derivative by hand, that of a layer norm included. A central difference of
+`rebrac.py`, with every derivative by hand, that of a layer norm included. A central difference of
 the reference's own losses guards those derivatives.
 """
 
@@ -36,10 +36,10 @@ from numpy_offline import (
 from test_losses_td3_bc import SOMEWHERE, Nets, smoothing
 
 from envs import datasets
-from rlsuite.algorithms import rebrac, td3_bc
+from rlsuite.algorithms.offline import rebrac, td3_bc
 from rlsuite.core import Clock, Task
 from rlsuite.errors import UserError
-from rlsuite.networks import MLP
+from rlsuite.pieces.networks import MLP
 
 HIDDEN = (16, 12)
 HYPERS = rebrac.Hypers(

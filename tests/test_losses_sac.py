@@ -1,7 +1,7 @@
 """SAC against an independent reference in NumPy and float64: the three losses, their whole gradients, whole updates.
 
 The reference is written from the paper (Haarnoja et al. 2018, arXiv 1812.05905) and the details listed in
-`rlsuite/algorithms/sac.py`, with every derivative by hand. A central difference of the reference's own losses guards
+`sac.py`, with every derivative by hand. A central difference of the reference's own losses guards
 those derivatives.
 """
 
@@ -38,10 +38,10 @@ from numpy_nets import (
 )
 
 from envs.core import EpisodeState
-from rlsuite import replay
-from rlsuite.algorithms import sac
+from rlsuite.algorithms.off_policy import sac
 from rlsuite.core import Clock, Task, Transition
-from rlsuite.rollout import EnvCarry
+from rlsuite.pieces import replay
+from rlsuite.pieces.rollout import EnvCarry
 
 HIDDEN = (8, 7)
 OBS_DIM = ACTION_DIM = 3

@@ -1,7 +1,7 @@
 """TD3 and DDPG against an independent reference in NumPy and float64: losses, their whole gradients, whole updates.
 
 The reference is written from the papers (Fujimoto et al. 2018, arXiv 1802.09477; Lillicrap et al. 2015, arXiv
-1509.02971) and the details listed in `rlsuite/algorithms/td3.py`, with every derivative by hand. A central difference
+1509.02971) and the details listed in `td3.py`, with every derivative by hand. A central difference
 of the reference's own losses guards those derivatives.
 """
 
@@ -39,11 +39,11 @@ from numpy_nets import (
 )
 
 from envs.core import EpisodeState
-from rlsuite import replay
-from rlsuite.algorithms import ddpg, td3
+from rlsuite.algorithms.off_policy import ddpg, td3
 from rlsuite.core import Algorithm, Clock, Task, Transition
 from rlsuite.errors import UserError
-from rlsuite.rollout import EnvCarry
+from rlsuite.pieces import replay
+from rlsuite.pieces.rollout import EnvCarry
 
 HIDDEN = (8, 7)
 OBS_DIM = ACTION_DIM = 3

@@ -1,7 +1,7 @@
 """TD3+BC and BC against an independent reference in NumPy and float64: losses, their whole gradients, whole updates.
 
 The reference is written from the papers (Fujimoto & Gu 2021, arXiv 2106.06860; Fujimoto et al. 2018, arXiv 1802.09477)
-and the details listed in `rlsuite/algorithms/td3_bc.py` and `bc.py`, with every derivative by hand. A central
+and the details listed in `td3_bc.py` and `bc.py`, with every derivative by hand. A central
 difference of the reference's own losses guards those derivatives.
 """
 
@@ -52,10 +52,10 @@ from numpy_offline import (
 )
 
 from envs import datasets
-from rlsuite.algorithms import bc, td3_bc
+from rlsuite.algorithms.offline import bc, td3_bc
 from rlsuite.core import Clock
 from rlsuite.errors import UserError
-from rlsuite.networks import MLP
+from rlsuite.pieces.networks import MLP
 
 HYPERS = td3_bc.Hypers(
     actor_learning_rate=0.003,

@@ -14,7 +14,7 @@ from scipy.spatial import KDTree
 from envs import datasets
 from envs.core import Box
 from envs.datasets import Dataset, Records
-from rlsuite.nearest import nearest
+from rlsuite.pieces.nearest import nearest
 
 OBS_DIM, ACTION_DIM = 5, 2
 BETA = 2.0

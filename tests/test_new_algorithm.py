@@ -115,7 +115,7 @@ def test_contract_tests_cover_an_algorithm_of_another_package(contributed: dict[
 
 def rlsuite(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`rlsuite ARGUMENTS` where the distributions in a folder are installed."""
-    return process(folder, "-m", "rlsuite.cli", *arguments)
+    return process(folder, "-m", "rlsuite.commands.cli", *arguments)
 
 
 def test_an_algorithm_of_another_package_is_listed_and_trained(packaged: Path) -> None:

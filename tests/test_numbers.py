@@ -12,14 +12,17 @@ import pytest
 
 import envs
 from envs import Reference
-from rlsuite import algorithms, batch, check, cli, collect, local, memory, plan, search, sweep
-from rlsuite.algorithms import ppo
-from rlsuite.check import Check
+from rlsuite import algorithms
+from rlsuite.algorithms.on_policy import ppo
+from rlsuite.commands import check, cli
+from rlsuite.commands.check import Check
 from rlsuite.errors import UserError
-from rlsuite.plan import Limits, Work
-from rlsuite.search import Choice, LogUniform, Uniform
-from rlsuite.sweep import Cell, Experiment
-from rlsuite.train import evaluation_points
+from rlsuite.sweeping import collect, local, search, sweep
+from rlsuite.sweeping.search import Choice, LogUniform, Uniform
+from rlsuite.sweeping.sweep import Cell, Experiment
+from rlsuite.training import batch, memory, plan
+from rlsuite.training.plan import Limits, Work
+from rlsuite.training.train import evaluation_points
 
 MOST = 2**31 - 1
 MANY = 1_000_000
@@ -72,7 +75,7 @@ def test_a_number_that_is_too_large_is_one_line(
     monkeypatch.setenv("RLSUITE_DATASETS", str(tmp_path))
     for module, name in ((local, "run"), (collect, "recorder"), (cli, "report_after")):
         monkeypatch.setattr(module, name, reached)
-    monkeypatch.setattr("rlsuite.bench.bench", reached)
+    monkeypatch.setattr("rlsuite.commands.bench.bench", reached)
     name = option.split()[-1]
     assert cli.main([*OPTIONS[option][0], "--" + name.replace("_", "-"), str(value)]) == 2
     message = capsys.readouterr().err

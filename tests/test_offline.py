@@ -19,12 +19,15 @@ import envs
 from analysis import load, manifests, score
 from analysis.tables import LAST, summarise
 from envs import datasets
-from rlsuite import algorithms, batch, catalogue, cli, local, policies, sweep
-from rlsuite.algorithms import bc, td3_bc
+from rlsuite import algorithms
+from rlsuite.algorithms.offline import bc, td3_bc
+from rlsuite.commands import cli
 from rlsuite.core import Task, dataset_name
 from rlsuite.errors import UserError
-from rlsuite.store import Store
-from rlsuite.sweep import Cell
+from rlsuite.sweeping import catalogue, local, policies, sweep
+from rlsuite.sweeping.store import Store
+from rlsuite.sweeping.sweep import Cell
+from rlsuite.training import batch
 
 ENV = "probe/action/continuous"
 CELL = Cell(

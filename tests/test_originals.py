@@ -22,10 +22,12 @@ from numpy_nets import FloatArray, Tree, assert_close
 
 from envs import datasets
 from envs.core import Box
-from rlsuite import offline, replay, rollout
-from rlsuite.algorithms import dsac, dsac_t, iql, mdpo_off_policy, ppo, prdc, props, sac, td3_bc
+from rlsuite.algorithms.off_policy import dsac, dsac_t, mdpo_off_policy, sac
+from rlsuite.algorithms.offline import iql, prdc, td3_bc
+from rlsuite.algorithms.on_policy import ppo, props
 from rlsuite.core import Algorithm, Clock, Task, Transition
-from rlsuite.sampling_error import sampling_error
+from rlsuite.pieces import offline, replay, rollout
+from rlsuite.pieces.sampling_error import sampling_error
 
 Case = dict[str, FloatArray]
 

@@ -14,13 +14,14 @@ import scipy.stats
 from numpy_nets import Toy, cast
 
 from envs.core import Box, Discrete
-from rlsuite import distributions, networks, normalize, replay, returns
-from rlsuite.algorithms import ppo, sac
+from rlsuite.algorithms.off_policy import sac
+from rlsuite.algorithms.on_policy import ppo
 from rlsuite.core import Task, Transition
+from rlsuite.pieces import distributions, networks, normalize, replay, returns
 
 Array = jax.Array
 
-# rlsuite/returns.py
+# rlsuite/pieces/returns.py
 
 
 def test_gae_in_every_combination_of_endings() -> None:
@@ -47,7 +48,7 @@ def test_gae_in_every_combination_of_endings() -> None:
             assert float(got[start, column]) == pytest.approx(want, rel=1e-12, abs=1e-12)
 
 
-# rlsuite/normalize.py
+# rlsuite/pieces/normalize.py
 
 
 def test_running_statistics_equal_those_of_all_batches_together() -> None:
@@ -123,7 +124,7 @@ def test_discounted_returns_start_again_after_an_ending_and_carry_over() -> None
         assert float(carried[env]) == pytest.approx(total, rel=1e-12)
 
 
-# rlsuite/distributions.py
+# rlsuite/pieces/distributions.py
 
 
 def test_gaussian_against_scipy() -> None:
@@ -191,7 +192,7 @@ def test_tanh_squash_in_saturation(x64: bool) -> None:
     np.testing.assert_allclose(slopes, -2.0 * np.sign(u), rtol=1e-6)
 
 
-# rlsuite/replay.py
+# rlsuite/pieces/replay.py
 
 
 def random_episodes(
@@ -296,7 +297,7 @@ def test_sampling_is_uniform_over_all_that_is_filled(steps: int, filled: int) ->
     assert scipy.stats.chisquare(counts[newest]).pvalue > 1e-3
 
 
-# rlsuite/networks.py
+# rlsuite/pieces/networks.py
 
 
 def params_of(sizes: tuple[int, ...], gains: tuple[float, ...] | None) -> Any:

@@ -16,13 +16,15 @@ import pytest
 from offline_data import probe_dataset
 
 import envs
-from rlsuite import algorithms, batch, local, memory, plan
-from rlsuite.algorithms import ppo
+from rlsuite import algorithms
+from rlsuite.algorithms.on_policy import ppo
 from rlsuite.core import Task
 from rlsuite.errors import UserError
-from rlsuite.plan import Limits, Work, balanced, choose
-from rlsuite.store import Store
-from rlsuite.sweep import Cell, shard
+from rlsuite.sweeping import local
+from rlsuite.sweeping.store import Store
+from rlsuite.sweeping.sweep import Cell, shard
+from rlsuite.training import batch, memory, plan
+from rlsuite.training.plan import Limits, Work, balanced, choose
 
 MIB = 2**20
 

@@ -12,7 +12,7 @@ from test_analysis import REFERENCE, write_shard
 
 from analysis import bootstrap, power
 from analysis.power import Pilot
-from rlsuite import cli
+from rlsuite.commands import cli
 
 NORMAL = norm.ppf((np.arange(24) + 0.5) / 24)
 """Quantiles of a normal distribution: a pilot whose spread is known."""

@@ -25,11 +25,12 @@ from test_sweep import CELL, MadeUp, at_once, long_shard, names_in, refusal, row
 
 from envs import registry
 from envs.plugins import Package
-from rlsuite import algorithms, local, provenance, sweep
+from rlsuite import algorithms
 from rlsuite.errors import Stopped
-from rlsuite.local import Settings
-from rlsuite.store import BEFORE, Store
-from rlsuite.sweep import Cell, Shard
+from rlsuite.sweeping import local, provenance, sweep
+from rlsuite.sweeping.local import Settings
+from rlsuite.sweeping.store import BEFORE, Store
+from rlsuite.sweeping.sweep import Cell, Shard
 
 EDITS = ["the learner", "a file beside it", "a new file", "only the version"]
 
@@ -351,7 +352,7 @@ def test_what_is_interrupted_before_its_first_row_loses_nothing(tmp_path: Path, 
 
     made_up.compile = crash  # type: ignore[method-assign,assignment]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rlsuite.batch.compile_programs", crash)
+        patch.setattr("rlsuite.training.batch.compile_programs", crash)
         with pytest.raises(RuntimeError, match="the power is gone"):
             local.run([one], store, AGAIN)
     assert snapshot_of(tmp_path / BEFORE) == before

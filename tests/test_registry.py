@@ -32,7 +32,7 @@ install = functools.partial(contributing.install, group="rlsuite.environments")
 
 def listed(folder: Path) -> tuple[list[str], str]:
     """(the ids that `rlsuite list envs` shows, what it writes to stderr)."""
-    done = process(folder, "-m", "rlsuite.cli", "list", "envs")
+    done = process(folder, "-m", "rlsuite.commands.cli", "list", "envs")
     assert done.returncode == 0, done.stderr
     rows = done.stdout.split("wrappers")[0].splitlines()[2:]  # below the title and the heads of the columns
     return [row.split()[0] for row in rows], done.stderr
@@ -70,7 +70,7 @@ def test_an_environment_of_another_package_is_listed_and_made(point: Path) -> No
     assert listed(point) == (sorted([*OWN, "point/Regulate"]), "")
     program = "import envs; env = envs.make('point/Regulate+reward_scale=2'); print(env.id, envs.info(env.id).obs_dim)"
     assert process(point, "-c", program).stdout == "point/Regulate+reward_scale=2 2\n"
-    misspelt = process(point, "-m", "rlsuite.cli", "run", "ppo", "--env", "point/Regulat")
+    misspelt = process(point, "-m", "rlsuite.commands.cli", "run", "ppo", "--env", "point/Regulat")
     assert misspelt.stderr == "rlsuite: unknown environment 'point/Regulat'; did you mean 'point/Regulate'?\n"
 
 
@@ -78,7 +78,7 @@ def test_algorithms_train_on_an_environment_of_another_package(point: Path) -> N
     options = "--num-envs 2 --num-steps 8 --num-minibatches 2 --num-epochs 1 --hidden-sizes 8 --steps 32 --seeds 2"
     options += " --evaluations 1 --eval-episodes 2 --max-episode-steps 7 --width 2 --devices 1"
     env_id = "point/Regulate+scale_actions+observation_noise=0.10"
-    done = process(point, "-m", "rlsuite.cli", "run", "ppo", "--env", env_id, *options.split())
+    done = process(point, "-m", "rlsuite.commands.cli", "run", "ppo", "--env", env_id, *options.split())
     assert done.returncode == 0, done.stderr
     assert f"ppo on {env_id[:-1]}" in done.stdout
     (manifest,) = (point / "results" / "run").glob("*.json")

@@ -7,7 +7,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from rlsuite import cli, returns
+from rlsuite.commands import cli
+from rlsuite.pieces import returns
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,10 +13,11 @@ import pytest
 
 import envs
 from envs.core import Box, Discrete
-from rlsuite import distributions, train
-from rlsuite.algorithms import ppo, props
+from rlsuite.algorithms.on_policy import ppo, props
 from rlsuite.core import Task
-from rlsuite.sampling_error import sampling_error
+from rlsuite.pieces import distributions
+from rlsuite.pieces.sampling_error import sampling_error
+from rlsuite.training import train
 
 fit = functools.partial(sampling_error, num_steps=1500, learning_rate=5e-3)
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlsuite import sweep
-from rlsuite.algorithms import ppo
+from rlsuite.algorithms.on_policy import ppo
 from rlsuite.errors import UserError
-from rlsuite.search import Choice, LogUniform, Uniform, grid, sample
+from rlsuite.sweeping import sweep
+from rlsuite.sweeping.search import Choice, LogUniform, Uniform, grid, sample
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = ppo.Hypers(entropy_coef=0.25)
@@ -91,7 +91,7 @@ def test_draws_of_a_name_depend_on_the_seed_alone() -> None:
 
 def test_another_process_draws_the_same() -> None:
     program = (
-        "from rlsuite.algorithms import ppo\nfrom rlsuite.search import Uniform, sample\n"
+        "from rlsuite.algorithms import ppo\nfrom rlsuite.sweeping.search import Uniform, sample\n"
         "print([h.discount for h in sample(ppo.Hypers(), count=4, discount=Uniform(0.0, 1.0))])"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "12345"}

@@ -21,11 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rlsuite.algorithms import ppo
+from rlsuite.algorithms.on_policy import ppo
 from rlsuite.errors import UserError
-from rlsuite.store import BEFORE, Part, Store, read_policies, rows
-from rlsuite.sweep import Cell, Shard, shard
-from rlsuite.train import Evaluation
+from rlsuite.sweeping.store import BEFORE, Part, Store, read_policies, rows
+from rlsuite.sweeping.sweep import Cell, Shard, shard
+from rlsuite.training.train import Evaluation
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = (ppo.Hypers(learning_rate=0.1), ppo.Hypers(learning_rate=0.2))
@@ -606,7 +606,7 @@ def test_what_is_trained_again_is_nowhere_lost(
 # All that a claim needs to know of a shard is its name.
 HOLD = """
 import sys, time, types
-from rlsuite.store import Store
+from rlsuite.sweeping.store import Store
 
 with Store(sys.argv[1]).claim(types.SimpleNamespace(name=sys.argv[2])) as ours:
     print(ours, flush=True)

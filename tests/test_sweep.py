@@ -25,18 +25,22 @@ import pytest
 from jax import ShapeDtypeStruct
 from test_store import another_process
 
-from rlsuite import algorithms, batch, catalogue, cli, local, memory, plan, progress, sweep
-from rlsuite import train as training
-from rlsuite.algorithms import ppo, sac
+from rlsuite import algorithms
+from rlsuite.algorithms.off_policy import sac
+from rlsuite.algorithms.on_policy import ppo
+from rlsuite.commands import cli
 from rlsuite.core import Preset
 from rlsuite.errors import Stopped, UserError
-from rlsuite.evaluate import Episodes
-from rlsuite.local import Settings
-from rlsuite.plan import Limits
-from rlsuite.progress import duration, interquartile_mean, quantity
-from rlsuite.store import Part, Store
-from rlsuite.sweep import Cell, Experiment, Reference, Shard
-from rlsuite.train import Checkup, Evaluation, Learning, Pause, Programs, Training
+from rlsuite.sweeping import catalogue, local, sweep
+from rlsuite.sweeping.local import Settings
+from rlsuite.sweeping.store import Part, Store
+from rlsuite.sweeping.sweep import Cell, Experiment, Reference, Shard
+from rlsuite.training import batch, memory, plan, progress
+from rlsuite.training import train as training
+from rlsuite.training.evaluate import Episodes
+from rlsuite.training.plan import Limits
+from rlsuite.training.progress import duration, interquartile_mean, quantity
+from rlsuite.training.train import Checkup, Evaluation, Learning, Pause, Programs, Training
 
 ROOT = Path(__file__).resolve().parent.parent
 CELL = Cell("ppo", "probe/action/discrete", 4096, seeds=4, evaluations=2, eval_episodes=3)
@@ -112,7 +116,7 @@ def test_the_name_begins_with_label_and_environment() -> None:
 
 def experiment_file(path: Path, name: str) -> Path:
     path.write_text(
-        "from rlsuite.sweep import Cell, Experiment\n"
+        "from rlsuite.sweeping.sweep import Cell, Experiment\n"
         f"EXPERIMENT = Experiment({name!r}, 'text', (Cell('ppo', 'probe/action/discrete', 4096, seeds=4),))\n"
     )
     return path
@@ -1045,8 +1049,8 @@ from pathlib import Path
 
 import pytest
 import test_sweep
-from rlsuite import local
-from rlsuite.store import Store
+from rlsuite.sweeping import local
+from rlsuite.sweeping.store import Store
 
 folder = Path(sys.argv[1])
 

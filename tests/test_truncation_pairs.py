@@ -25,9 +25,10 @@ import envs
 from envs import datasets
 from envs.core import Box, Space, TimeStep
 from envs.datasets import Dataset, Records
-from rlsuite import algorithms, train
+from rlsuite import algorithms
 from rlsuite.core import Task
 from rlsuite.errors import UserError
+from rlsuite.training import train
 
 Array = jax.Array
 

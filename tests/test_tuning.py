@@ -12,7 +12,7 @@ import pytest
 from test_analysis import REFERENCE, write_shard
 
 from analysis import ResultsError, bootstrap, load, manifests, score, tuning
-from rlsuite import cli
+from rlsuite.commands import cli
 
 RATES = (0.1, 0.2, 0.3)
 SEEDS = 16

@@ -13,10 +13,11 @@ import pytest
 import envs
 from envs import probes
 from envs.core import Discrete, Env
-from rlsuite import algorithms, batch, train
+from rlsuite import algorithms
 from rlsuite.core import Task
 from rlsuite.errors import UserError
-from rlsuite.value_bias import Critique, value_bias
+from rlsuite.pieces.value_bias import Critique, value_bias
+from rlsuite.training import batch, train
 
 Array = jax.Array
 

@@ -1,10 +1,10 @@
-"""What docs/where_time_goes.py reads out of a compiled program, against products that are counted by hand."""
+"""What benchmarks/where_time_goes.py reads out of a compiled program, against products that are counted by hand."""
 
 from __future__ import annotations
 
 from types import ModuleType
 
-import docs_scripts
+import benchmark_scripts
 import jax
 import jax.numpy as jnp
 import optax
@@ -16,7 +16,7 @@ BATCH, WIDTH, OUT, RUNS = 32, 48, 16, 3
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    return docs_scripts.load("where_time_goes")
+    return benchmark_scripts.load("where_time_goes")
 
 
 def program() -> str:

@@ -15,8 +15,9 @@ from flax import struct
 import envs
 from envs import wrappers
 from envs.core import Array, Box, Discrete, EpisodeState, Reference, Space, TimeStep
-from rlsuite import rollout, sweep
-from rlsuite.store import POLICIES
+from rlsuite.pieces import rollout
+from rlsuite.sweeping import sweep
+from rlsuite.sweeping.store import POLICIES
 
 KEY = jax.random.key(0)
 
@@ -420,5 +421,5 @@ def test_the_longest_id_fits_into_a_file_name() -> None:
         shard_of("probe/constant/discrete", label="x" * 80), environment="x" * wrappers.MAX_ID_LENGTH
     )
     assert len(shard.name) == sweep.MAX_NAME
-    # The longest name in the store, see rlsuite/store.py.
+    # The longest name in the store, see rlsuite/sweeping/store.py.
     assert len(f"{shard.name}{POLICIES}") == 255

@@ -14,28 +14,9 @@ from envs import plugins
 from envs.core import Box, Env
 from envs.datasets import with_blocks
 from envs.plugins import Package
-from rlsuite.algorithms import (
-    a2pr,
-    awac,
-    bc,
-    cdsa,
-    cql,
-    ddpg,
-    dsac,
-    dsac_t,
-    edac,
-    iql,
-    mdpo,
-    mdpo_off_policy,
-    ppo,
-    ppo_buffer,
-    prdc,
-    props,
-    rebrac,
-    sac,
-    td3,
-    td3_bc,
-)
+from rlsuite.algorithms.off_policy import ddpg, dsac, dsac_t, mdpo_off_policy, sac, td3
+from rlsuite.algorithms.offline import a2pr, awac, bc, cdsa, cql, edac, iql, prdc, rebrac, td3_bc
+from rlsuite.algorithms.on_policy import mdpo, ppo, ppo_buffer, props
 from rlsuite.core import AlgorithmSpec
 from rlsuite.errors import UserError
 

@@ -1,0 +1,362 @@
+"""A2PR: adaptive advantage-guided policy regularisation (Liu et al. 2024, ICML, arXiv 2405.19909).
+
+TD3+BC whose actor does not always imitate the dataset's action. A conditional VAE, fitted to those of the dataset's
+actions that are better than the state's value, offers another one, and the actor is drawn to the better of the two, or
+to neither where both are worse than the state's value. What is here follows the authors' code
+(ltlhuuu/A2PR at f92a2a4), sizes and rates included.
+
+Where the paper and the authors' code differ:
+- What the VAE offers. In the code it is the reconstruction of the actor's own action, and the gradient of the distance
+  to it goes through both actions: the default. `detach_reconstruction` holds the reconstruction constant instead.
+  The paper says that candidates are sampled from the behaviour policy that advantages have augmented;
+  `sample_candidates` decodes a latent drawn from the VAE's prior, clipped to +-0.5, as a function of the code does that
+  nothing there calls. That form is our reading of the paper, not the authors' implementation.
+- The threshold of the advantage is 0, as in the code.
+- `mask`, the weight of the distance, and a discount for single datasets are in the code alone.
+
+Deviations from the authors' code:
+- Actions, noise and the squared distance are in units of the action box; on D4RL's tasks they are anyway.
+- The actor and the targets move at the first and then at every second gradient step; the authors begin at the second.
+- A transition that was truncated bootstraps with the value of the observation that it led to, where the dataset has
+  kept it. D4RL's files have not, and those transitions are left out when such a file is read.
+- The encoder's two output layers are one layer of twice the width, which has the same initialisation and gradient.
+
+The authors have published settings for three datasets; see `PRESETS`. All others get the defaults.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from envs.core import Box
+from envs.datasets import Batch
+from rlsuite.algorithms.offline import td3_bc
+from rlsuite.algorithms.offline.td3_bc import choose, first_q, q_values
+from rlsuite.core import Algorithm, Clock, Metrics, Preset, Task, Trial
+from rlsuite.errors import check_positive
+from rlsuite.pieces import offline
+from rlsuite.pieces.networks import MLP
+
+Array = jax.Array
+Params = Any
+
+LOG_STD_MIN, LOG_STD_MAX = -4.0, 15.0
+"""bounds of the encoder's log standard deviations"""
+KL_WEIGHT = 0.5
+"""of the divergence from the prior, beside the reconstruction"""
+PRIOR_CLIP = 0.5
+"""bound of the latents that `sample_candidates` draws"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What shapes the program."""
+
+    batch_size: int = 256
+    """transitions in one gradient step"""
+    hidden_sizes: tuple[int, ...] = (256, 256, 256)
+    """hidden layers of the actor"""
+    critic_hidden_sizes: tuple[int, ...] = (256, 256, 256, 256)
+    """hidden layers of each critic"""
+    value_hidden_sizes: tuple[int, ...] = (256, 256, 256, 256)
+    """hidden layers of the state's value"""
+    vae_hidden_sizes: tuple[int, ...] = (750, 750)
+    """hidden layers of the VAE's encoder and of its decoder"""
+    policy_delay: int = 2
+    """actor and targets move at every so-many-th gradient step"""
+    normalize_obs: bool = True
+    """give the networks observations in standard deviations of the dataset"""
+    detach_reconstruction: bool = False
+    """hold what the VAE makes of the actor's action constant in the actor's gradient; the authors' code does not"""
+    sample_candidates: bool = False
+    """let the VAE offer a sample instead of a reconstruction of the actor's action: our reading of the paper"""
+
+
+class Hypers(NamedTuple):
+    """What may differ between the runs of one program."""
+
+    actor_learning_rate: float = 3e-4
+    critic_learning_rate: float = 3e-4
+    value_learning_rate: float = 3e-4
+    vae_learning_rate: float = 1e-3
+    discount: float = 0.99
+    tau: float = 0.005
+    """share of the online networks that moves into their targets whenever those move"""
+    alpha: float = 2.5
+    """how hard the critic pulls, against the action that is imitated"""
+    mask: float = 0.5
+    """weight of the distance to the action that is imitated, where one is good enough"""
+    vae_weight: float = 1.0
+    """weight of the VAE's reconstruction of an action that is better than the state's value"""
+    target_noise: float = 0.2
+    """standard deviation of what is added to the target actor's actions, in half widths of the action box"""
+    target_noise_clip: float = 0.5
+    """bound of that noise, in the same units"""
+
+
+class State(NamedTuple):
+    """All that one run carries from update to update."""
+
+    actor: Params
+    critics: Params
+    """both critics, stacked on a leading axis `[2]`"""
+    value: Params
+    vae: dict[str, Params]
+    """`encoder` and `decoder`"""
+    target_actor: Params
+    target_critics: Params
+    actor_opt: optax.OptState
+    critic_opt: optax.OptState
+    value_opt: optax.OptState
+    vae_opt: optax.OptState
+
+
+class Networks(NamedTuple):
+    """The five architectures."""
+
+    td3: td3_bc.Networks
+    """actor and critic"""
+    value: nn.Module
+    encoder: nn.Module
+    """obs and action -> mean and log standard deviation of the latent, side by side"""
+    decoder: nn.Module
+    """obs and latent -> action before its tanh"""
+
+
+def state_value(networks: Networks, value: Params, obs: Array) -> Array:
+    """V(s): `[..., obs_dim]` -> `[...]`."""
+    values: Array = networks.value.apply(value, obs)
+    return values[..., 0]
+
+
+def encode(networks: Networks, vae: dict[str, Params], obs: Array, action: Array) -> tuple[Array, Array]:
+    """Mean and log standard deviation of the latent, both `[..., 2 action_dim]`."""
+    out = networks.encoder.apply(vae["encoder"], jnp.concatenate([obs, action], axis=-1))
+    mean, log_std = jnp.split(out, 2, axis=-1)
+    return mean, jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)
+
+
+def decode(networks: Networks, vae: dict[str, Params], obs: Array, latent: Array) -> Array:
+    """An action in units of the box: `[..., obs_dim]`, `[..., 2 action_dim]` -> `[..., action_dim]`."""
+    return jnp.tanh(networks.decoder.apply(vae["decoder"], jnp.concatenate([obs, latent], axis=-1)))
+
+
+def smoothed_action(networks: Networks, target_actor: Params, next_obs: Array, noise: Array, hypers: Hypers) -> Array:
+    """mu'(s') + noise, clipped to the box. `noise` `[batch, action_dim]` is standard normal; `hypers` scales it."""
+    clipped = jnp.clip(hypers.target_noise * noise, -hypers.target_noise_clip, hypers.target_noise_clip)
+    return jnp.clip(choose(networks.td3, target_actor, next_obs) + clipped, -1.0, 1.0)
+
+
+def bellman_target(networks: Networks, critics: Params, batch: Batch, next_action: Array, hypers: Hypers) -> Array:
+    """r + discount min Q(s', a') by these critics: `[batch]`."""
+    next_value = jnp.min(q_values(networks.td3, critics, batch.next_obs, next_action), axis=0)
+    return batch.reward + hypers.discount * jnp.where(batch.terminated, 0.0, next_value)
+
+
+def critic_loss(critics: Params, networks: Networks, batch: Batch, target: Array) -> tuple[Array, Metrics]:
+    """Sum over the critics of the mean squared error to `target` `[batch]`: (loss `[]`, metrics)."""
+    q = q_values(networks.td3, critics, batch.obs, batch.action)
+    loss = jnp.sum(jnp.mean((q - target) ** 2, axis=1))
+    return loss, {"critic_loss": loss, "q": jnp.mean(q)}
+
+
+def value_loss(value: Params, networks: Networks, batch: Batch, target: Array) -> tuple[Array, Array]:
+    """Mean squared error to `target` `[batch]`: (loss `[]`, V(s) `[batch]` as it is before the step)."""
+    v = state_value(networks, value, batch.obs)
+    return jnp.mean((v - target) ** 2), v
+
+
+def vae_loss(
+    vae: dict[str, Params], networks: Networks, batch: Batch, noise: Array, weight: Array
+) -> tuple[Array, Metrics]:
+    """Weighted mean squared error of the reconstruction plus the divergence from the prior: (loss `[]`, metrics).
+
+    Both are means over batch and dimensions. `noise` `[batch, 2 action_dim]` is standard normal, `weight` is `[batch]`.
+    """
+    mean, log_std = encode(networks, vae, batch.obs, batch.action)
+    action = decode(networks, vae, batch.obs, mean + jnp.exp(log_std) * noise)
+    reconstruction = jnp.mean(weight[:, None] * (action - batch.action) ** 2)
+    kl = -0.5 * jnp.mean(1.0 + 2.0 * log_std - mean**2 - jnp.exp(2.0 * log_std))
+    return reconstruction + KL_WEIGHT * kl, {"reconstruction_loss": reconstruction, "kl": kl}
+
+
+def candidate(
+    config: Config, networks: Networks, vae: dict[str, Params], obs: Array, action: Array, noise: Array
+) -> Array:
+    """What the VAE offers to imitate beside the dataset's action: `[batch, action_dim]`.
+
+    By default the reconstruction of the actor's `action`, through which the gradient passes. `noise`
+    `[batch, 2 action_dim]` is standard normal.
+    """
+    if config.sample_candidates:
+        return decode(networks, vae, obs, jnp.clip(noise, -PRIOR_CLIP, PRIOR_CLIP))
+    mean, log_std = encode(networks, vae, obs, action)
+    reconstruction = decode(networks, vae, obs, mean + jnp.exp(log_std) * noise)
+    return jax.lax.stop_gradient(reconstruction) if config.detach_reconstruction else reconstruction
+
+
+def actor_loss(
+    actor: Params,
+    config: Config,
+    networks: Networks,
+    state: State,
+    batch: Batch,
+    q_data: Array,
+    v: Array,
+    noise: Array,
+    hypers: Hypers,
+) -> Array:
+    """-lambda mean Q_1(s, mu(s)) + mean m (mu(s) - a*)^2, with lambda = alpha / mean |Q_1| held constant: `[]`.
+
+    a* is the VAE's candidate where that is at least as good as the dataset's action by the first critic, else the
+    dataset's. m is `hypers.mask` where one of the two is better than the state's value, else 0. `q_data` `[batch]` is
+    Q_1(s, a), `v` `[batch]` is V(s).
+    """
+    action = choose(networks.td3, actor, batch.obs)
+    q = first_q(networks.td3, state.critics, batch.obs, action)
+    scale = hypers.alpha / jax.lax.stop_gradient(jnp.mean(jnp.abs(q)))
+    offered = candidate(config, networks, state.vae, batch.obs, action, noise)
+    # Compared only, so no gradient comes through these.
+    advantage_offered = first_q(networks.td3, state.critics, batch.obs, jax.lax.stop_gradient(offered)) - v
+    advantage_data = q_data - v
+    better = jnp.where((advantage_offered >= advantage_data)[:, None], offered, batch.action)
+    weight = hypers.mask * ((advantage_offered >= 0.0) | (advantage_data > 0.0))
+    return -scale * jnp.mean(q) + jnp.mean(weight[:, None] * (action - better) ** 2)
+
+
+def make(config: Config) -> Algorithm:
+    """A2PR with this config.
+
+    Raises:
+        UserError: a size is not positive.
+    """
+    check_positive(batch_size=config.batch_size, policy_delay=config.policy_delay)
+
+    def networks_of(task: Task) -> Networks:
+        assert isinstance(task.env.action_space, Box)
+        action_dim = task.env.action_space.dim
+        return Networks(
+            td3_bc.Networks(MLP((*config.hidden_sizes, action_dim)), MLP((*config.critic_hidden_sizes, 1))),
+            value=MLP((*config.value_hidden_sizes, 1)),
+            encoder=MLP((*config.vae_hidden_sizes, 2 * 2 * action_dim)),
+            decoder=MLP((*config.vae_hidden_sizes, action_dim)),
+        )
+
+    def init(key: Array, task: Task, hypers: Hypers) -> State:
+        actor_key, critic_key, value_key, encoder_key, decoder_key = jax.random.split(key, 5)
+        networks = networks_of(task)
+        obs = jnp.zeros(task.env.obs_dim)
+        actor = networks.td3.actor.init(actor_key, obs)
+        action = choose(networks.td3, actor, obs)
+        obs_and_action = jnp.concatenate([obs, action])
+        obs_and_latent = jnp.concatenate([obs, action, action])
+        critics = jax.vmap(lambda key: networks.td3.critic.init(key, obs_and_action))(jax.random.split(critic_key))
+        value = networks.value.init(value_key, obs)
+        vae = {
+            "encoder": networks.encoder.init(encoder_key, obs_and_action),
+            "decoder": networks.decoder.init(decoder_key, obs_and_latent),
+        }
+        return State(
+            actor=actor,
+            critics=critics,
+            value=value,
+            vae=vae,
+            target_actor=actor,
+            target_critics=critics,
+            actor_opt=optax.adam(hypers.actor_learning_rate).init(actor),
+            critic_opt=optax.adam(hypers.critic_learning_rate).init(critics),
+            value_opt=optax.adam(hypers.value_learning_rate).init(value),
+            vae_opt=optax.adam(hypers.vae_learning_rate).init(vae),
+        )
+
+    def update(key: Array, task: Task, state: State, hypers: Hypers, clock: Clock) -> tuple[State, Metrics]:
+        networks = networks_of(task)
+        batch_key, target_key, vae_key, candidate_key = jax.random.split(key, 4)
+        batch = offline.sample(batch_key, task, (config.batch_size,), config.normalize_obs)
+        latent_shape = (config.batch_size, 2 * batch.action.shape[-1])
+
+        target_noise = jax.random.normal(target_key, batch.action.shape)
+        next_action = smoothed_action(networks, state.target_actor, batch.next_obs, target_noise, hypers)
+        target = bellman_target(networks, state.target_critics, batch, next_action, hypers)
+        grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critics, networks, batch, target)
+        step, critic_opt = optax.adam(hypers.critic_learning_rate).update(grads, state.critic_opt)
+        state = state._replace(critics=optax.apply_updates(state.critics, step), critic_opt=critic_opt)
+
+        # The same next action, valued by the critics that have just learned as well. Whoever needs V(s) below takes it
+        # from before this step.
+        online_target = bellman_target(networks, state.critics, batch, next_action, hypers)
+        (of_value, v), grads = jax.value_and_grad(value_loss, has_aux=True)(
+            state.value, networks, batch, jnp.minimum(online_target, target)
+        )
+        step, value_opt = optax.adam(hypers.value_learning_rate).update(grads, state.value_opt)
+        state = state._replace(value=optax.apply_updates(state.value, step), value_opt=value_opt)
+
+        q_data = first_q(networks.td3, state.critics, batch.obs, batch.action)
+        weight = hypers.vae_weight * (q_data > v)
+        noise = jax.random.normal(vae_key, latent_shape)
+        grads, vae_metrics = jax.grad(vae_loss, has_aux=True)(state.vae, networks, batch, noise, weight)
+        step, vae_opt = optax.adam(hypers.vae_learning_rate).update(grads, state.vae_opt)
+        state = state._replace(vae=optax.apply_updates(state.vae, step), vae_opt=vae_opt)
+
+        def follow(state: State) -> State:
+            noise = jax.random.normal(candidate_key, latent_shape)
+            grads = jax.grad(actor_loss)(state.actor, config, networks, state, batch, q_data, v, noise, hypers)
+            step, actor_opt = optax.adam(hypers.actor_learning_rate).update(grads, state.actor_opt)
+            actor = optax.apply_updates(state.actor, step)
+            online, targets = (actor, state.critics), (state.target_actor, state.target_critics)
+            target_actor, target_critics = optax.incremental_update(online, targets, hypers.tau)
+            return state._replace(
+                actor=actor, actor_opt=actor_opt, target_actor=target_actor, target_critics=target_critics
+            )
+
+        due = clock.update % config.policy_delay == 0
+        return jax.lax.cond(due, follow, lambda state: state, state), {
+            **metrics,
+            "value_loss": of_value,
+            **vae_metrics,
+            "better_than_value": jnp.mean(q_data > v),
+        }
+
+    def act(key: Array, task: Task, state: State, obs: Array) -> Array:
+        obs = offline.observe(task, obs, config.normalize_obs)
+        return offline.to_box(task, choose(networks_of(task).td3, state.actor, obs))
+
+    def value(key: Array, task: Task, state: State, obs: Array) -> Array:
+        networks, obs = networks_of(task).td3, offline.observe(task, obs, config.normalize_obs)
+        return jnp.min(q_values(networks, state.critics, obs, choose(networks, state.actor, obs)), axis=0)
+
+    return Algorithm(init, update, act, 1, value)
+
+
+_SOURCE = "ltlhuuu/A2PR f92a2a4, the commands in its README"
+
+PRESETS = {
+    "halfcheetah-medium": Preset(Config(), Hypers(alpha=40.0, mask=1.0, vae_weight=1.0), _SOURCE),
+    "hopper-medium": Preset(Config(), Hypers(alpha=2.5, mask=0.4, vae_weight=1.0, discount=0.995), _SOURCE),
+    "walker2d-medium": Preset(Config(), Hypers(alpha=2.5, mask=1.0, vae_weight=1.5), _SOURCE),
+}
+
+TRIAL = Trial(
+    Config(
+        batch_size=64,
+        hidden_sizes=(64, 64),
+        critic_hidden_sizes=(64, 64),
+        value_hidden_sizes=(32, 32),
+        vae_hidden_sizes=(32,),
+    ),
+    Hypers(
+        actor_learning_rate=1e-3,
+        critic_learning_rate=5e-3,
+        value_learning_rate=3e-3,
+        discount=0.5,
+        tau=0.1,
+        alpha=5.0,
+    ),
+    updates=2000,
+)

@@ -1,0 +1,345 @@
+"""CDSA-style reconstruction: any offline learner's actions, corrected by the score of the dataset's density.
+
+After CDSA, the conservative denoising score-based algorithm (Liu, Yang & Li 2024, arXiv 2406.07541). THIS IS A
+RECONSTRUCTION, NOT THE AUTHORS' METHOD. They have published no code, and what we had of the paper does not say: the
+networks' sizes, the levels of noise, whether the density is the joint one of observation and action, how inputs are
+normalised, the coefficients, the number of corrections, and where the score of the observation is taken. All of that,
+every default below and every number that comes out is ours. No published result of CDSA can be compared with it.
+
+What is known of CDSA, and is so here: a model learns by denoising score matching the gradient of the log-density of the
+dataset; the action of an offline policy is adjusted at decision time, and the policy's training is left as it is; what
+the gradient says about states is turned into a correction of the action by an inverse dynamics model.
+
+What is ours:
+- The score is that of the joint density of the normalised observation and the action in units of the action box.
+- The models learn beside the policy, one gradient step an update, on batches of their own, drawn as the dataset's
+  sampling says. Keys and networks of the policy's learner are its own, so that it learns the same bits as without.
+- Observations are always normalised for the models, whether the policy's learner does so or not.
+- The step towards likely states starts from the next observation that a forward model predicts (`forward_model`),
+  where the score is taken at the base policy's own action there.
+- Transitions that terminated or were truncated teach dynamics like any other: datasets here keep where they led.
+- `Algorithm.value` and `Algorithm.report` are those of the base: no critic knows of the correction.
+
+Zero coefficients give the base policy, bit for bit.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from envs.core import Box
+from envs.datasets import STD_FLOOR, Batch
+from rlsuite.core import Algorithm, AlgorithmSpec, Clock, Metrics, Preset, Task, Trial
+from rlsuite.errors import UserError, check_positive
+from rlsuite.pieces import offline
+from rlsuite.pieces.networks import MLP
+
+Array = jax.Array
+Params = Any
+
+LABEL = "CDSA-style reconstruction"
+"""what reports must call it"""
+MODELS = 0xCD5A
+"""folded into the keys of the base's learner for those of the models; splitting a key never comes so far"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What shapes the program, beside the base's own."""
+
+    model_batch_size: int = 256
+    """CDSA-style: transitions in one gradient step of the models"""
+    score_hidden_sizes: tuple[int, ...] = (256, 256, 256)
+    """CDSA-style: hidden layers of the score network"""
+    dynamics_hidden_sizes: tuple[int, ...] = (256, 256, 256)
+    """CDSA-style: hidden layers of the inverse and of the forward dynamics"""
+    forward_model: bool = True
+    """CDSA-style: take the score of states where a forward model says that the action leads, not where it is done"""
+    correction_steps: int = 1
+    """CDSA-style: corrections of an action, one after the other"""
+
+
+class Hypers(NamedTuple):
+    """What may differ between the runs of one program, beside the base's own."""
+
+    score_learning_rate: float = 3e-4
+    """CDSA-style: of the score network"""
+    dynamics_learning_rate: float = 3e-4
+    """CDSA-style: of the inverse and of the forward dynamics"""
+    sigma_min: float = 0.01
+    """CDSA-style: least noise that the score is learned at, log-uniform up to sigma_max; as large for one level"""
+    sigma_max: float = 1.0
+    """CDSA-style: most noise"""
+    score_ema: float = 0.999
+    """CDSA-style: share of the averaged score network that stays at each update"""
+    sigma_eval: float = 0.1
+    """CDSA-style: noise at which the score corrects actions"""
+    action_coef: float = 0.05
+    """CDSA-style: how far the action follows its score, in sigma_eval^2; 0 is not at all"""
+    state_coef: float = 0.1
+    """CDSA-style: share of the action's change towards likelier states; 0 is not at all"""
+    state_eta: float = 0.05
+    """CDSA-style: how far the state is to follow its score"""
+
+
+class Guidance(NamedTuple):
+    """The hyperparameters that acting needs, which it is not given. All `[]`."""
+
+    sigma: Array
+    action_coef: Array
+    state_coef: Array
+    state_eta: Array
+
+
+class State(NamedTuple):
+    """All that one run carries from update to update."""
+
+    base: Any
+    """the state of the base's learner"""
+    score: Params
+    score_ema: Params
+    """the average of `score` over the updates, which corrects actions"""
+    dynamics: dict[str, Params]
+    """`inverse`, and `forward` if there is one"""
+    score_opt: optax.OptState
+    dynamics_opt: optax.OptState
+    guidance: Guidance
+
+
+class Networks(NamedTuple):
+    """The three architectures. Observations are normalised, actions in units of the box."""
+
+    score: nn.Module
+    inverse: nn.Module
+    forward: nn.Module
+
+
+def score(networks: Networks, params: Params, x: Array, sigma: Array) -> Array:
+    """The gradient of the log-density of x + sigma noise, by the noise that the network sees in x:
+    `[..., dim]`, `[...]` -> `[..., dim]`."""
+    noise = networks.score.apply(params, jnp.concatenate([x, jnp.log(sigma)[..., None]], axis=-1))
+    return -noise / sigma[..., None]
+
+
+def invert(networks: Networks, dynamics: dict[str, Params], obs: Array, change: Array) -> Array:
+    """The action that makes this change of the observation: `[..., obs_dim]` twice -> `[..., action_dim]`."""
+    return jnp.tanh(networks.inverse.apply(dynamics["inverse"], jnp.concatenate([obs, change], axis=-1)))
+
+
+def predict(networks: Networks, dynamics: dict[str, Params], obs: Array, action: Array) -> Array:
+    """The change of the observation that the action makes: `[..., obs_dim]`."""
+    change: Array = networks.forward.apply(dynamics["forward"], jnp.concatenate([obs, action], axis=-1))
+    return change
+
+
+def noise_levels(uniform: Array, hypers: Any) -> Array:
+    """Log-uniform between sigma_min and sigma_max, from numbers in [0, 1): `[...]` -> `[...]`."""
+    low, high = jnp.log(hypers.sigma_min), jnp.log(hypers.sigma_max)
+    return jnp.exp(low + uniform * (high - low))
+
+
+def score_loss(params: Params, networks: Networks, batch: Batch, sigma: Array, noise: Array) -> Array:
+    """Mean over the batch of |sigma S(x + sigma noise, sigma) + noise|^2, with x the observation and the action: `[]`.
+
+    `sigma` is `[batch]`, `noise` `[batch, obs_dim + action_dim]` standard normal.
+    """
+    x = jnp.concatenate([batch.obs, batch.action], axis=-1)
+    scaled = sigma[..., None] * score(networks, params, x + sigma[..., None] * noise, sigma)
+    return jnp.mean(jnp.sum((scaled + noise) ** 2, axis=-1))
+
+
+def dynamics_loss(dynamics: dict[str, Params], networks: Networks, batch: Batch) -> tuple[Array, Metrics]:
+    """Mean squared error of the action that led to a change, plus that of the change: (loss `[]`, metrics)."""
+    change = batch.next_obs - batch.obs
+    loss = jnp.mean((invert(networks, dynamics, batch.obs, change) - batch.action) ** 2)
+    metrics = {"inverse_loss": loss}
+    if "forward" in dynamics:
+        error = jnp.mean((predict(networks, dynamics, batch.obs, batch.action) - change) ** 2)
+        loss, metrics = loss + error, metrics | {"forward_loss": error}
+    return loss, metrics
+
+
+def correction(networks: Networks, state: State, policy: Callable[[Array], Array], obs: Array, action: Array) -> Array:
+    """What is added to an action: `[obs_dim]` normalised, `[action_dim]` -> `[action_dim]`, in units of the box.
+
+    The first part moves the action itself to where it is likelier beside this observation. The second one moves where
+    it leads to by `state_eta` times the score there, and is the difference that this makes to the inverse dynamics.
+    `policy` is the base's action at a normalised observation.
+    """
+    guidance = state.guidance
+
+    def scores(obs: Array, action: Array) -> tuple[Array, Array]:
+        of_both = score(networks, state.score_ema, jnp.concatenate([obs, action]), guidance.sigma)
+        return of_both[: obs.shape[0]], of_both[obs.shape[0] :]
+
+    of_state, of_action = scores(obs, action)
+    if "forward" in state.dynamics:
+        change = predict(networks, state.dynamics, obs, action)
+        of_state, _ = scores(obs + change, policy(obs + change))
+        wanted = invert(networks, state.dynamics, obs, change + guidance.state_eta * of_state)
+        steered = wanted - invert(networks, state.dynamics, obs, change)
+    else:
+        steered = invert(networks, state.dynamics, obs, guidance.state_eta * of_state)
+    return guidance.action_coef * guidance.sigma**2 * of_action + guidance.state_coef * steered
+
+
+def make(config: Config, base: Algorithm, split: Callable[[Any], Any]) -> Algorithm:
+    """The base with its actions corrected. `split` takes the base's hyperparameters out of all of them.
+
+    Raises:
+        UserError: a size is not positive.
+    """
+    check_positive(model_batch_size=config.model_batch_size, correction_steps=config.correction_steps)
+
+    def networks_of(task: Task) -> Networks:
+        assert isinstance(task.env.action_space, Box)
+        obs_dim, action_dim = task.env.obs_dim, task.env.action_space.dim
+        return Networks(
+            MLP((*config.score_hidden_sizes, obs_dim + action_dim), nn.silu),
+            MLP((*config.dynamics_hidden_sizes, action_dim)),
+            MLP((*config.dynamics_hidden_sizes, obs_dim)),
+        )
+
+    def init(key: Array, task: Task, hypers: Any) -> State:
+        score_key, inverse_key, forward_key = jax.random.split(jax.random.fold_in(key, MODELS), 3)
+        networks = networks_of(task)
+        assert isinstance(task.env.action_space, Box)
+        obs_dim, action_dim = task.env.obs_dim, task.env.action_space.dim
+        params = networks.score.init(score_key, jnp.zeros(obs_dim + action_dim + 1))
+        dynamics = {"inverse": networks.inverse.init(inverse_key, jnp.zeros(2 * obs_dim))}
+        if config.forward_model:
+            dynamics["forward"] = networks.forward.init(forward_key, jnp.zeros(obs_dim + action_dim))
+        given = (hypers.sigma_eval, hypers.action_coef, hypers.state_coef, hypers.state_eta)
+        return State(
+            base=base.init(key, task, split(hypers)),
+            score=params,
+            score_ema=params,
+            dynamics=dynamics,
+            score_opt=optax.adam(hypers.score_learning_rate).init(params),
+            dynamics_opt=optax.adam(hypers.dynamics_learning_rate).init(dynamics),
+            guidance=Guidance(*(jnp.asarray(value, jnp.result_type(float)) for value in given)),
+        )
+
+    def update(key: Array, task: Task, state: State, hypers: Any, clock: Clock) -> tuple[State, Metrics]:
+        of_base, metrics = base.update(key, task, state.base, split(hypers), clock)
+        networks = networks_of(task)
+        batch_key, sigma_key, noise_key = jax.random.split(jax.random.fold_in(key, MODELS), 3)
+        batch = offline.sample(batch_key, task, (config.model_batch_size,), normalize_obs=True)
+        sigma = noise_levels(jax.random.uniform(sigma_key, (config.model_batch_size,)), hypers)
+        width = batch.obs.shape[-1] + batch.action.shape[-1]
+        noise = jax.random.normal(noise_key, (config.model_batch_size, width))
+
+        of_score, grads = jax.value_and_grad(score_loss)(state.score, networks, batch, sigma, noise)
+        step, score_opt = optax.adam(hypers.score_learning_rate).update(grads, state.score_opt)
+        params = optax.apply_updates(state.score, step)
+        grads, of_dynamics = jax.grad(dynamics_loss, has_aux=True)(state.dynamics, networks, batch)
+        step, dynamics_opt = optax.adam(hypers.dynamics_learning_rate).update(grads, state.dynamics_opt)
+        state = State(
+            base=of_base,
+            score=params,
+            score_ema=optax.incremental_update(params, state.score_ema, 1.0 - hypers.score_ema),
+            dynamics=optax.apply_updates(state.dynamics, step),
+            score_opt=score_opt,
+            dynamics_opt=dynamics_opt,
+            guidance=state.guidance,
+        )
+        return state, metrics | {"score_loss": of_score} | of_dynamics
+
+    def act(key: Array, task: Task, state: State, obs: Array) -> Array:
+        networks, dataset, space = networks_of(task), offline.dataset_of(task), task.env.action_space
+        assert isinstance(space, Box)
+        low, high = jnp.asarray(space.low), jnp.asarray(space.high)
+        half_width = 0.5 * (high - low)
+
+        def units(action: Array) -> Array:
+            return (action - low) / half_width - 1.0
+
+        def policy(obs: Array) -> Array:
+            raw = obs * (dataset.obs_std + STD_FLOOR) + dataset.obs_mean
+            return units(base.act(key, task, state.base, raw))
+
+        action = base.act(key, task, state.base, obs)
+        for _ in range(config.correction_steps):
+            shift = correction(networks, state, policy, dataset.normalize(obs), units(action))
+            # In the environment's units, into which the base's action would not come back with the same bits.
+            action = jnp.where(shift == 0.0, action, jnp.clip(action + half_width * shift, low, high))
+        return action
+
+    def value(key: Array, task: Task, state: State, obs: Array) -> Array:
+        assert base.value is not None
+        return base.value(key, task, state.base, obs)
+
+    return Algorithm(init, update, act, base.steps_per_update, None if base.value is None else value)
+
+
+def around(name: str, spec: AlgorithmSpec) -> AlgorithmSpec:
+    """An offline learner `name` with its actions corrected, a learner again: `Config` and `Hypers` hold the base's
+    fields and then those above.
+
+    Raises:
+        UserError: the base learns online, or has a setting that is called like one of these.
+    """
+    if not spec.offline:
+        raise UserError(f"'{name}' cannot be corrected: it learns online, and +cdsa needs an offline learner")
+    base_fields, own_fields = ([field.name for field in dataclasses.fields(c)] for c in (spec.config, Config))
+    base_hypers, own_hypers = spec.hypers()._fields, Hypers._fields
+    twice = {*base_fields, *base_hypers} & {*own_fields, *own_hypers}
+    if twice:
+        raise UserError(f"'{name}' and cdsa both have a setting '{min(twice)}'; rename the one of '{name}'")
+
+    # Named as no class in this file: whoever asks for their source, as the help does, is sent on to their bases.
+    config_class = dataclasses.make_dataclass("ConfigWithCDSA", [], bases=(Config, spec.config), frozen=True)
+    defaults = (*spec.hypers(), *Hypers())
+    namedtuple: Any = collections.namedtuple  # which type checkers want literals for
+    fields = namedtuple("HypersWithCDSA", (*base_hypers, *own_hypers), defaults=defaults)
+    # The bases bring the types and texts of the fields; the fields themselves are all those of the first one.
+    hypers_class: Any = type("HypersWithCDSA", (fields, Hypers, spec.hypers), {"__slots__": ()})
+
+    def both(config: Any, own: Config) -> Any:
+        return config_class(**{f: getattr(config, f) for f in base_fields}, **{f: getattr(own, f) for f in own_fields})
+
+    def split(hypers: Any) -> Any:
+        return spec.hypers(*hypers[: len(base_hypers)])
+
+    def make_both(config: Any) -> Algorithm:
+        base = spec.make(spec.config(**{f: getattr(config, f) for f in base_fields}))
+        return make(Config(**{f: getattr(config, f) for f in own_fields}), base, split)
+
+    return AlgorithmSpec(
+        config_class,
+        hypers_class,
+        make_both,
+        Trial(
+            both(spec.trial.config, TRIAL.config),
+            hypers_class(*spec.trial.hypers, *TRIAL.hypers),
+            max(spec.trial.updates, TRIAL.updates),
+        ),
+        action_spaces=(Box,),
+        prepare=spec.prepare,
+        presets={
+            key: Preset(
+                both(preset.config, Config()),
+                hypers_class(*preset.hypers, *Hypers()),
+                f"{preset.source}; of the {LABEL} its defaults",
+            )
+            for key, preset in spec.presets.items()
+        },
+        offline=True,
+        label=f"{name} + {LABEL}",
+    )
+
+
+TRIAL = Trial(
+    Config(model_batch_size=32, score_hidden_sizes=(16, 16), dynamics_hidden_sizes=(16,)),
+    Hypers(score_learning_rate=1e-3, dynamics_learning_rate=1e-3),
+    updates=0,
+)
+"""What every base's trial is given beside its own."""

@@ -1,0 +1,272 @@
+"""EDAC and SAC-N: SAC from a dataset, pessimistic by the smallest of N critics (An et al. 2021, arXiv 2110.01548).
+
+SAC-N is SAC with N critics instead of two, without a word about the dataset: where it has no data, N critics disagree,
+and the smallest is low. That takes up to 500 of them. EDAC needs 10 to 50: it keeps them apart by a loss on the cosines
+between the gradients of any two critics by the action, at the dataset's actions. SAC-N is eta = 0; `diversity=False`
+is the same and leaves the term out of the program, so that nobody pays for gradients that count for nothing.
+
+Sizes, rates, initialisation, bounds of the log standard deviation ([-5, 2]) and the order of a gradient step
+(temperature, actor, critics, targets, each with what the ones before it have learned) follow CORL, which follows the
+authors' code. Observations are not normalised there.
+
+Deviations:
+- The sum over pairs is |sum of the unit gradients|^2 less their own squares, which is the same number in N steps
+  instead of N^2.
+- A gradient that is 0 has no direction and takes no part; CORL divides by its length plus 1e-10.
+- With one action dimension every unit gradient is 1 or -1, whatever the parameters: the term teaches nothing, and EDAC
+  is SAC-N. The same holds in the authors' code.
+- The first layer of a critic is drawn by its own number of inputs; CORL takes its number of outputs by mistake.
+- The log-determinant of tanh is exact instead of log(1 - tanh^2 + 1e-6).
+- Actions and log-probabilities are in units of the action box; on D4RL's tasks they are anyway.
+- A transition that was truncated bootstraps with the value of the observation that it led to, where the dataset has
+  kept it. D4RL's files have not, and those transitions are left out when such a file is read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from envs.core import Box
+from envs.datasets import Batch
+from rlsuite.algorithms.offline.td3_bc import Networks, q_values
+from rlsuite.core import Algorithm, Clock, Metrics, Preset, Task, Trial
+from rlsuite.errors import UserError, check_positive
+from rlsuite.pieces import distributions, offline
+from rlsuite.pieces.networks import MLP
+
+Array = jax.Array
+Params = Any
+
+LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What shapes the program."""
+
+    batch_size: int = 256
+    """transitions in one gradient step"""
+    num_critics: int = 10
+    """critics, of which the smallest counts"""
+    diversity: bool = True
+    """keep the critics apart; without, this is SAC-N"""
+    hidden_sizes: tuple[int, ...] = (256, 256, 256)
+    """hidden layers of the actor and of each critic"""
+    learn_alpha: bool = True
+    """learn the temperature; else it stays at its initial value"""
+    normalize_obs: bool = False
+    """give the networks observations in standard deviations of the dataset"""
+
+
+class Hypers(NamedTuple):
+    """What may differ between the runs of one program."""
+
+    actor_learning_rate: float = 3e-4
+    critic_learning_rate: float = 3e-4
+    alpha_learning_rate: float = 3e-4
+    discount: float = 0.99
+    tau: float = 0.005
+    """share of the online critics that moves into their targets at each gradient step"""
+    eta: float = 1.0
+    """weight of the diversity term, beside the sum of the critics' errors"""
+    initial_alpha: float = 1.0
+    target_entropy_scale: float = 1.0
+    """target entropy = -scale * action_dim, in nats and units of the box"""
+
+
+class State(NamedTuple):
+    """All that one run carries from update to update."""
+
+    actor: Params
+    critics: Params
+    """all critics, stacked on a leading axis `[num_critics]`"""
+    target_critics: Params
+    log_alpha: Array
+    actor_opt: optax.OptState
+    critic_opt: optax.OptState
+    alpha_opt: optax.OptState
+
+
+def start(network: MLP, key: Array, inputs: Array, output_bound: float) -> Params:
+    """The authors' initialisation: PyTorch's, but biases of 0.1 in hidden layers and a last layer within +-bound."""
+    layers = dict(network.init(key, inputs)["params"])
+    last = f"Dense_{len(layers) - 1}"
+    for name, layer in layers.items():
+        if name != last:
+            layers[name] = {"kernel": layer["kernel"], "bias": jnp.full_like(layer["bias"], 0.1)}
+    # PyTorch's bound is 1 / sqrt(inputs), for weights and biases.
+    scale = output_bound * layers[last]["kernel"].shape[0] ** 0.5
+    layers[last] = jax.tree.map(lambda x: scale * x, layers[last])
+    return {"params": layers}
+
+
+def squash(mean: Array, log_std: Array, noise: Array) -> tuple[Array, Array]:
+    """tanh(mean + std noise) and its log-probability in units of the box: `[..., action_dim]` -> that and `[...]`."""
+    action, log_det = distributions.tanh_squash(mean + jnp.exp(log_std) * noise, -jnp.ones(()), jnp.ones(()))
+    # From the noise itself: (u - mean) / std loses its digits in float32 once std is small beside the mean.
+    of_noise = distributions.gaussian_log_prob(noise, jnp.zeros_like(noise), jnp.zeros_like(noise))
+    return action, of_noise - jnp.sum(log_std, axis=-1) - log_det
+
+
+def distribution(networks: Networks, actor: Params, obs: Array) -> tuple[Array, Array]:
+    """Mean and log standard deviation before squashing: `[..., obs_dim]` -> two `[..., action_dim]`."""
+    mean, log_std = jnp.split(networks.actor.apply(actor, obs), 2, axis=-1)
+    return mean, jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)
+
+
+def draw(networks: Networks, actor: Params, obs: Array, noise: Array) -> tuple[Array, Array]:
+    """A reparameterised action `[..., action_dim]` from standard normal noise, and its log-probability `[...]`."""
+    return squash(*distribution(networks, actor, obs), noise)
+
+
+def diversity_loss(critics: Params, networks: Networks, obs: Array, action: Array) -> Array:
+    """Sum over pairs i != j of the cosine of dQ_i/da and dQ_j/da, over N - 1, mean over the batch: `[]`."""
+
+    def total(params: Params, action: Array) -> Array:
+        return jnp.sum(networks.critic.apply(params, jnp.concatenate([obs, action], axis=-1)))
+
+    gradients = jax.vmap(jax.grad(total, argnums=1), (0, None))(critics, action)  # [num_critics, batch, action_dim]
+    square = jnp.sum(gradients**2, axis=-1, keepdims=True)
+    sloped = square > 0.0
+    # The inner `where` keeps 1 / sqrt(0) out of the derivative too.
+    units = jnp.where(sloped, gradients * jax.lax.rsqrt(jnp.where(sloped, square, 1.0)), 0.0)
+    pairs = jnp.sum(jnp.sum(units, axis=0) ** 2, axis=-1) - jnp.sum(units**2, axis=(0, 2))
+    return jnp.mean(pairs) / (len(gradients) - 1)
+
+
+def critic_loss(
+    critics: Params, networks: Networks, state: State, batch: Batch, noise: Array, diversity: bool, hypers: Hypers
+) -> tuple[Array, Metrics]:
+    """Sum over the critics of the mean squared error to the soft target, plus eta times the diversity term.
+
+    `noise` `[batch, action_dim]` draws the next action from the online policy. (loss `[]`, metrics)
+    """
+    next_action, next_log_prob = draw(networks, state.actor, batch.next_obs, noise)
+    next_q = jnp.min(q_values(networks, state.target_critics, batch.next_obs, next_action), axis=0)
+    next_value = next_q - jnp.exp(state.log_alpha) * next_log_prob
+    target = jax.lax.stop_gradient(batch.reward + hypers.discount * jnp.where(batch.terminated, 0.0, next_value))
+    q = q_values(networks, critics, batch.obs, batch.action)
+    loss = jnp.sum(jnp.mean((q - target) ** 2, axis=1))
+    metrics = {"critic_loss": loss, "q": jnp.mean(q), "q_std": jnp.mean(jnp.std(q, axis=0))}
+    if diversity:
+        metrics["diversity_loss"] = diversity_loss(critics, networks, batch.obs, batch.action)
+        loss = loss + hypers.eta * metrics["diversity_loss"]
+    return loss, metrics
+
+
+def actor_loss(actor: Params, networks: Networks, critics: Params, log_alpha: Array, obs: Array, noise: Array) -> Array:
+    """mean(alpha log pi - min_i Q_i): `[]`."""
+    action, log_prob = draw(networks, actor, obs, noise)
+    q = jnp.min(q_values(networks, critics, obs, action), axis=0)
+    return jnp.mean(jnp.exp(log_alpha) * log_prob - q)
+
+
+def alpha_loss(log_alpha: Array, log_prob: Array, target_entropy: Array | float) -> Array:
+    """-mean(log alpha (log pi + target entropy)), log pi held constant: `[]`, `[batch]` -> `[]`."""
+    return -jnp.mean(log_alpha * jax.lax.stop_gradient(log_prob + target_entropy))
+
+
+def make(config: Config) -> Algorithm:
+    """EDAC or SAC-N with this config.
+
+    Raises:
+        UserError: a size is not positive, or a single critic is to be kept apart from others.
+    """
+    check_positive(batch_size=config.batch_size, num_critics=config.num_critics)
+    if config.diversity and config.num_critics < 2:
+        raise UserError(f"num_critics={config.num_critics} cannot be kept apart; take 2 or more, or diversity=False")
+
+    def networks_of(task: Task) -> Networks:
+        assert isinstance(task.env.action_space, Box)
+        return Networks(MLP((*config.hidden_sizes, 2 * task.env.action_space.dim)), MLP((*config.hidden_sizes, 1)))
+
+    def init(key: Array, task: Task, hypers: Hypers) -> State:
+        assert isinstance(task.env.action_space, Box)
+        actor_key, critic_key = jax.random.split(key)
+        networks = networks_of(task)
+        obs, action = jnp.zeros(task.env.obs_dim), jnp.zeros(task.env.action_space.dim)
+        actor = start(networks.actor, actor_key, obs, 1e-3)
+        critic_inputs = jnp.concatenate([obs, action])
+        critic_keys = jax.random.split(critic_key, config.num_critics)
+        critics = jax.vmap(lambda key: start(networks.critic, key, critic_inputs, 3e-3))(critic_keys)
+        log_alpha = jnp.log(jnp.asarray(hypers.initial_alpha, jnp.float32))
+        return State(
+            actor=actor,
+            critics=critics,
+            target_critics=critics,
+            log_alpha=log_alpha,
+            actor_opt=optax.adam(hypers.actor_learning_rate).init(actor),
+            critic_opt=optax.adam(hypers.critic_learning_rate).init(critics),
+            alpha_opt=optax.adam(hypers.alpha_learning_rate).init(log_alpha),
+        )
+
+    def learn_alpha(networks: Networks, state: State, obs: Array, noise: Array, hypers: Hypers) -> State:
+        _, log_prob = draw(networks, state.actor, obs, noise)
+        grad = jax.grad(alpha_loss)(state.log_alpha, log_prob, -hypers.target_entropy_scale * noise.shape[-1])
+        step, alpha_opt = optax.adam(hypers.alpha_learning_rate).update(grad, state.alpha_opt)
+        return state._replace(log_alpha=optax.apply_updates(state.log_alpha, step), alpha_opt=alpha_opt)
+
+    def update(key: Array, task: Task, state: State, hypers: Hypers, clock: Clock) -> tuple[State, Metrics]:
+        networks = networks_of(task)
+        batch_key, alpha_key, actor_key, critic_key = jax.random.split(key, 4)
+        batch = offline.sample(batch_key, task, (config.batch_size,), config.normalize_obs)
+        shape = batch.action.shape
+        if config.learn_alpha:
+            state = learn_alpha(networks, state, batch.obs, jax.random.normal(alpha_key, shape), hypers)
+
+        noise = jax.random.normal(actor_key, shape)
+        grads = jax.grad(actor_loss)(state.actor, networks, state.critics, state.log_alpha, batch.obs, noise)
+        step, actor_opt = optax.adam(hypers.actor_learning_rate).update(grads, state.actor_opt)
+        state = state._replace(actor=optax.apply_updates(state.actor, step), actor_opt=actor_opt)
+
+        noise = jax.random.normal(critic_key, shape)
+        grads, metrics = jax.grad(critic_loss, has_aux=True)(
+            state.critics, networks, state, batch, noise, config.diversity, hypers
+        )
+        step, critic_opt = optax.adam(hypers.critic_learning_rate).update(grads, state.critic_opt)
+        critics = optax.apply_updates(state.critics, step)
+        targets = optax.incremental_update(critics, state.target_critics, hypers.tau)
+        metrics["alpha"] = jnp.exp(state.log_alpha)
+        return state._replace(critics=critics, critic_opt=critic_opt, target_critics=targets), metrics
+
+    def act(key: Array, task: Task, state: State, obs: Array) -> Array:
+        obs = offline.observe(task, obs, config.normalize_obs)
+        mean, _ = distribution(networks_of(task), state.actor, obs)
+        return offline.to_box(task, jnp.tanh(mean))
+
+    def value(key: Array, task: Task, state: State, obs: Array) -> Array:
+        assert isinstance(task.env.action_space, Box)
+        networks, obs = networks_of(task), offline.observe(task, obs, config.normalize_obs)
+        action, log_prob = draw(networks, state.actor, obs, jax.random.normal(key, (task.env.action_space.dim,)))
+        q = jnp.min(q_values(networks, state.critics, obs, action), axis=0)
+        return q - jnp.exp(state.log_alpha) * log_prob
+
+    return Algorithm(init, update, act, 1, value)
+
+
+def _published(num_critics: int = 10, eta: float = 1.0) -> Preset:
+    return Preset(Config(num_critics=num_critics), Hypers(eta=eta), "CORL, configs/offline/edac")
+
+
+PRESETS = {
+    "halfcheetah-medium": _published(),
+    "halfcheetah-medium-replay": _published(),
+    "halfcheetah-medium-expert": _published(eta=5.0),
+    "hopper-medium": _published(num_critics=50),
+    "hopper-medium-replay": _published(num_critics=50),
+    "hopper-medium-expert": _published(num_critics=50),
+    "walker2d-medium": _published(),
+    "walker2d-medium-replay": _published(),
+    "walker2d-medium-expert": _published(eta=5.0),
+}
+
+TRIAL = Trial(
+    Config(batch_size=64, num_critics=3, hidden_sizes=(32, 32), learn_alpha=False),
+    Hypers(actor_learning_rate=3e-4, critic_learning_rate=3e-3, discount=0.5, tau=0.1, initial_alpha=3e-3),
+    updates=1500,
+)

@@ -1,0 +1,251 @@
+"""IQL: implicit Q-learning, values of the dataset's own actions only (Kostrikov et al. 2021, arXiv 2110.06169).
+
+V is fitted to an upper expectile of the target critics at the dataset's actions, the critics to r + discount V(s'), and
+the policy to the dataset's actions, each weighted by the exponential of its advantage. No action is ever valued that
+the dataset does not hold. Sizes, rates, the order of the steps and the settings of single datasets are those of CORL.
+
+Deviations from CORL:
+- Actions are in units of the action box, as they are on D4RL's tasks anyway.
+- A transition that was truncated bootstraps with V of the observation that it led to, where the dataset has kept it.
+- Normalised rewards use the returns of all episodes, as the dataset states them; CORL adds up the rewards between
+  terminations, or over 1000 steps.
+- There is no dropout, which CORL offers for Adroit.
+
+Deviations of CORL, and so of this file, from the authors' code:
+- V(s') in the target and the advantage in the policy's weight are those before V's step; the authors' are after it.
+- The critics' losses are averaged over the two; the authors add them up.
+- The Gaussian's log standard deviation lies in [-20, 2]; the authors' in [-5, 2].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from envs.core import Box
+from envs.datasets import Batch
+from rlsuite.algorithms.offline.td3_bc import Networks, choose, q_values
+from rlsuite.core import Algorithm, Clock, Metrics, Preset, Task, Trial
+from rlsuite.errors import check_positive
+from rlsuite.pieces import distributions, offline
+from rlsuite.pieces.networks import MLP
+
+Array = jax.Array
+Params = Any
+
+LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
+"""bounds of the policy's log standard deviation, in units of the action box"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What shapes the program."""
+
+    batch_size: int = 256
+    """transitions in one gradient step"""
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    """hidden layers of the policy, of each critic and of V"""
+    deterministic: bool = False
+    """fit a deterministic policy by squared distances, not a Gaussian by its log-probability"""
+    normalize_obs: bool = True
+    """give the networks observations in standard deviations of the dataset"""
+    normalize_reward: bool = False
+    """multiply rewards by 1000 over the range of the dataset's episode returns"""
+
+
+class Hypers(NamedTuple):
+    """What may differ between the runs of one program."""
+
+    actor_learning_rate: float = 3e-4
+    """at the start; it falls along half a cosine to 0 at the end of the budget"""
+    critic_learning_rate: float = 3e-4
+    value_learning_rate: float = 3e-4
+    discount: float = 0.99
+    tau: float = 0.005
+    """share of the critics that moves into their targets at every gradient step"""
+    expectile: float = 0.7
+    """of the target critics, that V is: 0.5 is the mean over the dataset's actions, near 1 the best of them"""
+    beta: float = 3.0
+    """how sharply the policy prefers actions of greater advantage; 0 is behaviour cloning"""
+    max_weight: float = 100.0
+    """bound of the weight that one action has in the policy's loss"""
+    reward_shift: float = 0.0
+    """added to every reward, after any normalisation"""
+
+
+class Actor(NamedTuple):
+    """Parameters of the policy."""
+
+    net: Params
+    """observation -> mean, before its tanh"""
+    log_std: Array
+    """`[action_dim]`, the same at all observations; unused by a deterministic policy"""
+
+
+class State(NamedTuple):
+    """All that one run carries from update to update."""
+
+    actor: Actor
+    critics: Params
+    """both critics, stacked on a leading axis `[2]`"""
+    target_critics: Params
+    value: Params
+    """of V, whose network is a critic's without the action"""
+    actor_opt: optax.OptState
+    critic_opt: optax.OptState
+    value_opt: optax.OptState
+
+
+def state_value(networks: Networks, value: Params, obs: Array) -> Array:
+    """V: `[..., obs_dim]` -> `[...]`."""
+    values: Array = networks.critic.apply(value, obs)[..., 0]
+    return values
+
+
+def value_loss(value: Params, networks: Networks, q: Array, batch: Batch, hypers: Hypers) -> tuple[Array, Array]:
+    """mean |expectile - [u < 0]| u^2 with the advantage u = q - V(s), for constant q `[batch]`: (loss `[]`, u)."""
+    advantage = jax.lax.stop_gradient(q) - state_value(networks, value, batch.obs)
+    weight = jnp.abs(hypers.expectile - (advantage < 0.0))
+    return jnp.mean(weight * advantage**2), advantage
+
+
+def critic_loss(
+    critics: Params, networks: Networks, next_value: Array, batch: Batch, hypers: Hypers
+) -> tuple[Array, Metrics]:
+    """Mean over both critics and the batch of the squared error to r + discount V(s'): (loss `[]`, metrics).
+
+    `next_value` `[batch]` is V(s') and constant.
+    """
+    bootstrap = jnp.where(batch.terminated, 0.0, next_value)
+    target = jax.lax.stop_gradient(batch.reward + hypers.discount * bootstrap)
+    q = q_values(networks, critics, batch.obs, batch.action)
+    loss = jnp.mean((q - target) ** 2)
+    return loss, {"critic_loss": loss, "q": jnp.mean(q)}
+
+
+def actor_loss(
+    actor: Actor, networks: Networks, advantage: Array, batch: Batch, hypers: Hypers, deterministic: bool
+) -> Array:
+    """mean min(exp(beta u), max_weight) d(s, a) for constant advantages u `[batch]`: `[]`.
+
+    d is -log pi(a | s), or for a deterministic policy the squared distance, summed over dimensions.
+    """
+    weight = jnp.minimum(jnp.exp(hypers.beta * jax.lax.stop_gradient(advantage)), hypers.max_weight)
+    mean = choose(networks, actor.net, batch.obs)
+    if deterministic:
+        distance = jnp.sum((mean - batch.action) ** 2, axis=-1)
+    else:
+        log_std = jnp.clip(actor.log_std, LOG_STD_MIN, LOG_STD_MAX)
+        distance = -distributions.gaussian_log_prob(batch.action, mean, log_std)
+    return jnp.mean(weight * distance)
+
+
+def make(config: Config) -> Algorithm:
+    """IQL with this config.
+
+    Raises:
+        UserError: a size is not positive.
+    """
+    check_positive(batch_size=config.batch_size)
+
+    def networks_of(task: Task) -> Networks:
+        assert isinstance(task.env.action_space, Box)
+        return Networks(MLP((*config.hidden_sizes, task.env.action_space.dim)), MLP((*config.hidden_sizes, 1)))
+
+    def scale_of(task: Task) -> Array:
+        return offline.reward_scale(task) if config.normalize_reward else jnp.ones(())
+
+    def init(key: Array, task: Task, hypers: Hypers) -> State:
+        actor_key, critic_key, value_key = jax.random.split(key, 3)
+        networks = networks_of(task)
+        obs = jnp.zeros(task.env.obs_dim)
+        net = networks.actor.init(actor_key, obs)
+        mean = choose(networks, net, obs)
+        actor = Actor(net, jnp.zeros_like(mean))
+        critic_inputs = jnp.concatenate([obs, mean])
+        critics = jax.vmap(lambda key: networks.critic.init(key, critic_inputs))(jax.random.split(critic_key))
+        value = networks.critic.init(value_key, obs)
+        return State(
+            actor=actor,
+            critics=critics,
+            target_critics=critics,
+            value=value,
+            actor_opt=optax.adam(hypers.actor_learning_rate).init(actor),
+            critic_opt=optax.adam(hypers.critic_learning_rate).init(critics),
+            value_opt=optax.adam(hypers.value_learning_rate).init(value),
+        )
+
+    def update(key: Array, task: Task, state: State, hypers: Hypers, clock: Clock) -> tuple[State, Metrics]:
+        networks = networks_of(task)
+        batch = offline.sample(key, task, (config.batch_size,), config.normalize_obs)
+        batch = batch._replace(reward=scale_of(task) * batch.reward + hypers.reward_shift)
+        # All three losses are of the networks as they are before this step.
+        q = jnp.min(q_values(networks, state.target_critics, batch.obs, batch.action), axis=0)
+        next_value = state_value(networks, state.value, batch.next_obs)
+        (of_value, advantage), value_grads = jax.value_and_grad(value_loss, has_aux=True)(
+            state.value, networks, q, batch, hypers
+        )
+        critic_grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critics, networks, next_value, batch, hypers)
+        of_actor, actor_grads = jax.value_and_grad(actor_loss)(
+            state.actor, networks, advantage, batch, hypers, config.deterministic
+        )
+
+        step, value_opt = optax.adam(hypers.value_learning_rate).update(value_grads, state.value_opt)
+        value = optax.apply_updates(state.value, step)
+        step, critic_opt = optax.adam(hypers.critic_learning_rate).update(critic_grads, state.critic_opt)
+        critics = optax.apply_updates(state.critics, step)
+        target_critics = optax.incremental_update(critics, state.target_critics, hypers.tau)
+        actor_learning_rate = hypers.actor_learning_rate * 0.5 * (1.0 + jnp.cos(jnp.pi * clock.progress))
+        step, actor_opt = optax.adam(actor_learning_rate).update(actor_grads, state.actor_opt)
+        actor = optax.apply_updates(state.actor, step)
+        metrics = {**metrics, "value_loss": of_value, "actor_loss": of_actor, "advantage": jnp.mean(advantage)}
+        return State(actor, critics, target_critics, value, actor_opt, critic_opt, value_opt), metrics
+
+    def act(key: Array, task: Task, state: State, obs: Array) -> Array:
+        obs = offline.observe(task, obs, config.normalize_obs)
+        return offline.to_box(task, choose(networks_of(task), state.actor.net, obs))
+
+    def value(key: Array, task: Task, state: State, obs: Array) -> Array:
+        networks, obs = networks_of(task), offline.observe(task, obs, config.normalize_obs)
+        q = q_values(networks, state.critics, obs, choose(networks, state.actor.net, obs))
+        return jnp.min(q, axis=0) / scale_of(task)
+
+    return Algorithm(init, update, act, 1, value)
+
+
+def _published(config: Config, **hypers: float) -> Preset:
+    """Settings of one dataset in CORL's `configs/offline/iql`."""
+    return Preset(config, Hypers(**hypers), "CORL, configs/offline/iql")
+
+
+_ANTMAZE = _published(Config(), expectile=0.9, beta=10.0, reward_shift=-1.0)
+_HOPPER = _published(Config(deterministic=True, normalize_reward=True), tau=0.001)
+
+PRESETS = {
+    "hopper-medium": _HOPPER,
+    "hopper-medium-replay": _HOPPER,
+    "hopper-medium-expert": _published(Config(), expectile=0.5, beta=6.0),
+    "antmaze-umaze": _ANTMAZE,
+    "antmaze-umaze-diverse": _ANTMAZE,
+    "antmaze-medium-play": _ANTMAZE,
+    "antmaze-medium-diverse": _ANTMAZE,
+    "antmaze-large-play": _ANTMAZE,
+    "antmaze-large-diverse": _ANTMAZE,
+}
+
+TRIAL = Trial(
+    Config(batch_size=64, hidden_sizes=(32, 32)),
+    Hypers(
+        actor_learning_rate=3e-3,
+        critic_learning_rate=3e-3,
+        value_learning_rate=3e-3,
+        discount=0.5,
+        tau=0.1,
+        beta=30.0,
+    ),
+    updates=1500,
+)

@@ -1,0 +1,214 @@
+"""ReBRAC: TD3+BC with its parts put right: both actor and critic are penalised for leaving the dataset, each with a
+coefficient of its own; deeper networks, larger batches and critics with layer norms (Tarasov et al. 2023, arXiv
+2305.09836).
+
+The target subtracts from the smaller critic the squared distance of its action to the one that the dataset took next.
+The actor climbs the smaller critic, divided by its mean size, minus the squared distance to the dataset's action. Sizes
+and rates are those of the authors' code.
+
+Deviations from it:
+- Actions, noise and squared distances are in units of the action box; on D4RL's tasks they are anyway.
+- Where a transition was truncated, the dataset took no next action: its target has no penalty. The authors' data
+  (D4RL's) leave out such transitions.
+- PyTorch's default initialisation; the code has biases of 0.1 and last layers within 1e-3 (actor) and 3e-3 (critics).
+- Layer norms add 1e-5 to the variance, as PyTorch's do; those of the code add 1e-6. They follow the ReLU, as there.
+- The target of the actor moves towards the actor that has just learned; in the code, towards that from before the step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from envs.core import Box
+from envs.datasets import Batch
+from rlsuite.algorithms.offline.td3_bc import Networks, State, begin, choose, q_values
+from rlsuite.core import Algorithm, Clock, Metrics, Preset, Task, Trial
+from rlsuite.errors import check_positive
+from rlsuite.pieces import offline
+from rlsuite.pieces.networks import MLP
+
+Array = jax.Array
+Params = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What shapes the program."""
+
+    batch_size: int = 1024
+    """transitions in one gradient step"""
+    hidden_sizes: tuple[int, ...] = (256, 256, 256)
+    """hidden layers of the actor and of each critic"""
+    policy_delay: int = 2
+    """actor and targets move at every so-many-th gradient step"""
+    normalize_obs: bool = False
+    """give the networks observations in standard deviations of the dataset"""
+    actor_layer_norm: bool = False
+    """layer norms in the actor"""
+    critic_layer_norm: bool = True
+    """layer norms in the critics"""
+
+
+class Hypers(NamedTuple):
+    """What may differ between the runs of one program."""
+
+    actor_learning_rate: float = 1e-3
+    critic_learning_rate: float = 1e-3
+    discount: float = 0.99
+    tau: float = 0.005
+    """share of the online networks that moves into their targets whenever those move"""
+    actor_penalty: float = 0.01
+    """what the actor pays for a squared distance of 1 to the dataset's action"""
+    critic_penalty: float = 0.01
+    """what the target pays for a squared distance of 1 to the dataset's next action"""
+    target_noise: float = 0.2
+    """standard deviation of what is added to the target actor's actions, in half widths of the action box"""
+    target_noise_clip: float = 0.5
+    """bound of that noise, in the same units"""
+    reward_shift: float = 0.0
+    """what learns is reward + reward_shift"""
+
+
+def critic_loss(
+    critics: Params, networks: Networks, state: State, batch: Batch, noise: Array, hypers: Hypers
+) -> tuple[Array, Metrics]:
+    """Sum over the critics of the mean squared error to r + discount (min Q'(s', b) - critic_penalty |b - a'|^2), where
+    b = mu'(s') + noise and a' is what the dataset did next: (loss `[]`, metrics).
+
+    `noise` `[batch, action_dim]` is standard normal; its scale and bounds are those of `hypers`.
+    """
+    clipped = jnp.clip(hypers.target_noise * noise, -hypers.target_noise_clip, hypers.target_noise_clip)
+    next_action = jnp.clip(choose(networks, state.target_actor, batch.next_obs) + clipped, -1.0, 1.0)
+    next_value = jnp.min(q_values(networks, state.target_critics, batch.next_obs, next_action), axis=0)
+    left = jnp.sum((next_action - batch.next_action) ** 2, axis=-1)
+    next_value = next_value - hypers.critic_penalty * jnp.where(batch.truncated, 0.0, left)
+    reward = batch.reward + hypers.reward_shift
+    target = jax.lax.stop_gradient(reward + hypers.discount * jnp.where(batch.terminated, 0.0, next_value))
+    q = q_values(networks, critics, batch.obs, batch.action)
+    loss = jnp.sum(jnp.mean((q - target) ** 2, axis=1))
+    return loss, {"critic_loss": loss, "q": jnp.mean(q)}
+
+
+def actor_loss(actor: Params, networks: Networks, critics: Params, batch: Batch, hypers: Hypers) -> Array:
+    """Mean of actor_penalty |mu(s) - a|^2 - lambda min Q(s, mu(s)), lambda = 1 / mean |min Q| held constant: `[]`."""
+    action = choose(networks, actor, batch.obs)
+    q = jnp.min(q_values(networks, critics, batch.obs, action), axis=0)
+    scale = jax.lax.stop_gradient(1.0 / jnp.mean(jnp.abs(q)))
+    left = jnp.sum((action - batch.action) ** 2, axis=-1)
+    return jnp.mean(hypers.actor_penalty * left - scale * q)
+
+
+def make(config: Config) -> Algorithm:
+    """ReBRAC with this config.
+
+    Raises:
+        UserError: a size is not positive.
+    """
+    check_positive(batch_size=config.batch_size, policy_delay=config.policy_delay)
+
+    def networks_of(task: Task) -> Networks:
+        assert isinstance(task.env.action_space, Box)
+        return Networks(
+            MLP((*config.hidden_sizes, task.env.action_space.dim), layer_norm=config.actor_layer_norm),
+            MLP((*config.hidden_sizes, 1), layer_norm=config.critic_layer_norm),
+        )
+
+    def init(key: Array, task: Task, hypers: Hypers) -> State:
+        return begin(key, networks_of(task), task.env.obs_dim, hypers.actor_learning_rate, hypers.critic_learning_rate)
+
+    def update(key: Array, task: Task, state: State, hypers: Hypers, clock: Clock) -> tuple[State, Metrics]:
+        networks = networks_of(task)
+        batch_key, noise_key = jax.random.split(key)
+        batch = offline.sample(batch_key, task, (config.batch_size,), config.normalize_obs)
+        noise = jax.random.normal(noise_key, batch.action.shape)
+        grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critics, networks, state, batch, noise, hypers)
+        step, critic_opt = optax.adam(hypers.critic_learning_rate).update(grads, state.critic_opt)
+        state = state._replace(critics=optax.apply_updates(state.critics, step), critic_opt=critic_opt)
+
+        def follow(state: State) -> State:
+            grads = jax.grad(actor_loss)(state.actor, networks, state.critics, batch, hypers)
+            step, actor_opt = optax.adam(hypers.actor_learning_rate).update(grads, state.actor_opt)
+            actor = optax.apply_updates(state.actor, step)
+            online, targets = (actor, state.critics), (state.target_actor, state.target_critics)
+            target_actor, target_critics = optax.incremental_update(online, targets, hypers.tau)
+            return state._replace(
+                actor=actor, actor_opt=actor_opt, target_actor=target_actor, target_critics=target_critics
+            )
+
+        due = clock.update % config.policy_delay == 0
+        return jax.lax.cond(due, follow, lambda state: state, state), metrics
+
+    def act(key: Array, task: Task, state: State, obs: Array) -> Array:
+        obs = offline.observe(task, obs, config.normalize_obs)
+        return offline.to_box(task, choose(networks_of(task), state.actor, obs))
+
+    def value(key: Array, task: Task, state: State, obs: Array) -> Array:
+        networks, obs = networks_of(task), offline.observe(task, obs, config.normalize_obs)
+        return jnp.min(q_values(networks, state.critics, obs, choose(networks, state.actor, obs)), axis=0)
+
+    return Algorithm(init, update, act, 1, value)
+
+
+SOURCE = "the authors, by CORL's configurations"
+
+
+def _gym(actor_penalty: float, critic_penalty: float) -> Preset:
+    return Preset(Config(), Hypers(actor_penalty=actor_penalty, critic_penalty=critic_penalty), SOURCE)
+
+
+def _antmaze(actor_penalty: float, critic_penalty: float) -> Preset:
+    hypers = Hypers(
+        actor_learning_rate=3e-4,
+        critic_learning_rate=5e-5,
+        discount=0.999,
+        actor_penalty=actor_penalty,
+        critic_penalty=critic_penalty,
+        reward_shift=-1.0,
+    )
+    return Preset(Config(batch_size=256), hypers, SOURCE)
+
+
+PRESETS = {
+    "halfcheetah-random": _gym(0.001, 0.1),
+    "halfcheetah-medium": _gym(0.001, 0.01),
+    "halfcheetah-medium-replay": _gym(0.01, 0.001),
+    "halfcheetah-medium-expert": _gym(0.01, 0.1),
+    "halfcheetah-expert": _gym(0.01, 0.01),
+    "halfcheetah-full-replay": _gym(0.001, 0.1),
+    "hopper-random": _gym(0.001, 0.01),
+    "hopper-medium": _gym(0.01, 0.01),
+    "hopper-medium-replay": _gym(0.05, 0.5),
+    "hopper-medium-expert": _gym(0.1, 0.01),
+    "hopper-expert": _gym(0.1, 0.1),
+    "hopper-full-replay": _gym(0.01, 0.01),
+    "walker2d-random": _gym(0.01, 0.0),
+    "walker2d-medium": _gym(0.05, 0.1),
+    "walker2d-medium-replay": _gym(0.05, 0.01),
+    "walker2d-medium-expert": _gym(0.01, 0.01),
+    "walker2d-expert": _gym(0.01, 0.5),
+    "walker2d-full-replay": _gym(0.01, 0.01),
+    "antmaze-umaze": _antmaze(0.003, 0.002),
+    "antmaze-umaze-diverse": _antmaze(0.003, 0.001),
+    "antmaze-medium-play": _antmaze(0.001, 0.0005),
+    "antmaze-medium-diverse": _antmaze(0.001, 0.0),
+    "antmaze-large-play": _antmaze(0.002, 0.001),
+    "antmaze-large-diverse": _antmaze(0.002, 0.002),
+}
+
+TRIAL = Trial(
+    Config(batch_size=64, hidden_sizes=(32, 32)),
+    Hypers(
+        actor_learning_rate=1e-3,
+        critic_learning_rate=3e-3,
+        discount=0.5,
+        tau=0.1,
+        actor_penalty=0.05,
+        critic_penalty=0.0,
+    ),
+    updates=2000,
+)

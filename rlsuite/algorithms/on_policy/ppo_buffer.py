@@ -1,0 +1,111 @@
+"""PPO-Buffer: PPO that learns from its last few batches, the baseline of PROPS (Corrado & Hanna, arXiv 2311.08290).
+
+Collects with the policy that learns, and lets every update pass over the last `buffer_batches` batches as if that
+policy had collected all of them: log-probabilities, values and advantages are computed anew with the current networks,
+and nothing corrects for the policies that did collect. It is `props.py` with `behavior="target"`; with one batch it is
+PPO with a stop at a KL divergence.
+
+Deviations from the authors' code: those of `props.py` that concern the target policy, and the statistics of the
+normalisers are merged once an update.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+
+from rlsuite.algorithms.on_policy import props
+from rlsuite.core import Algorithm, Clock, Metrics, Preset, Task, Trial
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What shapes the program."""
+
+    num_envs: int = 8
+    """environments stepped side by side in each run"""
+    num_steps: int = 256
+    """steps of each environment between two updates"""
+    buffer_batches: int = 2
+    """batches of num_envs * num_steps transitions that are kept and learned from"""
+    num_epochs: int = 10
+    """passes over the buffer in one update"""
+    num_minibatches: int = 32
+    """minibatches in one pass over the full buffer; a multiple of buffer_batches"""
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    """hidden layers of the policy and of the value network"""
+    normalize_obs: bool = True
+    """standardise observations by running statistics"""
+    normalize_reward: bool = True
+    """divide rewards by the running spread of the discounted return"""
+    normalize_advantage: bool = True
+    """standardise advantages per minibatch"""
+    clip_value: bool = True
+    """clip the value loss like the policy loss"""
+    anneal_learning_rate: bool = True
+    """let the learning rate fall linearly to 0 over the budget"""
+    sampling_error_epochs: int = 0
+    """steps of the fit that measures the sampling error (the authors: 1000 or 2000); 0 for no such metric"""
+    sampling_error_interval: int = 1
+    """updates between two measurements; the metric repeats the last one"""
+
+
+class Hypers(NamedTuple):
+    """What may differ between the runs of one program."""
+
+    learning_rate: float = 1e-3
+    discount: float = 0.99
+    gae_lambda: float = 0.95
+    clip_epsilon: float = 0.2
+    entropy_coef: float = 0.01
+    value_coef: float = 0.5
+    max_grad_norm: float = 0.5
+    target_kl: float = 0.03
+    """approximate KL divergence at which an update ends"""
+
+
+State = props.State
+
+
+def make(config: Config) -> Algorithm:
+    """PPO-Buffer with this config.
+
+    Raises:
+        UserError: a size is not positive, or `num_minibatches` does not fit the buffer.
+    """
+    of_props = props.Config(**dataclasses.asdict(config), behavior="target", behavior_steps=config.num_steps)
+    algorithm = props.make(of_props)
+
+    def init(key: Array, task: Task, hypers: Hypers) -> State:
+        state: State = algorithm.init(key, task, props.Hypers(**hypers._asdict()))
+        return state
+
+    def update(key: Array, task: Task, state: State, hypers: Hypers, clock: Clock) -> tuple[State, Metrics]:
+        return algorithm.update(key, task, state, props.Hypers(**hypers._asdict()), clock)
+
+    return algorithm._replace(init=init, update=update)
+
+
+def _tuned(num_steps: int, learning_rate: float) -> Preset:
+    source = "NicholasCorrado/PPOROS, hyperparams/ppo_buffer.py"
+    return Preset(Config(num_envs=1, num_steps=num_steps), Hypers(learning_rate=learning_rate), source)
+
+
+PRESETS = {
+    "mujoco/Swimmer": _tuned(2048, 1e-3),
+    "mujoco/Hopper": _tuned(1024, 1e-4),
+    "mujoco/HalfCheetah": _tuned(4096, 1e-3),
+    "mujoco/Walker2d": _tuned(4096, 1e-3),
+    "mujoco/Ant": _tuned(1024, 1e-4),
+    "mujoco/Humanoid": _tuned(8192, 1e-4),
+}
+
+TRIAL = Trial(
+    Config(num_envs=8, num_steps=16, num_epochs=4, num_minibatches=8, hidden_sizes=(16,), normalize_reward=False),
+    Hypers(learning_rate=1e-2, discount=0.5, entropy_coef=0.0, target_kl=0.1),
+    updates=150,
+)
