@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 
@@ -117,9 +117,29 @@ class Preset(NamedTuple):
     """who published them, for the manifest"""
 
 
+EVIDENCE = {
+    "A": "the official code was read",
+    "B": "third-party code or the paper's equations were read",
+    "C": "written from the abstract or from memory",
+    "D": "a reconstruction",
+}
+"""Evidence level -> what it rests on. Results of levels C and D are called a reconstruction wherever they show."""
+
+
+class Source(NamedTuple):
+    """Where a method comes from."""
+
+    paper: str
+    """authors, year and arXiv id, or another reference"""
+    read: str
+    """what was read: a repository and its commit, or equations"""
+    level: Literal["A", "B", "C", "D"]
+    """a key of `EVIDENCE`"""
+
+
 @dataclasses.dataclass(frozen=True)
 class AlgorithmSpec:
-    """One line of the registry: what an algorithm module offers."""
+    """What an algorithm module declares of itself, as `SPEC` at its end."""
 
     config: type
     """Frozen dataclass: all that changes shapes or program structure. Another value compiles another program."""
@@ -143,6 +163,15 @@ class AlgorithmSpec:
     """It learns from `Task.dataset` alone; `steps_per_update` are gradient steps."""
     label: str | None = None
     """What its curve is called in reports, where a cell does not say; None is its name in the registry."""
+    summary: str = ""
+    """One line for people."""
+    source: Source | None = None
+    """Where it comes from; None where a package of somebody else does not say."""
+    former: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Fields that the `Config` had when results were stored, with the value that what is left of it always had: names
+    of shards still count them."""
+    former_hypers: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """The same of `Hypers`."""
 
     def preset(self, env_id: str, dataset_id: str | None = None) -> Preset:
         """The settings for this environment, or for this dataset; without any of its own, the defaults of `Config` and

@@ -1,4 +1,7 @@
-"""The registry: one line an algorithm. Everything else (command line, sweeps, contract tests) works from this.
+"""The registry: a name a method. Everything else (command line, sweeps, contract tests) works from this.
+
+A method is a module in a room of this folder, imported when it is first asked for; `SPEC` at its end declares it. What
+lists show of it is read from its source, so that a list imports no method.
 
 An algorithm may also come with another package, by an entry point of the group `rlsuite.algorithms` that has its name
 and names its `AlgorithmSpec`. Such packages are looked for when a name is not one of ours, or when all are listed.
@@ -6,144 +9,163 @@ and names its `AlgorithmSpec`. Such packages are looked for when a name is not o
 
 from __future__ import annotations
 
+import ast
 import difflib
 import functools
+import importlib
 import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
 
 from envs import plugins
-from envs.core import Box, Env
-from envs.datasets import with_blocks
+from envs.core import Env
 from envs.plugins import Package
-from rlsuite.algorithms.off_policy import ddpg, dsac, dsac_t, mdpo_off_policy, sac, td3
-from rlsuite.algorithms.offline import a2pr, awac, bc, cdsa, cql, edac, iql, prdc, rebrac, td3_bc
-from rlsuite.algorithms.on_policy import mdpo, ppo, ppo_buffer, props
-from rlsuite.core import AlgorithmSpec
+from rlsuite.core import AlgorithmSpec, Source
 from rlsuite.errors import UserError
 
-REGISTRY: dict[str, AlgorithmSpec] = {
-    "a2pr": AlgorithmSpec(
-        a2pr.Config,
-        a2pr.Hypers,
-        a2pr.make,
-        a2pr.TRIAL,
-        action_spaces=(Box,),
-        offline=True,
-        presets=a2pr.PRESETS,
-    ),
-    "awac": AlgorithmSpec(
-        awac.Config, awac.Hypers, awac.make, awac.TRIAL, action_spaces=(Box,), presets=awac.PRESETS, offline=True
-    ),
-    "bc": AlgorithmSpec(bc.Config, bc.Hypers, bc.make, bc.TRIAL, action_spaces=(Box,), offline=True),
-    "cql": AlgorithmSpec(
-        cql.Config, cql.Hypers, cql.make, cql.TRIAL, action_spaces=(Box,), offline=True, presets=cql.PRESETS
-    ),
-    "ddpg": AlgorithmSpec(ddpg.Config, ddpg.Hypers, ddpg.make, ddpg.TRIAL, action_spaces=(Box,), fit=ddpg.fit),
-    "dsac": AlgorithmSpec(dsac.Config, dsac.Hypers, dsac.make, dsac.TRIAL, action_spaces=(Box,), fit=dsac.fit),
-    "dsac_t": AlgorithmSpec(
-        dsac_t.Config, dsac_t.Hypers, dsac_t.make, dsac_t.TRIAL, action_spaces=(Box,), fit=dsac_t.fit
-    ),
-    "edac": AlgorithmSpec(
-        edac.Config, edac.Hypers, edac.make, edac.TRIAL, action_spaces=(Box,), offline=True, presets=edac.PRESETS
-    ),
-    "iql": AlgorithmSpec(
-        iql.Config, iql.Hypers, iql.make, iql.TRIAL, action_spaces=(Box,), presets=iql.PRESETS, offline=True
-    ),
-    "mdpo": AlgorithmSpec(mdpo.Config, mdpo.Hypers, mdpo.make, mdpo.TRIAL),
-    "mdpo_off_policy": AlgorithmSpec(
-        mdpo_off_policy.Config,
-        mdpo_off_policy.Hypers,
-        mdpo_off_policy.make,
-        mdpo_off_policy.TRIAL,
-        action_spaces=(Box,),
-        fit=mdpo_off_policy.fit,
-    ),
-    "ppo": AlgorithmSpec(ppo.Config, ppo.Hypers, ppo.make, ppo.TRIAL),
-    "ppo_buffer": AlgorithmSpec(
-        ppo_buffer.Config, ppo_buffer.Hypers, ppo_buffer.make, ppo_buffer.TRIAL, presets=ppo_buffer.PRESETS
-    ),
-    "prdc": AlgorithmSpec(
-        prdc.Config,
-        prdc.Hypers,
-        prdc.make,
-        prdc.TRIAL,
-        action_spaces=(Box,),
-        presets=prdc.PRESETS,
-        prepare=with_blocks,
-        offline=True,
-    ),
-    "props": AlgorithmSpec(props.Config, props.Hypers, props.make, props.TRIAL, presets=props.PRESETS),
-    "rebrac": AlgorithmSpec(
-        rebrac.Config,
-        rebrac.Hypers,
-        rebrac.make,
-        rebrac.TRIAL,
-        action_spaces=(Box,),
-        presets=rebrac.PRESETS,
-        offline=True,
-    ),
-    "sac": AlgorithmSpec(sac.Config, sac.Hypers, sac.make, sac.TRIAL, action_spaces=(Box,), fit=sac.fit),
-    "td3": AlgorithmSpec(td3.Config, td3.Hypers, td3.make, td3.TRIAL, action_spaces=(Box,), fit=td3.fit),
-    "td3_bc": AlgorithmSpec(
-        td3_bc.Config, td3_bc.Hypers, td3_bc.make, td3_bc.TRIAL, action_spaces=(Box,), offline=True
-    ),
-}
+METHODS = (
+    "off_policy.ddpg",
+    "off_policy.dsac",
+    "off_policy.dsac_t",
+    "off_policy.mdpo_off_policy",
+    "off_policy.sac",
+    "off_policy.td3",
+    "offline.a2pr",
+    "offline.awac",
+    "offline.bc",
+    "offline.cql",
+    "offline.edac",
+    "offline.iql",
+    "offline.prdc",
+    "offline.rebrac",
+    "offline.td3_bc",
+    "on_policy.mdpo",
+    "on_policy.ppo",
+    "on_policy.ppo_buffer",
+    "on_policy.props",
+    "on_policy.ros",
+)
+"""Room and module of each method; a name is that of its module."""
 
 CORRECTED = "+cdsa"
 """Any offline learner's name may end so. One stands for all in the registry; `get` makes the others when asked."""
-REGISTRY["td3_bc" + CORRECTED] = cdsa.around("td3_bc", REGISTRY["td3_bc"])
-
+CORRECTED_EXAMPLE = "td3_bc" + CORRECTED
 
 ENTRY_POINTS = "rlsuite.algorithms"
 """the group of entry points in which other packages name their algorithms"""
 
+_MODULES = {method.split(".")[1]: f"{__name__}.{method}" for method in METHODS}
+
+
+def __getattr__(name: str) -> ModuleType:
+    """`rlsuite.algorithms.ppo`, whatever its room."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module(_MODULES[name])
+
+
+class Card(NamedTuple):
+    """What a list shows of a method."""
+
+    name: str
+    room: str
+    """the folder it lies in, such as `offline`; `other` for one of another package"""
+    summary: str
+    actions: tuple[str, ...]
+    """kinds of action that it takes, such as `Box`"""
+    offline: bool
+    """it learns from a dataset"""
+    source: Source | None
+
+
+def names() -> list[str]:
+    """The names of our own methods, sorted. Imports nothing."""
+    return sorted([*_MODULES, CORRECTED_EXAMPLE])
+
 
 def registered() -> dict[str, AlgorithmSpec]:
-    """Name -> entry of every algorithm, those of other packages included, sorted.
+    """Name -> what it declares, of every algorithm, those of other packages included, sorted. Imports all of them.
 
     An algorithm of a package that cannot be used is left out, with a warning that names it.
     """
-    others = {name: spec for name, (spec, _) in _from_other_packages().items()}
-    return dict(sorted({**REGISTRY, **others}.items()))
+    return {name: get(name) for name in sorted([*names(), *_from_other_packages()])}
 
 
 def get(name: str) -> AlgorithmSpec:
-    """The registry entry of this name, or of an offline learner with `CORRECTED` behind its name.
+    """What the algorithm of this name declares, or an offline learner with `CORRECTED` after its name.
 
     Raises:
         UserError: there is none; the message names the nearest one.
     """
-    if name in REGISTRY:
-        return REGISTRY[name]
+    if name in _MODULES:
+        spec: AlgorithmSpec = importlib.import_module(_MODULES[name]).SPEC
+        return spec
     base = name.removesuffix(CORRECTED)
-    there = REGISTRY if base in REGISTRY else registered()
-    if name in there:
-        return there[name]
-    if base in there and not base.endswith(CORRECTED):
+    if base in _MODULES and base != name:
         return _corrected(base)
-    offline = {other for other, spec in there.items() if spec.offline and not other.endswith(CORRECTED)}
-    names = sorted({*there, *(other + CORRECTED for other in offline)})
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(there)}"
+    others = _from_other_packages()
+    if name in others:
+        return others[name][0]
+    if base in others and base != name:
+        return _corrected(base)
+    offline = {card.name for card in cards() if card.offline and not card.name.endswith(CORRECTED)}
+    every = sorted({*names(), *others, *(other + CORRECTED for other in offline)})
+    near = difflib.get_close_matches(name, every, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(sorted([*names(), *others]))}"
     raise UserError(f"unknown algorithm '{name}'; {hint}")
 
 
 def package(name: str) -> Package | None:
     """The other package that brings the algorithm of this name, which there is; None for ours."""
-    if name in REGISTRY:
-        return None
     base = name.removesuffix(CORRECTED)
-    return None if base in REGISTRY else _from_other_packages()[base][1]
+    return None if name in _MODULES or base in _MODULES else _from_other_packages()[base][1]
 
 
 @functools.cache
 def _corrected(base: str) -> AlgorithmSpec:
     """Made once, since its classes must be the same whoever asks."""
-    return cdsa.around(base, registered()[base])
+    from rlsuite.algorithms.offline import cdsa
+
+    return cdsa.around(base, get(base))
+
+
+def cards() -> list[Card]:
+    """What a list shows of every algorithm, sorted by name."""
+    own = [_card(method) for method in (*METHODS, "offline.cdsa")]
+    others = [
+        Card(name, "other", spec.summary, tuple(s.__name__ for s in spec.action_spaces), spec.offline, spec.source)
+        for name, (spec, _) in _from_other_packages().items()
+    ]
+    return sorted([*own, *others])
+
+
+def _card(method: str) -> Card:
+    """Read from the `SPEC` at the end of the method's source; +cdsa has `DECLARED`, what all its `SPEC`s share."""
+    room, module = method.split(".")
+    source = (Path(__file__).parent / room / f"{module}.py").read_text("utf-8")
+    (declared,) = re.findall(r"^(?:SPEC|DECLARED) = (\w+\(.*?^\))", source, re.M | re.S)
+    (call,) = ast.parse(declared).body
+    assert isinstance(call, ast.Expr) and isinstance(call.value, ast.Call)
+    given = {keyword.arg: keyword.value for keyword in call.value.keywords}
+
+    def literal(name: str, default: Any) -> Any:
+        return ast.literal_eval(given[name]) if name in given else default
+
+    spaces = given.get("action_spaces")
+    actions = (
+        tuple(name.id for name in ast.walk(spaces) if isinstance(name, ast.Name)) if spaces else ("Discrete", "Box")
+    )
+    of_source = given["source"]
+    assert isinstance(of_source, ast.Call)
+    fields = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in of_source.keywords}
+    name = CORRECTED_EXAMPLE if module == "cdsa" else module
+    return Card(name, room, literal("summary", ""), actions, literal("offline", False), Source(**fields))
 
 
 @functools.cache
 def _from_other_packages() -> dict[str, tuple[AlgorithmSpec, Package]]:
-    """Name -> entry and who brings it, of all that other installed packages bring and that can be used."""
+    """Name -> what it declares and who brings it, of all that other installed packages bring and that can be used."""
     found: dict[str, tuple[AlgorithmSpec, Package]] = {}
 
     def add(name: str, spec: object, package: Package) -> None:
@@ -151,7 +173,7 @@ def _from_other_packages() -> dict[str, tuple[AlgorithmSpec, Package]]:
             raise TypeError(f"expected an AlgorithmSpec, got {type(spec).__name__}")
         if not re.fullmatch(r"\w+", name, re.ASCII):  # it becomes a part of file names, and a plus sign has a meaning
             raise ValueError("its name must consist of letters, digits and underscores")
-        if name in {**REGISTRY, **found}:
+        if name in {*_MODULES, *found}:
             raise ValueError("there is an algorithm of this name already")
         found[name] = spec, package
 
@@ -164,7 +186,7 @@ def check_actions(name: str, env: Env) -> None:
     spec = get(name)
     if type(env.action_space) not in spec.action_spaces:
         needs = " or ".join(space.__name__ for space in spec.action_spaces)
-        able = [other for other, s in registered().items() if type(env.action_space) in s.action_spaces]
+        able = [card.name for card in cards() if type(env.action_space).__name__ in card.actions]
         raise UserError(
             f"'{name}' needs {needs} actions, but '{env.id}' has {type(env.action_space).__name__} actions; "
             f"algorithms that take them: {', '.join(able)}"

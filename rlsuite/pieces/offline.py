@@ -25,9 +25,14 @@ def sample(key: Array, task: Task, shape: tuple[int, ...], normalize_obs: bool) 
     """
     dataset = dataset_of(task)
     index = indices(key, dataset, shape)
-    batch = dataset.unpack(jnp.asarray(dataset.rows)[index])
+    return observed(task, dataset.unpack(jnp.asarray(dataset.rows)[index]), normalize_obs)
+
+
+def observed(task: Task, batch: Batch, normalize_obs: bool) -> Batch:
+    """The batch as networks see it: with `normalize_obs`, obs and next_obs in standard deviations of the dataset."""
     if not normalize_obs:
         return batch
+    dataset = dataset_of(task)
     return batch._replace(obs=dataset.normalize(batch.obs), next_obs=dataset.normalize(batch.next_obs))
 
 

@@ -116,6 +116,21 @@ def add(replay: Replay, layout: Layout, transitions: Transition, obs: Array, ste
     return Replay(rows, jax.lax.dynamic_update_index_in_dim(finals, kept, block, axis=0))
 
 
+def add_rollout(replay: Replay, layout: Layout, transitions: Transition, obs: Array, step: Array) -> Replay:
+    """Write a rollout `[time, num_envs, ...]`, one step after the other.
+
+    `obs` `[num_envs, obs_dim]` is what the policy sees after the last step; `step` `[]` int32 counts the steps of each
+    environment before the first one.
+    """
+    following = jnp.concatenate([transitions.obs[1:], obs[None]])
+
+    def write(replay: Replay, inputs: tuple[Transition, Array, Array]) -> tuple[Replay, None]:
+        return add(replay, layout, *inputs), None
+
+    steps = step + jnp.arange(len(following), dtype=jnp.int32)
+    return jax.lax.scan(write, replay, (transitions, following, steps))[0]
+
+
 def sample(key: Array, replay: Replay, layout: Layout, steps: Array, batch_shape: tuple[int, ...]) -> Transition:
     """Uniform with replacement over the newest `capacity` transitions: a Transition with leading axes `batch_shape`.
 

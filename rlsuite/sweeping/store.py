@@ -24,7 +24,7 @@ nonfinite_episodes int32                                 how many are left out, 
 episode_returns list<float32>, episode_lengths list<int32>
 diverged bool                                            the run became non-finite now or earlier, and is frozen; a
                                                          non-finite episode alone does not make it so
-nonfinite str                                            what is non-finite: of the run, of `PARTS` in training/train.py,
+nonfinite str                                            what is non-finite: of the run, of `train.PARTS`,
                                                          as it was when it diverged; else of this evaluation's
                                                          episodes, of `OF_EPISODES`; else null
 metric/<name> float32                                    mean over the updates since the last evaluation; null before

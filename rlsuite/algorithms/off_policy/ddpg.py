@@ -23,9 +23,10 @@ from typing import NamedTuple
 
 import jax
 
+from envs.core import Box
 from rlsuite.algorithms.off_policy import td3
-from rlsuite.core import Algorithm, Clock, Metrics, Task, Trial
-from rlsuite.pieces import replay
+from rlsuite.core import Algorithm, AlgorithmSpec, Clock, Metrics, Source, Task, Trial
+from rlsuite.pieces import off_policy, replay
 
 Array = jax.Array
 
@@ -62,7 +63,7 @@ class Hypers(NamedTuple):
     """standard deviation of what is added to the actions taken, in half widths of the action box"""
 
 
-State = td3.State
+State = off_policy.State
 
 
 def make(config: Config) -> Algorithm:
@@ -95,4 +96,19 @@ TRIAL = Trial(
     Config(num_envs=4, gradient_steps=4, batch_size=32, buffer_size=2048, warmup_steps=64, hidden_sizes=(32, 32)),
     Hypers(actor_learning_rate=3e-3, critic_learning_rate=3e-3, discount=0.5, tau=0.05, exploration_noise=0.3),
     updates=400,
+)
+
+SPEC = AlgorithmSpec(
+    Config,
+    Hypers,
+    make,
+    TRIAL,
+    action_spaces=(Box,),
+    fit=fit,
+    summary="deterministic actor and one critic, from a replay buffer",
+    source=Source(
+        paper="Lillicrap et al. 2015, arXiv 1509.02971",
+        read="CleanRL, ddpg_continuous_action.py",
+        level="B",
+    ),
 )

@@ -34,24 +34,26 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 
 from envs.core import Box, Env
-from rlsuite.core import Algorithm, Clock, Metrics, Task, Transition, Trial
+from rlsuite.core import Algorithm, AlgorithmSpec, Metrics, Source, Transition, Trial
 from rlsuite.errors import check_positive
-from rlsuite.pieces import distributions, replay, rollout
-from rlsuite.pieces.networks import MLP
-from rlsuite.pieces.value_bias import Critique, reporter
+from rlsuite.pieces import off_policy, replay, squashed
+from rlsuite.pieces.off_policy import Step
+from rlsuite.pieces.return_distributions import (
+    Networks,
+    clip_target,
+    gaussian_loss,
+    networks_of,
+    return_distribution,
+    sample_return,
+    soft_target,
+)
+from rlsuite.pieces.trained import Trained
+from rlsuite.pieces.value_bias import Critique
 
 Array = jax.Array
 Params = Any
-
-LOG_STD_MIN, LOG_STD_MAX = -20.0, 0.5
-"""of the policy"""
-Z_MAX = 3.0
-"""how many standard deviations from its mean a sampled return may lie"""
-BIAS = 0.1
-"""added to the denominators of the critic's gradient, which sigma would otherwise let explode"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,95 +106,11 @@ class Hypers(NamedTuple):
 class Learner(NamedTuple):
     """What gradient steps change."""
 
-    actor: Params
+    actor: Trained
     target_actor: Params
-    critic: Params
+    critic: Trained
     target_critic: Params
-    log_alpha: Array
-    actor_opt: optax.OptState
-    critic_opt: optax.OptState
-    alpha_opt: optax.OptState
-
-
-class State(NamedTuple):
-    """All that one run carries from update to update."""
-
-    learner: Learner
-    buffer: replay.Replay
-    envs: rollout.EnvCarry
-
-
-class Networks(NamedTuple):
-    """The two architectures, and the action box they serve."""
-
-    actor: nn.Module
-    critic: nn.Module
-    low: Array
-    """`[action_dim]`"""
-    high: Array
-    """`[action_dim]`"""
-
-
-def gelu(x: Array) -> Array:
-    """x times the normal distribution function of x, exact: PyTorch's default, not JAX'."""
-    return jax.nn.gelu(x, approximate=False)
-
-
-def networks_of(hidden_sizes: tuple[int, ...], env: Env) -> Networks:
-    """The architectures for this environment. DSAC is for `Box` actions; the registry says so to the caller."""
-    space = env.action_space
-    assert isinstance(space, Box)
-    actor = MLP((*hidden_sizes, 2 * space.dim), gelu)
-    critic = MLP((*hidden_sizes, 2), gelu)
-    return Networks(actor, critic, jnp.asarray(space.low), jnp.asarray(space.high))
-
-
-def distribution(networks: Networks, actor: Params, obs: Array) -> tuple[Array, Array]:
-    """Mean and log standard deviation before squashing: `[..., obs_dim]` -> two `[..., action_dim]`."""
-    mean, log_std = jnp.split(networks.actor.apply(actor, obs), 2, axis=-1)
-    return mean, jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)
-
-
-def draw(networks: Networks, actor: Params, obs: Array, noise: Array) -> tuple[Array, Array]:
-    """A reparameterised action `[..., action_dim]` from standard normal noise, and its log-probability `[...]`."""
-    mean, log_std = distribution(networks, actor, obs)
-    u = mean + jnp.exp(log_std) * noise
-    action, log_det = distributions.tanh_squash(u, networks.low, networks.high)
-    # From the noise itself: (u - mean) / std loses its digits in float32 once std is small beside the mean.
-    of_noise = distributions.gaussian_log_prob(noise, jnp.zeros_like(mean), jnp.zeros_like(mean))
-    return action, of_noise - jnp.sum(log_std, axis=-1) - log_det
-
-
-def return_distribution(networks: Networks, critic: Params, obs: Array, action: Array) -> tuple[Array, Array]:
-    """Mean Q and standard deviation of the soft return: both `[...]`."""
-    out: Array = networks.critic.apply(critic, jnp.concatenate([obs, action], axis=-1))
-    return out[..., 0], jax.nn.softplus(out[..., 1])
-
-
-def sample_return(mean: Array, std: Array, z: Array) -> Array:
-    """A sample of the return from standard normal `z`, cut off at `Z_MAX`: all `[...]`."""
-    return mean + jnp.clip(z, -Z_MAX, Z_MAX) * std
-
-
-def soft_target(
-    batch: Transition, next_return: Array, next_log_prob: Array, alpha: Array, discount: Array | float
-) -> Array:
-    """y: what the return of `batch` is worth if that of the next step is `next_return`; all `[batch]`, no gradient."""
-    soft_return = next_return - alpha * next_log_prob
-    return jax.lax.stop_gradient(batch.reward + discount * jnp.where(batch.terminated, 0.0, soft_return))
-
-
-def clip_target(mean: Array, target: Array, bound: Array | float) -> Array:
-    """C: the target, no further than `bound` from the mean; no gradient."""
-    return jax.lax.stop_gradient(mean + jnp.clip(target - mean, -bound, bound))
-
-
-def gaussian_loss(mean: Array, std: Array, target: Array, clipped_target: Array) -> Array:
-    """A loss of each sample with the gradients that the module states, all `[...]`. Its value has no meaning."""
-    frozen_mean, frozen_std = jax.lax.stop_gradient((mean, std))
-    of_mean = (target - frozen_mean) / (frozen_std**2 + BIAS)
-    of_std = ((frozen_mean - clipped_target) ** 2 - frozen_std**2) / (frozen_std**3 + BIAS)
-    return -of_mean * mean - of_std * std
+    log_alpha: Trained
 
 
 def critic_loss(
@@ -208,10 +126,10 @@ def critic_loss(
 
     `noise` `[batch, action_dim]` draws the next action from the target policy, `z` `[batch]` its return.
     """
-    next_action, next_log_prob = draw(networks, learner.target_actor, batch.next_obs, noise)
+    next_action, next_log_prob = networks.policy.draw(learner.target_actor, batch.next_obs, noise)
     next_mean, next_std = return_distribution(networks, learner.target_critic, batch.next_obs, next_action)
     next_return = sample_return(next_mean, next_std, z)
-    target = soft_target(batch, next_return, next_log_prob, jnp.exp(learner.log_alpha), hypers.discount)
+    target = soft_target(batch, next_return, next_log_prob, jnp.exp(learner.log_alpha.params), hypers.discount)
     mean, std = return_distribution(networks, critic, batch.obs, batch.action)
     clipped_target = clip_target(mean, target, hypers.td_bound)
     loss = jnp.mean(gaussian_loss(mean, std, target, clipped_target))
@@ -222,31 +140,91 @@ def actor_loss(
     actor: Params, networks: Networks, critic: Params, log_alpha: Array, obs: Array, noise: Array
 ) -> tuple[Array, Array]:
     """mean(alpha log pi - Q): (loss `[]`, log-probabilities `[batch]`)."""
-    action, log_prob = draw(networks, actor, obs, noise)
+    action, log_prob = networks.policy.draw(actor, obs, noise)
     mean, _ = return_distribution(networks, critic, obs, action)
     return jnp.mean(jnp.exp(log_alpha) * log_prob - mean), log_prob
 
 
-def alpha_loss(log_alpha: Array, log_prob: Array, target_entropy: Array | float) -> Array:
-    """-mean(log alpha (log pi + target entropy)): `[]`, `[batch]` -> `[]`."""
-    return -jnp.mean(log_alpha * jax.lax.stop_gradient(log_prob + target_entropy))
+def init(config: Config, keys: Array, env: Env, hypers: Hypers) -> Learner:
+    """New networks, each target like its own, and their optimisers, from keys `[2]`."""
+    networks, obs = networks_of(config.hidden_sizes, env), jnp.zeros(env.obs_dim)
+    actor = networks.policy.network.init(keys[0], obs)
+    critic = networks.critic.init(keys[1], jnp.concatenate([obs, jnp.zeros_like(networks.policy.low)]))
+    log_alpha = jnp.log(jnp.asarray(hypers.initial_alpha, jnp.float32))
+    return Learner(
+        actor=Trained.start(actor, optax.adam(hypers.actor_learning_rate)),
+        target_actor=actor,
+        critic=Trained.start(critic, optax.adam(hypers.critic_learning_rate)),
+        target_critic=critic,
+        log_alpha=Trained.start(log_alpha, optax.adam(hypers.alpha_learning_rate)),
+    )
 
 
-def store(
-    buffer: replay.Replay, layout: replay.Layout, transitions: Transition, obs: Array, step: Array
-) -> replay.Replay:
-    """Add a rollout `[time, num_envs, ...]` to the buffer, one step after the other.
+def behave(config: Config, key: Array, env: Env, learner: Learner, obs: Array, hypers: Hypers) -> Array:
+    """Actions drawn from the policy, in the warm-up too, when it is still the initial one."""
+    policy = networks_of(config.hidden_sizes, env).policy
+    return policy.draw(learner.actor.params, obs, jax.random.normal(key, (*obs.shape[:-1], policy.action_dim)))[0]
 
-    `obs` `[num_envs, obs_dim]` is what the policy sees after the last one; `step` `[]` int32 counts the steps of each
-    environment before the first one.
-    """
-    following = jnp.concatenate([transitions.obs[1:], obs[None]])
 
-    def add(buffer: replay.Replay, inputs: tuple[Transition, Array, Array]) -> tuple[replay.Replay, None]:
-        return replay.add(buffer, layout, *inputs), None
+def learn_actor(
+    config: Config, networks: Networks, before: Learner, learner: Learner, obs: Array, noise: Array, hypers: Hypers
+) -> Learner:
+    """The delayed half of a gradient step on `learner`, with gradients at the parameters `before` that step."""
+    grads, log_prob = jax.grad(actor_loss, has_aux=True)(
+        before.actor.params, networks, before.critic.params, before.log_alpha.params, obs, noise
+    )
+    learner = learner._replace(actor=before.actor.step(grads, optax.adam(hypers.actor_learning_rate)))
+    if config.learn_alpha:
+        target_entropy = -hypers.target_entropy_scale * noise.shape[-1]
+        grad = jax.grad(squashed.alpha_loss)(before.log_alpha.params, log_prob, target_entropy)
+        learner = learner._replace(log_alpha=before.log_alpha.step(grad, optax.adam(hypers.alpha_learning_rate)))
+    return learner._replace(
+        target_critic=optax.incremental_update(learner.critic.params, learner.target_critic, hypers.tau),
+        target_actor=optax.incremental_update(learner.actor.params, learner.target_actor, hypers.tau),
+    )
 
-    steps = step + jnp.arange(len(following), dtype=jnp.int32)
-    return jax.lax.scan(add, buffer, (transitions, following, steps))[0]
+
+def gradient_step(config: Config, before: Learner, step: Step) -> tuple[Learner, Metrics]:
+    """One step of the critic, and every `policy_delay` steps one of the actor, the temperature and all targets."""
+    networks, batch, hypers = networks_of(config.hidden_sizes, step.env), step.batch, step.hypers
+    noise_key, z_key, actor_key = jax.random.split(step.key, 3)
+    noise = jax.random.normal(noise_key, batch.action.shape)
+    z = jax.random.normal(z_key, batch.reward.shape)
+    grads, metrics = jax.grad(critic_loss, has_aux=True)(
+        before.critic.params, networks, before, batch, noise, z, hypers
+    )
+    learner = before._replace(critic=before.critic.step(grads, optax.adam(hypers.critic_learning_rate)))
+
+    def move(learner: Learner) -> Learner:
+        noise = jax.random.normal(actor_key, batch.action.shape)
+        return learn_actor(config, networks, before, learner, batch.obs, noise, hypers)
+
+    learned = step.clock.update - off_policy.warmup_of(config, config.steps_per_update)
+    due = off_policy.is_due(learned * config.gradient_steps + step.number, config.policy_delay)
+    return jax.lax.cond(due, move, lambda learner: learner, learner), metrics
+
+
+def report(learner: Learner) -> Metrics:
+    """The temperature."""
+    return {"alpha": jnp.exp(learner.log_alpha.params)}
+
+
+def play(config: Config, env: Env, learner: Learner, obs: Array) -> Array:
+    """The policy's squashed mean: `[obs_dim]` -> `[action_dim]`."""
+    return networks_of(config.hidden_sizes, env).policy.mean_action(learner.actor.params, obs)
+
+
+def critique(config: Config, key: Array, env: Env, learner: Learner, obs: Array) -> Critique:
+    """The soft value of an action drawn from the policy."""
+    networks = networks_of(config.hidden_sizes, env)
+    noise = jax.random.normal(key, networks.policy.low.shape)
+    action, log_prob = networks.policy.draw(learner.actor.params, obs, noise)
+    bonus = -jnp.exp(learner.log_alpha.params) * log_prob
+    mean, _ = return_distribution(networks, learner.critic.params, obs, action)
+    return Critique(action, bonus, mean + bonus)
+
+
+METHOD = off_policy.Method(init, behave, gradient_step, report, play, critique)
 
 
 def make(config: Config) -> Algorithm:
@@ -255,126 +233,14 @@ def make(config: Config) -> Algorithm:
     Raises:
         UserError: the buffer does not hold whole steps of all environments, or a size is not positive.
     """
-    check_positive(
-        num_envs=config.num_envs,
+    check_positive(policy_delay=config.policy_delay)
+    return off_policy.make(
+        config,
+        METHOD,
         num_steps=config.num_steps,
-        gradient_steps=config.gradient_steps,
-        batch_size=config.batch_size,
-        buffer_size=config.buffer_size,
-        warmup_steps=config.warmup_steps,
-        policy_delay=config.policy_delay,
+        uniform_warmup=False,
+        value_bias_episodes=config.value_bias_episodes,
     )
-    replay.check_capacity(config.buffer_size, config.num_envs)
-    warmup_updates = -(-config.warmup_steps // config.steps_per_update)
-
-    def init(key: Array, task: Task, hypers: Hypers) -> State:
-        actor_key, critic_key, envs_key = jax.random.split(key, 3)
-        networks = networks_of(config.hidden_sizes, task.env)
-        obs, action = jnp.zeros(task.env.obs_dim), jnp.zeros_like(networks.low)
-        actor = networks.actor.init(actor_key, obs)
-        critic = networks.critic.init(critic_key, jnp.concatenate([obs, action]))
-        log_alpha = jnp.log(jnp.asarray(hypers.initial_alpha, jnp.float32))
-        learner = Learner(
-            actor=actor,
-            target_actor=actor,
-            critic=critic,
-            target_critic=critic,
-            log_alpha=log_alpha,
-            actor_opt=optax.adam(hypers.actor_learning_rate).init(actor),
-            critic_opt=optax.adam(hypers.critic_learning_rate).init(critic),
-            alpha_opt=optax.adam(hypers.alpha_learning_rate).init(log_alpha),
-        )
-        buffer = replay.init(replay.Layout.of(task.env), config.num_envs, config.buffer_size)
-        return State(learner, buffer, rollout.start(envs_key, task.env, config.num_envs))
-
-    def learn_critic(
-        networks: Networks, learner: Learner, batch: Transition, noise: Array, z: Array, hypers: Hypers
-    ) -> tuple[Learner, Metrics]:
-        grads, metrics = jax.grad(critic_loss, has_aux=True)(learner.critic, networks, learner, batch, noise, z, hypers)
-        step, critic_opt = optax.adam(hypers.critic_learning_rate).update(grads, learner.critic_opt)
-        return learner._replace(critic=optax.apply_updates(learner.critic, step), critic_opt=critic_opt), metrics
-
-    def learn_rest(
-        networks: Networks, before: Learner, learner: Learner, obs: Array, noise: Array, hypers: Hypers
-    ) -> Learner:
-        """The delayed half of a gradient step on `learner`, with gradients at the parameters `before` that step."""
-        grads, log_prob = jax.grad(actor_loss, has_aux=True)(
-            before.actor, networks, before.critic, before.log_alpha, obs, noise
-        )
-        step, actor_opt = optax.adam(hypers.actor_learning_rate).update(grads, before.actor_opt)
-        learner = learner._replace(actor=optax.apply_updates(before.actor, step), actor_opt=actor_opt)
-        if config.learn_alpha:
-            target_entropy = -hypers.target_entropy_scale * noise.shape[-1]
-            grad = jax.grad(alpha_loss)(before.log_alpha, log_prob, target_entropy)
-            step, alpha_opt = optax.adam(hypers.alpha_learning_rate).update(grad, before.alpha_opt)
-            learner = learner._replace(log_alpha=optax.apply_updates(before.log_alpha, step), alpha_opt=alpha_opt)
-        return learner._replace(
-            target_critic=optax.incremental_update(learner.critic, learner.target_critic, hypers.tau),
-            target_actor=optax.incremental_update(learner.actor, learner.target_actor, hypers.tau),
-        )
-
-    def update(key: Array, task: Task, state: State, hypers: Hypers, clock: Clock) -> tuple[State, Metrics]:
-        env = task.env
-        layout = replay.Layout.of(env)
-        networks = networks_of(config.hidden_sizes, env)
-        action_dim = networks.low.shape[0]
-        collect_key, batch_key, learn_key = jax.random.split(key, 3)
-
-        # Collect. The warm-up needs no policy of its own: the current one is still the initial one.
-        def policy(key: Array, obs: Array) -> tuple[Array, None]:
-            noise = jax.random.normal(key, (config.num_envs, action_dim))
-            return draw(networks, state.learner.actor, obs, noise)[0], None
-
-        envs, transitions, _ = rollout.collect(collect_key, env, state.envs, policy, config.num_steps)
-        buffer = store(state.buffer, layout, transitions, envs.obs, clock.update * config.num_steps)
-
-        # Draw the batches of all gradient steps in one gather, outside the conditional: it never carries the buffer.
-        steps = (clock.update + 1) * config.num_steps
-        batches = replay.sample(batch_key, buffer, layout, steps, (config.gradient_steps, config.batch_size))
-
-        def learn(learner: Learner) -> tuple[Learner, Metrics]:
-            def gradient_step(before: Learner, inputs: tuple[Array, Array, Transition]) -> tuple[Learner, Metrics]:
-                i, key, batch = inputs
-                noise_key, z_key, actor_key = jax.random.split(key, 3)
-                noise = jax.random.normal(noise_key, (config.batch_size, action_dim))
-                z = jax.random.normal(z_key, (config.batch_size,))
-                learner, metrics = learn_critic(networks, before, batch, noise, z, hypers)
-
-                def move(learner: Learner) -> Learner:
-                    noise = jax.random.normal(actor_key, (config.batch_size, action_dim))
-                    return learn_rest(networks, before, learner, batch.obs, noise, hypers)
-
-                due = ((clock.update - warmup_updates) * config.gradient_steps + i) % config.policy_delay == 0
-                return jax.lax.cond(due, move, lambda learner: learner, learner), metrics
-
-            keys = jax.random.split(learn_key, config.gradient_steps)
-            order = jnp.arange(config.gradient_steps, dtype=jnp.int32)
-            learner, metrics = jax.lax.scan(gradient_step, learner, (order, keys, batches))
-            return learner, jax.tree.map(jnp.mean, metrics)
-
-        def wait(learner: Learner) -> tuple[Learner, Metrics]:
-            return learner, {name: jnp.zeros(()) for name in ("critic_loss", "q", "q_std")}
-
-        learner, metrics = jax.lax.cond(clock.update < warmup_updates, wait, learn, state.learner)
-        metrics["alpha"] = jnp.exp(learner.log_alpha)
-        return State(learner, buffer, envs), metrics
-
-    def act(key: Array, task: Task, state: State, obs: Array) -> Array:
-        networks = networks_of(config.hidden_sizes, task.env)
-        mean, _ = distribution(networks, state.learner.actor, obs)
-        return distributions.tanh_squash(mean, networks.low, networks.high)[0]
-
-    def critique(key: Array, task: Task, state: State, obs: Array) -> Critique:
-        networks = networks_of(config.hidden_sizes, task.env)
-        action, log_prob = draw(networks, state.learner.actor, obs, jax.random.normal(key, networks.low.shape))
-        bonus = -jnp.exp(state.learner.log_alpha) * log_prob
-        mean, _ = return_distribution(networks, state.learner.critic, obs, action)
-        return Critique(action, bonus, mean + bonus)
-
-    def value(key: Array, task: Task, state: State, obs: Array) -> Array:
-        return critique(key, task, state, obs).value
-
-    return Algorithm(init, update, act, config.steps_per_update, value, reporter(config.value_bias_episodes, critique))
 
 
 def fit(config: Config, total_steps: int) -> Config:
@@ -395,4 +261,19 @@ TRIAL = Trial(
     ),
     Hypers(actor_learning_rate=1e-3, critic_learning_rate=3e-3, discount=0.5, tau=0.05, initial_alpha=1e-2),
     updates=250,
+)
+
+SPEC = AlgorithmSpec(
+    Config,
+    Hypers,
+    make,
+    TRIAL,
+    action_spaces=(Box,),
+    fit=fit,
+    summary="SAC whose critic gives a Gaussian of the return",
+    source=Source(
+        paper="Duan et al. 2021, arXiv 2001.02811",
+        read="Jingliang-Duan/DSAC-v2 53447f4, dsac_v1.py",
+        level="A",
+    ),
 )

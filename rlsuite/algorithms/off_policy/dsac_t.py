@@ -41,12 +41,24 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlsuite.algorithms.off_policy import dsac
-from rlsuite.algorithms.off_policy.dsac import BIAS, Networks, networks_of
-from rlsuite.core import Algorithm, Clock, Metrics, Task, Transition, Trial
+from envs.core import Box, Env
+from rlsuite.core import Algorithm, AlgorithmSpec, Metrics, Source, Transition, Trial
 from rlsuite.errors import check_positive
-from rlsuite.pieces import distributions, replay, rollout
-from rlsuite.pieces.value_bias import Critique, reporter
+from rlsuite.pieces import off_policy, replay, squashed
+from rlsuite.pieces.critics import init_critics
+from rlsuite.pieces.off_policy import Step
+from rlsuite.pieces.return_distributions import (
+    BIAS,
+    Networks,
+    clip_target,
+    gaussian_loss,
+    networks_of,
+    return_distribution,
+    sample_return,
+    soft_target,
+)
+from rlsuite.pieces.trained import Trained
+from rlsuite.pieces.value_bias import Critique
 
 Array = jax.Array
 Params = Any
@@ -112,30 +124,19 @@ class Hypers(NamedTuple):
 class Learner(NamedTuple):
     """What gradient steps change."""
 
-    actor: Params
+    actor: Trained
     target_actor: Params
-    critics: Params
+    critics: Trained
     """both critics, stacked on a leading axis of 2"""
     target_critics: Params
     b: Array
     """`[2]`: the running mean of each critic's standard deviation"""
-    log_alpha: Array
-    actor_opt: optax.OptState
-    critic_opt: optax.OptState
-    alpha_opt: optax.OptState
-
-
-class State(NamedTuple):
-    """All that one run carries from update to update."""
-
-    learner: Learner
-    buffer: replay.Replay
-    envs: rollout.EnvCarry
+    log_alpha: Trained
 
 
 def return_distributions(networks: Networks, critics: Params, obs: Array, action: Array) -> tuple[Array, Array]:
     """Mean and standard deviation of the soft return by both critics: two `[2, ...]`."""
-    return jax.vmap(lambda critic: dsac.return_distribution(networks, critic, obs, action))(critics)
+    return jax.vmap(lambda critic: return_distribution(networks, critic, obs, action))(critics)
 
 
 def running_std(b: Array, std: Array, tau_b: Array | float) -> Array:
@@ -149,7 +150,7 @@ def published_loss(mean: Array, std: Array, target: Array, clipped_target: Array
 
     `target` may be `[batch]`. The loss' value has no meaning.
     """
-    return (b[:, None] ** 2 + BIAS) * dsac.gaussian_loss(mean, std, target, clipped_target)
+    return (b[:, None] ** 2 + BIAS) * gaussian_loss(mean, std, target, clipped_target)
 
 
 def huber_loss(mean: Array, std: Array, target: Array, clipped_target: Array, b: Array) -> Array:
@@ -176,17 +177,17 @@ def critic_loss(
     `noise` `[batch, action_dim]` draws the next action from the target policy, `z` `[2, batch]` its return from both
     target distributions.
     """
-    next_action, next_log_prob = dsac.draw(networks, learner.target_actor, batch.next_obs, noise)
+    next_action, next_log_prob = networks.policy.draw(learner.target_actor, batch.next_obs, noise)
     next_mean, next_std = return_distributions(networks, learner.target_critics, batch.next_obs, next_action)
-    next_return = dsac.sample_return(next_mean, next_std, z)
+    next_return = sample_return(next_mean, next_std, z)
     of_smaller = jnp.where(next_mean[0] < next_mean[1], next_return[0], next_return[1])
-    alpha = jnp.exp(learner.log_alpha)
-    target = dsac.soft_target(batch, jnp.min(next_mean, axis=0), next_log_prob, alpha, hypers.discount)
-    target_sample = dsac.soft_target(batch, of_smaller, next_log_prob, alpha, hypers.discount)
+    alpha = jnp.exp(learner.log_alpha.params)
+    target = soft_target(batch, jnp.min(next_mean, axis=0), next_log_prob, alpha, hypers.discount)
+    target_sample = soft_target(batch, of_smaller, next_log_prob, alpha, hypers.discount)
 
     mean, std = return_distributions(networks, critics, batch.obs, batch.action)
     b = running_std(learner.b, std, hypers.tau_b)
-    clipped_target = dsac.clip_target(mean, target_sample, hypers.bound_scale * b[:, None])
+    clipped_target = clip_target(mean, target_sample, hypers.bound_scale * b[:, None])
     losses = (huber_loss if huber else published_loss)(mean, std, target, clipped_target, b)
     loss = jnp.sum(jnp.mean(losses, axis=1))
     return loss, (b, {"critic_loss": loss, "q": jnp.mean(mean), "q_std": jnp.mean(std), "b": jnp.mean(b)})
@@ -196,9 +197,92 @@ def actor_loss(
     actor: Params, networks: Networks, critics: Params, log_alpha: Array, obs: Array, noise: Array
 ) -> tuple[Array, Array]:
     """mean(alpha log pi - min Q): (loss `[]`, log-probabilities `[batch]`)."""
-    action, log_prob = dsac.draw(networks, actor, obs, noise)
+    action, log_prob = networks.policy.draw(actor, obs, noise)
     mean, _ = return_distributions(networks, critics, obs, action)
     return jnp.mean(jnp.exp(log_alpha) * log_prob - jnp.min(mean, axis=0)), log_prob
+
+
+def init(config: Config, keys: Array, env: Env, hypers: Hypers) -> Learner:
+    """New networks, each target like its own, and their optimisers, from keys `[2]`."""
+    networks, obs = networks_of(config.hidden_sizes, env), jnp.zeros(env.obs_dim)
+    actor = networks.policy.network.init(keys[0], obs)
+    critics = init_critics(keys[1], networks.critic, obs, jnp.zeros_like(networks.policy.low))
+    log_alpha = jnp.log(jnp.asarray(hypers.initial_alpha, jnp.float32))
+    return Learner(
+        actor=Trained.start(actor, optax.adam(hypers.actor_learning_rate)),
+        target_actor=actor,
+        critics=Trained.start(critics, optax.adam(hypers.critic_learning_rate)),
+        target_critics=critics,
+        b=jnp.full(2, UNSET, jnp.float32),
+        log_alpha=Trained.start(log_alpha, optax.adam(hypers.alpha_learning_rate)),
+    )
+
+
+def behave(config: Config, key: Array, env: Env, learner: Learner, obs: Array, hypers: Hypers) -> Array:
+    """Actions drawn from the policy, in the warm-up too, when it is still the initial one."""
+    policy = networks_of(config.hidden_sizes, env).policy
+    return policy.draw(learner.actor.params, obs, jax.random.normal(key, (*obs.shape[:-1], policy.action_dim)))[0]
+
+
+def learn_actor(
+    config: Config, networks: Networks, before: Learner, learner: Learner, obs: Array, noise: Array, hypers: Hypers
+) -> Learner:
+    """The delayed half of a gradient step on `learner`, with gradients at the parameters `before` that step."""
+    grads, log_prob = jax.grad(actor_loss, has_aux=True)(
+        before.actor.params, networks, before.critics.params, before.log_alpha.params, obs, noise
+    )
+    learner = learner._replace(actor=before.actor.step(grads, optax.adam(hypers.actor_learning_rate)))
+    if config.learn_alpha:
+        target_entropy = -hypers.target_entropy_scale * noise.shape[-1]
+        grad = jax.grad(squashed.alpha_loss)(before.log_alpha.params, log_prob, target_entropy)
+        learner = learner._replace(log_alpha=before.log_alpha.step(grad, optax.adam(hypers.alpha_learning_rate)))
+    return learner._replace(
+        target_critics=optax.incremental_update(learner.critics.params, learner.target_critics, hypers.tau),
+        target_actor=optax.incremental_update(learner.actor.params, learner.target_actor, hypers.tau),
+    )
+
+
+def gradient_step(config: Config, before: Learner, step: Step) -> tuple[Learner, Metrics]:
+    """One step of the critics, and every `policy_delay` steps one of the actor, the temperature and all targets."""
+    networks, batch, hypers = networks_of(config.hidden_sizes, step.env), step.batch, step.hypers
+    noise_key, z_key, actor_key = jax.random.split(step.key, 3)
+    noise = jax.random.normal(noise_key, batch.action.shape)
+    z = jax.random.normal(z_key, (2, *batch.reward.shape))
+    grads, (b, metrics) = jax.grad(critic_loss, has_aux=True)(
+        before.critics.params, networks, before, batch, noise, z, hypers, config.huber
+    )
+    learner = before._replace(critics=before.critics.step(grads, optax.adam(hypers.critic_learning_rate)), b=b)
+
+    def move(learner: Learner) -> Learner:
+        noise = jax.random.normal(actor_key, batch.action.shape)
+        return learn_actor(config, networks, before, learner, batch.obs, noise, hypers)
+
+    learned = step.clock.update - off_policy.warmup_of(config, config.steps_per_update)
+    due = off_policy.is_due(learned * config.gradient_steps + step.number, config.policy_delay)
+    return jax.lax.cond(due, move, lambda learner: learner, learner), metrics
+
+
+def report(learner: Learner) -> Metrics:
+    """The temperature."""
+    return {"alpha": jnp.exp(learner.log_alpha.params)}
+
+
+def play(config: Config, env: Env, learner: Learner, obs: Array) -> Array:
+    """The policy's squashed mean: `[obs_dim]` -> `[action_dim]`."""
+    return networks_of(config.hidden_sizes, env).policy.mean_action(learner.actor.params, obs)
+
+
+def critique(config: Config, key: Array, env: Env, learner: Learner, obs: Array) -> Critique:
+    """The soft value of an action drawn from the policy."""
+    networks = networks_of(config.hidden_sizes, env)
+    noise = jax.random.normal(key, networks.policy.low.shape)
+    action, log_prob = networks.policy.draw(learner.actor.params, obs, noise)
+    bonus = -jnp.exp(learner.log_alpha.params) * log_prob
+    mean, _ = return_distributions(networks, learner.critics.params, obs, action)
+    return Critique(action, bonus, jnp.min(mean, axis=0) + bonus)
+
+
+METHOD = off_policy.Method(init, behave, gradient_step, report, play, critique)
 
 
 def make(config: Config) -> Algorithm:
@@ -207,131 +291,14 @@ def make(config: Config) -> Algorithm:
     Raises:
         UserError: the buffer does not hold whole steps of all environments, or a size is not positive.
     """
-    check_positive(
-        num_envs=config.num_envs,
+    check_positive(policy_delay=config.policy_delay)
+    return off_policy.make(
+        config,
+        METHOD,
         num_steps=config.num_steps,
-        gradient_steps=config.gradient_steps,
-        batch_size=config.batch_size,
-        buffer_size=config.buffer_size,
-        warmup_steps=config.warmup_steps,
-        policy_delay=config.policy_delay,
+        uniform_warmup=False,
+        value_bias_episodes=config.value_bias_episodes,
     )
-    replay.check_capacity(config.buffer_size, config.num_envs)
-    warmup_updates = -(-config.warmup_steps // config.steps_per_update)
-
-    def init(key: Array, task: Task, hypers: Hypers) -> State:
-        actor_key, critic_key, envs_key = jax.random.split(key, 3)
-        networks = networks_of(config.hidden_sizes, task.env)
-        obs, action = jnp.zeros(task.env.obs_dim), jnp.zeros_like(networks.low)
-        actor = networks.actor.init(actor_key, obs)
-        critic_inputs = jnp.concatenate([obs, action])
-        critics = jax.vmap(lambda key: networks.critic.init(key, critic_inputs))(jax.random.split(critic_key))
-        log_alpha = jnp.log(jnp.asarray(hypers.initial_alpha, jnp.float32))
-        learner = Learner(
-            actor=actor,
-            target_actor=actor,
-            critics=critics,
-            target_critics=critics,
-            b=jnp.full(2, UNSET, jnp.float32),
-            log_alpha=log_alpha,
-            actor_opt=optax.adam(hypers.actor_learning_rate).init(actor),
-            critic_opt=optax.adam(hypers.critic_learning_rate).init(critics),
-            alpha_opt=optax.adam(hypers.alpha_learning_rate).init(log_alpha),
-        )
-        buffer = replay.init(replay.Layout.of(task.env), config.num_envs, config.buffer_size)
-        return State(learner, buffer, rollout.start(envs_key, task.env, config.num_envs))
-
-    def learn_critics(
-        networks: Networks, learner: Learner, batch: Transition, noise: Array, z: Array, hypers: Hypers
-    ) -> tuple[Learner, Metrics]:
-        grads, (b, metrics) = jax.grad(critic_loss, has_aux=True)(
-            learner.critics, networks, learner, batch, noise, z, hypers, config.huber
-        )
-        step, critic_opt = optax.adam(hypers.critic_learning_rate).update(grads, learner.critic_opt)
-        critics = optax.apply_updates(learner.critics, step)
-        return learner._replace(critics=critics, critic_opt=critic_opt, b=b), metrics
-
-    def learn_rest(
-        networks: Networks, before: Learner, learner: Learner, obs: Array, noise: Array, hypers: Hypers
-    ) -> Learner:
-        """The delayed half of a gradient step on `learner`, with gradients at the parameters `before` that step."""
-        grads, log_prob = jax.grad(actor_loss, has_aux=True)(
-            before.actor, networks, before.critics, before.log_alpha, obs, noise
-        )
-        step, actor_opt = optax.adam(hypers.actor_learning_rate).update(grads, before.actor_opt)
-        learner = learner._replace(actor=optax.apply_updates(before.actor, step), actor_opt=actor_opt)
-        if config.learn_alpha:
-            target_entropy = -hypers.target_entropy_scale * noise.shape[-1]
-            grad = jax.grad(dsac.alpha_loss)(before.log_alpha, log_prob, target_entropy)
-            step, alpha_opt = optax.adam(hypers.alpha_learning_rate).update(grad, before.alpha_opt)
-            learner = learner._replace(log_alpha=optax.apply_updates(before.log_alpha, step), alpha_opt=alpha_opt)
-        return learner._replace(
-            target_critics=optax.incremental_update(learner.critics, learner.target_critics, hypers.tau),
-            target_actor=optax.incremental_update(learner.actor, learner.target_actor, hypers.tau),
-        )
-
-    def update(key: Array, task: Task, state: State, hypers: Hypers, clock: Clock) -> tuple[State, Metrics]:
-        env = task.env
-        layout = replay.Layout.of(env)
-        networks = networks_of(config.hidden_sizes, env)
-        action_dim = networks.low.shape[0]
-        collect_key, batch_key, learn_key = jax.random.split(key, 3)
-
-        # Collect. The warm-up needs no policy of its own: the current one is still the initial one.
-        def policy(key: Array, obs: Array) -> tuple[Array, None]:
-            noise = jax.random.normal(key, (config.num_envs, action_dim))
-            return dsac.draw(networks, state.learner.actor, obs, noise)[0], None
-
-        envs, transitions, _ = rollout.collect(collect_key, env, state.envs, policy, config.num_steps)
-        buffer = dsac.store(state.buffer, layout, transitions, envs.obs, clock.update * config.num_steps)
-
-        # Draw the batches of all gradient steps in one gather, outside the conditional: it never carries the buffer.
-        steps = (clock.update + 1) * config.num_steps
-        batches = replay.sample(batch_key, buffer, layout, steps, (config.gradient_steps, config.batch_size))
-
-        def learn(learner: Learner) -> tuple[Learner, Metrics]:
-            def gradient_step(before: Learner, inputs: tuple[Array, Array, Transition]) -> tuple[Learner, Metrics]:
-                i, key, batch = inputs
-                noise_key, z_key, actor_key = jax.random.split(key, 3)
-                noise = jax.random.normal(noise_key, (config.batch_size, action_dim))
-                z = jax.random.normal(z_key, (2, config.batch_size))
-                learner, metrics = learn_critics(networks, before, batch, noise, z, hypers)
-
-                def move(learner: Learner) -> Learner:
-                    noise = jax.random.normal(actor_key, (config.batch_size, action_dim))
-                    return learn_rest(networks, before, learner, batch.obs, noise, hypers)
-
-                due = ((clock.update - warmup_updates) * config.gradient_steps + i) % config.policy_delay == 0
-                return jax.lax.cond(due, move, lambda learner: learner, learner), metrics
-
-            keys = jax.random.split(learn_key, config.gradient_steps)
-            order = jnp.arange(config.gradient_steps, dtype=jnp.int32)
-            learner, metrics = jax.lax.scan(gradient_step, learner, (order, keys, batches))
-            return learner, jax.tree.map(jnp.mean, metrics)
-
-        def wait(learner: Learner) -> tuple[Learner, Metrics]:
-            return learner, {name: jnp.zeros(()) for name in ("critic_loss", "q", "q_std", "b")}
-
-        learner, metrics = jax.lax.cond(clock.update < warmup_updates, wait, learn, state.learner)
-        metrics["alpha"] = jnp.exp(learner.log_alpha)
-        return State(learner, buffer, envs), metrics
-
-    def act(key: Array, task: Task, state: State, obs: Array) -> Array:
-        networks = networks_of(config.hidden_sizes, task.env)
-        mean, _ = dsac.distribution(networks, state.learner.actor, obs)
-        return distributions.tanh_squash(mean, networks.low, networks.high)[0]
-
-    def critique(key: Array, task: Task, state: State, obs: Array) -> Critique:
-        networks = networks_of(config.hidden_sizes, task.env)
-        action, log_prob = dsac.draw(networks, state.learner.actor, obs, jax.random.normal(key, networks.low.shape))
-        bonus = -jnp.exp(state.learner.log_alpha) * log_prob
-        mean, _ = return_distributions(networks, state.learner.critics, obs, action)
-        return Critique(action, bonus, jnp.min(mean, axis=0) + bonus)
-
-    def value(key: Array, task: Task, state: State, obs: Array) -> Array:
-        return critique(key, task, state, obs).value
-
-    return Algorithm(init, update, act, config.steps_per_update, value, reporter(config.value_bias_episodes, critique))
 
 
 def fit(config: Config, total_steps: int) -> Config:
@@ -359,4 +326,19 @@ TRIAL = Trial(
         initial_alpha=1e-3,
     ),
     updates=200,
+)
+
+SPEC = AlgorithmSpec(
+    Config,
+    Hypers,
+    make,
+    TRIAL,
+    action_spaces=(Box,),
+    fit=fit,
+    summary="DSAC with twin distributions, a sample-free target and adaptive bounds",
+    source=Source(
+        paper="Duan et al. 2023, arXiv 2310.05858",
+        read="Jingliang-Duan/DSAC-v2 53447f4",
+        level="A",
+    ),
 )

@@ -8,7 +8,7 @@ authors' code: ReLU networks, log standard deviation clipped to [-20, 2], tanh-s
 a target of V only, a small penalty on the means and log standard deviations, and one gradient step of everything at
 once from the parameters before it. Log-densities are those of the action scaled to [-1, 1], each component's density
 bounded from below at 1e-6 and the squashing's slope kept 1e-6 from 0; log_q is summed over the components.
-`rlsuite/algorithms/on_policy/mdpo.py` is the other half of the paper.
+`mdpo.py` is the other half of the paper.
 
 The code acts with the policy's mean after the warm-up, with no noise at all, where the paper samples. The code's is the
 default here, since every other setting is the code's too; `sample_actions` gives the paper's.
@@ -45,11 +45,15 @@ import optax
 from flax import linen as nn
 
 from envs.core import Box, Env
-from rlsuite.algorithms.on_policy.mdpo import MIN_LOG_DENSITY, annealed, log_q
-from rlsuite.core import Algorithm, Clock, Metrics, Task, Transition, Trial, added
+from rlsuite.core import Algorithm, AlgorithmSpec, Clock, Metrics, Source, Transition, Trial, added
 from rlsuite.errors import check_positive
-from rlsuite.pieces import distributions, replay, rollout
+from rlsuite.pieces import distributions, off_policy, replay, squashed
+from rlsuite.pieces.critics import bellman_target, first_q, init_critics, min_q, q_values
 from rlsuite.pieces.networks import MLP
+from rlsuite.pieces.off_policy import Step
+from rlsuite.pieces.trained import Trained
+from rlsuite.pieces.tsallis import MIN_LOG_DENSITY, annealed, log_q
+from rlsuite.pieces.value_bias import Critique
 
 Array = jax.Array
 Params = Any
@@ -106,35 +110,20 @@ class Hypers(NamedTuple):
 class Learner(NamedTuple):
     """What gradient steps change."""
 
-    actor: Params
+    actor: Trained
     old_actor: Params
-    critics: Params
+    critics: Trained
     """both Q functions, stacked on a leading axis of 2"""
-    value: Params
+    value: Trained
     target_value: Params
-    actor_opt: optax.OptState
-    critic_opt: optax.OptState
-    value_opt: optax.OptState
-
-
-class State(NamedTuple):
-    """All that one run carries from update to update."""
-
-    learner: Learner
-    buffer: replay.Replay
-    envs: rollout.EnvCarry
 
 
 class Networks(NamedTuple):
-    """The three architectures, and the action box they serve."""
+    """The three architectures."""
 
-    actor: nn.Module
+    policy: squashed.Policy
     critic: nn.Module
     value: nn.Module
-    low: Array
-    """`[action_dim]`"""
-    high: Array
-    """`[action_dim]`"""
 
 
 class Drawn(NamedTuple):
@@ -149,19 +138,17 @@ class Drawn(NamedTuple):
     """of each component of the action, scaled to [-1, 1]"""
 
 
+def clip_log_std(log_std: Array) -> Array:
+    """The policy's bound of its log standard deviation: `[...]`."""
+    return jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)
+
+
 def networks_of(config: Config, env: Env) -> Networks:
     """The architectures for this environment. MDPO takes `Box` actions here; the registry says so to the caller."""
-    space = env.action_space
-    assert isinstance(space, Box)
-    actor = MLP((*config.hidden_sizes, 2 * space.dim))
+    assert isinstance(env.action_space, Box)
+    actor = MLP((*config.hidden_sizes, 2 * env.action_space.dim))
     critic = MLP((*config.hidden_sizes, 1))
-    return Networks(actor, critic, critic, jnp.asarray(space.low), jnp.asarray(space.high))
-
-
-def distribution(networks: Networks, actor: Params, obs: Array) -> tuple[Array, Array]:
-    """Mean and log standard deviation before squashing: `[..., obs_dim]` -> two `[..., action_dim]`."""
-    mean, log_std = jnp.split(networks.actor.apply(actor, obs), 2, axis=-1)
-    return mean, jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)
+    return Networks(squashed.Policy.of(actor, env, clip_log_std), critic, critic)
 
 
 def log_density(z: Array, log_std: Array, u: Array) -> Array:
@@ -170,11 +157,11 @@ def log_density(z: Array, log_std: Array, u: Array) -> Array:
     return -0.5 * z**2 - log_std - 0.5 * math.log(2.0 * math.pi) - jnp.logaddexp(log_slope, LOG_EXTRA_SLOPE)
 
 
-def draw(networks: Networks, actor: Params, obs: Array, noise: Array) -> Drawn:
+def draw(policy: squashed.Policy, actor: Params, obs: Array, noise: Array) -> Drawn:
     """An action of the policy for each obs `[..., obs_dim]` from standard normal noise `[..., action_dim]`."""
-    mean, log_std = distribution(networks, actor, obs)
+    mean, log_std = policy.distribution(actor, obs)
     u = mean + jnp.exp(log_std) * noise
-    action, _ = distributions.tanh_squash(u, networks.low, networks.high)
+    action, _ = distributions.tanh_squash(u, policy.low, policy.high)
     # From the noise itself: (u - mean) / std loses its digits in float32 once std is small beside the mean.
     return Drawn(mean, log_std, u, action, log_density(noise, log_std, u))
 
@@ -182,12 +169,6 @@ def draw(networks: Networks, actor: Params, obs: Array, noise: Array) -> Drawn:
 def log_q_prob(log_densities: Array, q: Array | float) -> Array:
     """The sum over components of log_q of their densities, none below 1e-6: `[..., action_dim]` -> `[...]`."""
     return jnp.sum(log_q(jnp.maximum(log_densities, MIN_LOG_DENSITY), q), axis=-1)
-
-
-def q_values(networks: Networks, critics: Params, obs: Array, action: Array) -> Array:
-    """Both Q functions: `[2, ...]`."""
-    inputs = jnp.concatenate([obs, action], axis=-1)
-    return jax.vmap(lambda params: networks.critic.apply(params, inputs)[..., 0])(critics)
 
 
 def values(networks: Networks, value: Params, obs: Array) -> Array:
@@ -201,8 +182,8 @@ def critic_loss(
 ) -> tuple[Array, Metrics]:
     """Sum over the two Q functions of half the mean squared error to reward + discount * V of the target: `[]`."""
     next_value = values(networks, target_value, batch.next_obs)
-    target = jax.lax.stop_gradient(batch.reward + discount * jnp.where(batch.terminated, 0.0, next_value))
-    q = q_values(networks, critics, batch.obs, batch.action)
+    target = bellman_target(batch.reward, discount, batch.terminated, next_value)
+    q = q_values(networks.critic, critics, batch.obs, batch.action)
     loss = 0.5 * jnp.sum(jnp.mean((q - target) ** 2, axis=1))
     return loss, {"critic_loss": loss, "q": jnp.mean(q)}
 
@@ -220,8 +201,8 @@ def value_loss(
 
     With `mean_log_prob` the target of every sample has the batch's mean of log_q pi.
     """
-    drawn = draw(networks, learner.actor, obs, noise)
-    q = jnp.min(q_values(networks, learner.critics, obs, drawn.action), axis=0)
+    drawn = draw(networks.policy, learner.actor.params, obs, noise)
+    q = min_q(networks.critic, learner.critics.params, obs, drawn.action)
     log_prob = log_q_prob(drawn.log_density, hypers.tsallis_q)
     target = q - hypers.entropy_coef * (jnp.mean(log_prob) if mean_log_prob else log_prob)
     loss = 0.5 * jnp.mean((values(networks, value, obs) - jax.lax.stop_gradient(target)) ** 2)
@@ -238,16 +219,15 @@ def actor_loss(
     hypers: Hypers,
 ) -> tuple[Array, Metrics]:
     """mean(kappa log_q pi + q (lambda - kappa) log_q pi_old - Q1) and the penalties: (loss `[]`, metrics)."""
-    drawn = draw(networks, actor, obs, noise)
-    old_mean, old_log_std = distribution(networks, learner.old_actor, obs)
+    drawn = draw(networks.policy, actor, obs, noise)
+    old_mean, old_log_std = networks.policy.distribution(learner.old_actor, obs)
     old_log_density = log_density((drawn.u - old_mean) * jnp.exp(-old_log_std), old_log_std, drawn.u)
     log_prob = log_q_prob(drawn.log_density, hypers.tsallis_q)
     old_log_prob = log_q_prob(old_log_density, hypers.tsallis_q)
-    first_critic = jax.tree.map(lambda leaf: leaf[:1], learner.critics)
-    (first_q,) = q_values(networks, first_critic, obs, drawn.action)
+    q = first_q(networks.critic, learner.critics.params, obs, drawn.action)
     of_old = hypers.tsallis_q * (hypers.entropy_coef - kl_weight) * old_log_prob
     penalty = hypers.regularization * (jnp.mean(drawn.mean**2) + jnp.mean(drawn.log_std**2))
-    loss = jnp.mean(kl_weight * log_prob + of_old - first_q) + penalty
+    loss = jnp.mean(kl_weight * log_prob + of_old - q) + penalty
     return loss, {"policy_loss": loss, "log_ratio": jnp.mean(log_prob - old_log_prob)}
 
 
@@ -256,136 +236,89 @@ def is_due(update: Array, config: Config) -> Array:
     return -(update * config.num_envs) % config.sgd_steps < config.num_envs
 
 
+def init(config: Config, keys: Array, env: Env, hypers: Hypers) -> Learner:
+    """New networks, the old policy and the target of V like their own, and their optimisers, from keys `[3]`."""
+    networks, obs = networks_of(config, env), jnp.zeros(env.obs_dim)
+    actor = networks.policy.network.init(keys[0], obs)
+    critics = init_critics(keys[1], networks.critic, obs, jnp.zeros_like(networks.policy.low))
+    value = networks.value.init(keys[2], obs)
+    return Learner(
+        actor=Trained.start(actor, optax.adam(hypers.actor_learning_rate)),
+        old_actor=actor,
+        critics=Trained.start(critics, optax.adam(hypers.critic_learning_rate)),
+        value=Trained.start(value, optax.adam(hypers.critic_learning_rate)),
+        target_value=value,
+    )
+
+
+def behave(config: Config, key: Array, env: Env, learner: Learner, obs: Array, hypers: Hypers) -> Array:
+    """The policy's squashed mean, or with `sample_actions` draws from it: `[..., obs_dim]` -> `[..., action_dim]`."""
+    policy = networks_of(config, env).policy
+    if not config.sample_actions:
+        return policy.mean_action(learner.actor.params, obs)
+    return policy.draw(learner.actor.params, obs, jax.random.normal(key, (*obs.shape[:-1], policy.action_dim)))[0]
+
+
+def kl_weight(config: Config, clock: Clock, hypers: Hypers) -> Array | float:
+    """kappa, the weight of the divergence: `[]`."""
+    return annealed(hypers.kl_coef, clock.progress) if config.anneal_kl else hypers.kl_coef
+
+
+def gradient_step(config: Config, learner: Learner, step: Step) -> tuple[Learner, Metrics]:
+    """One step of all networks. All gradients are taken before any of them moves, at one sample of the actions."""
+    networks, batch, hypers = networks_of(config, step.env), step.batch, step.hypers
+    noise = jax.random.normal(step.key, batch.action.shape)
+    actor_grads, actor_metrics = jax.grad(actor_loss, has_aux=True)(
+        learner.actor.params, networks, learner, batch.obs, noise, kl_weight(config, step.clock, hypers), hypers
+    )
+    critic_grads, critic_metrics = jax.grad(critic_loss, has_aux=True)(
+        learner.critics.params, networks, learner.target_value, batch, hypers.discount
+    )
+    value_grads, value_metrics = jax.grad(value_loss, has_aux=True)(
+        learner.value.params, networks, learner, batch.obs, noise, hypers, config.mean_log_prob
+    )
+    actor = learner.actor.step(actor_grads, optax.adam(hypers.actor_learning_rate))
+    value = learner.value.step(value_grads, optax.adam(hypers.critic_learning_rate))
+    # After the last step of an update, so that this update still learns near the policy of the steps before it.
+    renew = is_due(step.clock.update, config) & (step.number == config.gradient_steps - 1)
+    learner = Learner(
+        actor=actor,
+        old_actor=jax.lax.cond(renew, lambda: actor.params, lambda: learner.old_actor),
+        critics=learner.critics.step(critic_grads, optax.adam(hypers.critic_learning_rate)),
+        value=value,
+        target_value=optax.incremental_update(value.params, learner.target_value, hypers.tau),
+    )
+    return learner, {**actor_metrics, **critic_metrics, **value_metrics}
+
+
+def report(learner: Learner) -> Metrics:
+    """Nothing more than the gradient steps report."""
+    return {}
+
+
+def play(config: Config, env: Env, learner: Learner, obs: Array) -> Array:
+    """The policy's squashed mean: `[obs_dim]` -> `[action_dim]`."""
+    return networks_of(config, env).policy.mean_action(learner.actor.params, obs)
+
+
+def critique(config: Config, key: Array, env: Env, learner: Learner, obs: Array) -> Critique:
+    """V, of which the policy's log_q-probability is a part; the action is the one that evaluations play."""
+    return Critique(
+        play(config, env, learner, obs), jnp.zeros(()), values(networks_of(config, env), learner.value.params, obs)
+    )
+
+
+METHOD = off_policy.Method(init, behave, gradient_step, report, play, critique)
+
+
 def make(config: Config) -> Algorithm:
     """Off-policy MDPO with this config.
 
     Raises:
         UserError: the buffer does not hold whole steps of all environments, or a size is not positive.
     """
-    check_positive(
-        num_envs=config.num_envs,
-        gradient_steps=config.gradient_steps,
-        batch_size=config.batch_size,
-        buffer_size=config.buffer_size,
-        warmup_steps=config.warmup_steps,
-        sgd_steps=config.sgd_steps,
-    )
-    replay.check_capacity(config.buffer_size, config.num_envs)
-    warmup_updates = -(-config.warmup_steps // config.num_envs)
-
-    def init(key: Array, task: Task, hypers: Hypers) -> State:
-        actor_key, critic_key, value_key, envs_key = jax.random.split(key, 4)
-        networks = networks_of(config, task.env)
-        obs, action = jnp.zeros(task.env.obs_dim), jnp.zeros_like(networks.low)
-        actor = networks.actor.init(actor_key, obs)
-        critic_inputs = jnp.concatenate([obs, action])
-        critics = jax.vmap(lambda key: networks.critic.init(key, critic_inputs))(jax.random.split(critic_key))
-        value = networks.value.init(value_key, obs)
-        learner = Learner(
-            actor=actor,
-            old_actor=actor,
-            critics=critics,
-            value=value,
-            target_value=value,
-            actor_opt=optax.adam(hypers.actor_learning_rate).init(actor),
-            critic_opt=optax.adam(hypers.critic_learning_rate).init(critics),
-            value_opt=optax.adam(hypers.critic_learning_rate).init(value),
-        )
-        buffer = replay.init(replay.Layout.of(task.env), config.num_envs, config.buffer_size)
-        return State(learner, buffer, rollout.start(envs_key, task.env, config.num_envs))
-
-    def gradient_step(
-        networks: Networks,
-        learner: Learner,
-        batch: Transition,
-        noise: Array,
-        kl_weight: Array | float,
-        hypers: Hypers,
-    ) -> tuple[Learner, Metrics]:
-        # All three gradients are taken before any of the networks moves, and with one sample of the actions.
-        of_actor, actor_metrics = jax.grad(actor_loss, has_aux=True)(
-            learner.actor, networks, learner, batch.obs, noise, kl_weight, hypers
-        )
-        of_critics, critic_metrics = jax.grad(critic_loss, has_aux=True)(
-            learner.critics, networks, learner.target_value, batch, hypers.discount
-        )
-        of_value, value_metrics = jax.grad(value_loss, has_aux=True)(
-            learner.value, networks, learner, batch.obs, noise, hypers, config.mean_log_prob
-        )
-        actor_step, actor_opt = optax.adam(hypers.actor_learning_rate).update(of_actor, learner.actor_opt)
-        critic_step, critic_opt = optax.adam(hypers.critic_learning_rate).update(of_critics, learner.critic_opt)
-        value_step, value_opt = optax.adam(hypers.critic_learning_rate).update(of_value, learner.value_opt)
-        value = optax.apply_updates(learner.value, value_step)
-        learner = Learner(
-            actor=optax.apply_updates(learner.actor, actor_step),
-            old_actor=learner.old_actor,
-            critics=optax.apply_updates(learner.critics, critic_step),
-            value=value,
-            target_value=optax.incremental_update(value, learner.target_value, hypers.tau),
-            actor_opt=actor_opt,
-            critic_opt=critic_opt,
-            value_opt=value_opt,
-        )
-        return learner, {**actor_metrics, **critic_metrics, **value_metrics}
-
-    def update(key: Array, task: Task, state: State, hypers: Hypers, clock: Clock) -> tuple[State, Metrics]:
-        env = task.env
-        layout = replay.Layout.of(env)
-        networks = networks_of(config, env)
-        action_dim = networks.low.shape[0]
-        collect_key, batch_key, noise_key = jax.random.split(key, 3)
-        warming_up = clock.update < warmup_updates
-        kl_weight: Array | float = annealed(hypers.kl_coef, clock.progress) if config.anneal_kl else hypers.kl_coef
-
-        # Collect one step of every environment.
-        def policy(key: Array, obs: Array) -> tuple[Array, None]:
-            def uniform() -> Array:
-                return jax.random.uniform(key, (config.num_envs, action_dim), minval=networks.low, maxval=networks.high)
-
-            def current() -> Array:
-                noise: Array | float = 0.0
-                if config.sample_actions:
-                    noise = jax.random.normal(key, (config.num_envs, action_dim))
-                mean, log_std = distribution(networks, state.learner.actor, obs)
-                return distributions.tanh_squash(mean + jnp.exp(log_std) * noise, networks.low, networks.high)[0]
-
-            return jax.lax.cond(warming_up, uniform, current), None
-
-        envs, transitions, _ = rollout.collect(collect_key, env, state.envs, policy, 1)
-        transitions = jax.tree.map(lambda x: x[0], transitions)
-        buffer = replay.add(state.buffer, layout, transitions, envs.obs, clock.update)
-
-        # Draw the batches of all gradient steps in one gather, outside the conditional: it never carries the buffer.
-        batches = replay.sample(batch_key, buffer, layout, clock.update + 1, (config.gradient_steps, config.batch_size))
-
-        def learn(learner: Learner) -> tuple[Learner, Metrics]:
-            def body(learner: Learner, inputs: tuple[Array, Transition]) -> tuple[Learner, Metrics]:
-                key, batch = inputs
-                noise = jax.random.normal(key, (config.batch_size, action_dim))
-                return gradient_step(networks, learner, batch, noise, kl_weight, hypers)
-
-            keys = jax.random.split(noise_key, config.gradient_steps)
-            learner, metrics = jax.lax.scan(body, learner, (keys, batches))
-            # After learning, so that this update still learned beside the policy of the steps before it.
-            old_actor = jax.lax.cond(is_due(clock.update, config), lambda: learner.actor, lambda: learner.old_actor)
-            return learner._replace(old_actor=old_actor), jax.tree.map(jnp.mean, metrics)
-
-        def wait(learner: Learner) -> tuple[Learner, Metrics]:
-            names = ("policy_loss", "log_ratio", "critic_loss", "q", "value_loss")
-            return learner, {name: jnp.zeros(()) for name in names}
-
-        learner, metrics = jax.lax.cond(warming_up, wait, learn, state.learner)
-        return State(learner, buffer, envs), metrics
-
-    def act(key: Array, task: Task, state: State, obs: Array) -> Array:
-        networks = networks_of(config, task.env)
-        mean, _ = distribution(networks, state.learner.actor, obs)
-        return distributions.tanh_squash(mean, networks.low, networks.high)[0]
-
-    def value(key: Array, task: Task, state: State, obs: Array) -> Array:
-        return values(networks_of(config, task.env), state.learner.value, obs)
-
-    return Algorithm(init, update, act, config.num_envs, value)
+    check_positive(sgd_steps=config.sgd_steps)
+    return off_policy.make(config, METHOD, num_networks=3)
 
 
 def fit(config: Config, total_steps: int) -> Config:
@@ -412,4 +345,19 @@ TRIAL = Trial(
         entropy_coef=1e-3,
     ),
     updates=400,
+)
+
+SPEC = AlgorithmSpec(
+    Config,
+    Hypers,
+    make,
+    TRIAL,
+    action_spaces=(Box,),
+    fit=fit,
+    summary="soft actor-critic held near an old policy",
+    source=Source(
+        paper="Tomar et al. 2020, arXiv 2005.09814",
+        read="manantomar/Mirror-Descent-Policy-Optimization",
+        level="A",
+    ),
 )

@@ -32,11 +32,14 @@ import optax
 from flax import linen as nn
 
 from envs.core import Box, Env
-from rlsuite.core import Algorithm, Clock, Metrics, Task, Transition, Trial
+from rlsuite.core import Algorithm, AlgorithmSpec, Metrics, Source, Transition, Trial
 from rlsuite.errors import check_positive
-from rlsuite.pieces import distributions, replay, rollout
+from rlsuite.pieces import distributions, off_policy, replay
+from rlsuite.pieces.critics import bellman_target, first_q, init_critics, min_q, q_values, squared_error
 from rlsuite.pieces.networks import MLP
-from rlsuite.pieces.value_bias import Critique, reporter
+from rlsuite.pieces.off_policy import Step
+from rlsuite.pieces.trained import Trained
+from rlsuite.pieces.value_bias import Critique
 
 Array = jax.Array
 Params = Any
@@ -85,21 +88,11 @@ class Hypers(NamedTuple):
 class Learner(NamedTuple):
     """What gradient steps change."""
 
-    actor: Params
-    critics: Params
+    actor: Trained
+    critics: Trained
     """all critics, stacked on a leading axis `[num_critics]`"""
     target_actor: Params
     target_critics: Params
-    actor_opt: optax.OptState
-    critic_opt: optax.OptState
-
-
-class State(NamedTuple):
-    """All that one run carries from update to update."""
-
-    learner: Learner
-    buffer: replay.Replay
-    envs: rollout.EnvCarry
 
 
 class Networks(NamedTuple):
@@ -133,19 +126,6 @@ def perturb(networks: Networks, action: Array, noise: Array) -> Array:
     return jnp.clip(action + half_width * noise, networks.low, networks.high)
 
 
-def q_values(networks: Networks, critics: Params, obs: Array, action: Array) -> Array:
-    """All critics: `[num_critics, ...]`."""
-    inputs = jnp.concatenate([obs, action], axis=-1)
-    return jax.vmap(lambda params: networks.critic.apply(params, inputs)[..., 0])(critics)
-
-
-def first_q(networks: Networks, critics: Params, obs: Array, action: Array) -> Array:
-    """The first critic alone, for the actor, which needs no other: `[...]`."""
-    first = jax.tree.map(lambda leaf: leaf[0], critics)
-    values: Array = networks.critic.apply(first, jnp.concatenate([obs, action], axis=-1))
-    return values[..., 0]
-
-
 def critic_loss(
     critics: Params, networks: Networks, learner: Learner, batch: Transition, noise: Array, hypers: Hypers
 ) -> tuple[Array, Metrics]:
@@ -155,16 +135,75 @@ def critic_loss(
     """
     clipped = jnp.clip(hypers.target_noise * noise, -hypers.target_noise_clip, hypers.target_noise_clip)
     next_action = perturb(networks, choose(networks, learner.target_actor, batch.next_obs), clipped)
-    next_value = jnp.min(q_values(networks, learner.target_critics, batch.next_obs, next_action), axis=0)
-    target = jax.lax.stop_gradient(batch.reward + hypers.discount * jnp.where(batch.terminated, 0.0, next_value))
-    q = q_values(networks, critics, batch.obs, batch.action)
-    loss = jnp.sum(jnp.mean((q - target) ** 2, axis=1))
-    return loss, {"critic_loss": loss, "q": jnp.mean(q)}
+    next_value = min_q(networks.critic, learner.target_critics, batch.next_obs, next_action)
+    target = bellman_target(batch.reward, hypers.discount, batch.terminated, next_value)
+    return squared_error(q_values(networks.critic, critics, batch.obs, batch.action), target)
 
 
 def actor_loss(actor: Params, networks: Networks, critics: Params, obs: Array) -> Array:
     """-mean Q_1 of the actor's actions, the deterministic policy gradient: `[batch, obs_dim]` -> `[]`."""
-    return -jnp.mean(first_q(networks, critics, obs, choose(networks, actor, obs)))
+    return -jnp.mean(first_q(networks.critic, critics, obs, choose(networks, actor, obs)))
+
+
+def init(config: Config, keys: Array, env: Env, hypers: Hypers) -> Learner:
+    """New networks, each target like its own, and their optimisers, from keys `[2]`."""
+    networks, obs = networks_of(config, env), jnp.zeros(env.obs_dim)
+    actor = networks.actor.init(keys[0], obs)
+    critics = init_critics(keys[1], networks.critic, obs, jnp.zeros_like(networks.low), config.num_critics)
+    return Learner(
+        actor=Trained.start(actor, optax.adam(hypers.actor_learning_rate)),
+        critics=Trained.start(critics, optax.adam(hypers.critic_learning_rate)),
+        target_actor=actor,
+        target_critics=critics,
+    )
+
+
+def behave(config: Config, key: Array, env: Env, learner: Learner, obs: Array, hypers: Hypers) -> Array:
+    """The actor's actions with exploration noise: `[..., obs_dim]` -> `[..., action_dim]`."""
+    networks = networks_of(config, env)
+    action = choose(networks, learner.actor.params, obs)
+    return perturb(networks, action, hypers.exploration_noise * jax.random.normal(key, action.shape))
+
+
+def gradient_step(config: Config, learner: Learner, step: Step) -> tuple[Learner, Metrics]:
+    """One step of the critics, and every `policy_delay` steps one of the actor and of all targets."""
+    networks, batch, hypers = networks_of(config, step.env), step.batch, step.hypers
+    noise = jax.random.normal(step.key, batch.action.shape)
+    grads, metrics = jax.grad(critic_loss, has_aux=True)(
+        learner.critics.params, networks, learner, batch, noise, hypers
+    )
+    learner = learner._replace(critics=learner.critics.step(grads, optax.adam(hypers.critic_learning_rate)))
+
+    def learn_actor(learner: Learner) -> Learner:
+        grads = jax.grad(actor_loss)(learner.actor.params, networks, learner.critics.params, batch.obs)
+        actor = learner.actor.step(grads, optax.adam(hypers.actor_learning_rate))
+        targets = learner.target_actor, learner.target_critics
+        target_actor, target_critics = optax.incremental_update(
+            (actor.params, learner.critics.params), targets, hypers.tau
+        )
+        return learner._replace(actor=actor, target_actor=target_actor, target_critics=target_critics)
+
+    due = off_policy.is_due(step.clock.update * config.gradient_steps + step.number, config.policy_delay)
+    return jax.lax.cond(due, learn_actor, lambda learner: learner, learner), metrics
+
+
+def report(learner: Learner) -> Metrics:
+    """Nothing more than the gradient steps report."""
+    return {}
+
+
+def play(config: Config, env: Env, learner: Learner, obs: Array) -> Array:
+    """The actor's action: `[obs_dim]` -> `[action_dim]`."""
+    return choose(networks_of(config, env), learner.actor.params, obs)
+
+
+def critique(config: Config, key: Array, env: Env, learner: Learner, obs: Array) -> Critique:
+    """The value of the actor's action."""
+    networks, action = networks_of(config, env), play(config, env, learner, obs)
+    return Critique(action, jnp.zeros(()), min_q(networks.critic, learner.critics.params, obs, action))
+
+
+METHOD = off_policy.Method(init, behave, gradient_step, report, play, critique)
 
 
 def make(config: Config) -> Algorithm:
@@ -173,117 +212,8 @@ def make(config: Config) -> Algorithm:
     Raises:
         UserError: the buffer does not hold whole steps of all environments, or a size is not positive.
     """
-    check_positive(
-        num_envs=config.num_envs,
-        gradient_steps=config.gradient_steps,
-        batch_size=config.batch_size,
-        buffer_size=config.buffer_size,
-        warmup_steps=config.warmup_steps,
-        num_critics=config.num_critics,
-        policy_delay=config.policy_delay,
-    )
-    replay.check_capacity(config.buffer_size, config.num_envs)
-    warmup_updates = -(-config.warmup_steps // config.num_envs)
-
-    def init(key: Array, task: Task, hypers: Hypers) -> State:
-        actor_key, critic_key, envs_key = jax.random.split(key, 3)
-        networks = networks_of(config, task.env)
-        obs, action = jnp.zeros(task.env.obs_dim), jnp.zeros_like(networks.low)
-        actor = networks.actor.init(actor_key, obs)
-        critic_inputs = jnp.concatenate([obs, action])
-        critic_keys = jax.random.split(critic_key, config.num_critics)
-        critics = jax.vmap(lambda key: networks.critic.init(key, critic_inputs))(critic_keys)
-        learner = Learner(
-            actor=actor,
-            critics=critics,
-            target_actor=actor,
-            target_critics=critics,
-            actor_opt=optax.adam(hypers.actor_learning_rate).init(actor),
-            critic_opt=optax.adam(hypers.critic_learning_rate).init(critics),
-        )
-        buffer = replay.init(replay.Layout.of(task.env), config.num_envs, config.buffer_size)
-        return State(learner, buffer, rollout.start(envs_key, task.env, config.num_envs))
-
-    def learn_critics(
-        networks: Networks, learner: Learner, batch: Transition, noise: Array, hypers: Hypers
-    ) -> tuple[Learner, Metrics]:
-        grads, metrics = jax.grad(critic_loss, has_aux=True)(learner.critics, networks, learner, batch, noise, hypers)
-        step, critic_opt = optax.adam(hypers.critic_learning_rate).update(grads, learner.critic_opt)
-        return learner._replace(critics=optax.apply_updates(learner.critics, step), critic_opt=critic_opt), metrics
-
-    def learn_actor(networks: Networks, learner: Learner, obs: Array, hypers: Hypers) -> Learner:
-        grads = jax.grad(actor_loss)(learner.actor, networks, learner.critics, obs)
-        step, actor_opt = optax.adam(hypers.actor_learning_rate).update(grads, learner.actor_opt)
-        return learner._replace(actor=optax.apply_updates(learner.actor, step), actor_opt=actor_opt)
-
-    def move_targets(learner: Learner, hypers: Hypers) -> Learner:
-        online, targets = (learner.actor, learner.critics), (learner.target_actor, learner.target_critics)
-        target_actor, target_critics = optax.incremental_update(online, targets, hypers.tau)
-        return learner._replace(target_actor=target_actor, target_critics=target_critics)
-
-    def update(key: Array, task: Task, state: State, hypers: Hypers, clock: Clock) -> tuple[State, Metrics]:
-        env = task.env
-        layout = replay.Layout.of(env)
-        networks = networks_of(config, env)
-        action_dim = networks.low.shape[0]
-        collect_key, batch_key, noise_key = jax.random.split(key, 3)
-        warming_up = clock.update < warmup_updates
-
-        # Collect one step of every environment.
-        def policy(key: Array, obs: Array) -> tuple[Array, None]:
-            shape = (config.num_envs, action_dim)
-
-            def uniform() -> Array:
-                return jax.random.uniform(key, shape, minval=networks.low, maxval=networks.high)
-
-            def exploring() -> Array:
-                noise = hypers.exploration_noise * jax.random.normal(key, shape)
-                return perturb(networks, choose(networks, state.learner.actor, obs), noise)
-
-            return jax.lax.cond(warming_up, uniform, exploring), None
-
-        envs, transitions, _ = rollout.collect(collect_key, env, state.envs, policy, 1)
-        transitions = jax.tree.map(lambda x: x[0], transitions)
-        buffer = replay.add(state.buffer, layout, transitions, envs.obs, clock.update)
-
-        # Draw the batches of all gradient steps in one gather, outside the conditional: it never carries the buffer.
-        batches = replay.sample(batch_key, buffer, layout, clock.update + 1, (config.gradient_steps, config.batch_size))
-
-        def learn(learner: Learner) -> tuple[Learner, Metrics]:
-            def gradient_step(learner: Learner, inputs: tuple[Array, Array, Transition]) -> tuple[Learner, Metrics]:
-                i, key, batch = inputs
-                noise = jax.random.normal(key, (config.batch_size, action_dim))
-                learner, metrics = learn_critics(networks, learner, batch, noise, hypers)
-
-                def follow(learner: Learner) -> Learner:
-                    return move_targets(learn_actor(networks, learner, batch.obs, hypers), hypers)
-
-                due = (clock.update * config.gradient_steps + i) % config.policy_delay == 0
-                return jax.lax.cond(due, follow, lambda learner: learner, learner), metrics
-
-            keys = jax.random.split(noise_key, config.gradient_steps)
-            learner, metrics = jax.lax.scan(gradient_step, learner, (jnp.arange(config.gradient_steps), keys, batches))
-            return learner, jax.tree.map(jnp.mean, metrics)
-
-        def wait(learner: Learner) -> tuple[Learner, Metrics]:
-            return learner, {"critic_loss": jnp.zeros(()), "q": jnp.zeros(())}
-
-        learner, metrics = jax.lax.cond(warming_up, wait, learn, state.learner)
-        return State(learner, buffer, envs), metrics
-
-    def act(key: Array, task: Task, state: State, obs: Array) -> Array:
-        return choose(networks_of(config, task.env), state.learner.actor, obs)
-
-    def critique(key: Array, task: Task, state: State, obs: Array) -> Critique:
-        networks = networks_of(config, task.env)
-        action = choose(networks, state.learner.actor, obs)
-        q = jnp.min(q_values(networks, state.learner.critics, obs, action), axis=0)
-        return Critique(action, jnp.zeros(()), q)
-
-    def value(key: Array, task: Task, state: State, obs: Array) -> Array:
-        return critique(key, task, state, obs).value
-
-    return Algorithm(init, update, act, config.num_envs, value, reporter(config.value_bias_episodes, critique))
+    check_positive(num_critics=config.num_critics, policy_delay=config.policy_delay)
+    return off_policy.make(config, METHOD, value_bias_episodes=config.value_bias_episodes)
 
 
 def fit(config: Config, total_steps: int) -> Config:
@@ -302,4 +232,19 @@ TRIAL = Trial(
     ),
     Hypers(actor_learning_rate=3e-3, critic_learning_rate=3e-3, discount=0.5, tau=0.1, exploration_noise=0.3),
     updates=400,
+)
+
+SPEC = AlgorithmSpec(
+    Config,
+    Hypers,
+    make,
+    TRIAL,
+    action_spaces=(Box,),
+    fit=fit,
+    summary="deterministic actor, twin critics, smoothed targets, delayed updates",
+    source=Source(
+        paper="Fujimoto et al. 2018, arXiv 1802.09477",
+        read="CleanRL, td3_continuous_action.py",
+        level="B",
+    ),
 )

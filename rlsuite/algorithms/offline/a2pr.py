@@ -36,12 +36,13 @@ from flax import linen as nn
 
 from envs.core import Box
 from envs.datasets import Batch
-from rlsuite.algorithms.offline import td3_bc
-from rlsuite.algorithms.offline.td3_bc import choose, first_q, q_values
-from rlsuite.core import Algorithm, Clock, Metrics, Preset, Task, Trial
+from rlsuite.core import Algorithm, AlgorithmSpec, Clock, Metrics, Preset, Source, Task, Trial
 from rlsuite.errors import check_positive
-from rlsuite.pieces import offline
+from rlsuite.pieces import offline, offline_td3
+from rlsuite.pieces.critics import bellman_target, first_q, init_critics, min_q, q_values, squared_error
 from rlsuite.pieces.networks import MLP
+from rlsuite.pieces.offline_td3 import choose, smoothed_action
+from rlsuite.pieces.trained import Trained
 
 Array = jax.Array
 Params = Any
@@ -103,24 +104,20 @@ class Hypers(NamedTuple):
 class State(NamedTuple):
     """All that one run carries from update to update."""
 
-    actor: Params
-    critics: Params
+    actor: Trained
+    critics: Trained
     """both critics, stacked on a leading axis `[2]`"""
-    value: Params
-    vae: dict[str, Params]
-    """`encoder` and `decoder`"""
+    value: Trained
+    vae: Trained
+    """of a dictionary with `encoder` and `decoder`"""
     target_actor: Params
     target_critics: Params
-    actor_opt: optax.OptState
-    critic_opt: optax.OptState
-    value_opt: optax.OptState
-    vae_opt: optax.OptState
 
 
 class Networks(NamedTuple):
     """The five architectures."""
 
-    td3: td3_bc.Networks
+    td3: offline_td3.Networks
     """actor and critic"""
     value: nn.Module
     encoder: nn.Module
@@ -147,23 +144,15 @@ def decode(networks: Networks, vae: dict[str, Params], obs: Array, latent: Array
     return jnp.tanh(networks.decoder.apply(vae["decoder"], jnp.concatenate([obs, latent], axis=-1)))
 
 
-def smoothed_action(networks: Networks, target_actor: Params, next_obs: Array, noise: Array, hypers: Hypers) -> Array:
-    """mu'(s') + noise, clipped to the box. `noise` `[batch, action_dim]` is standard normal; `hypers` scales it."""
-    clipped = jnp.clip(hypers.target_noise * noise, -hypers.target_noise_clip, hypers.target_noise_clip)
-    return jnp.clip(choose(networks.td3, target_actor, next_obs) + clipped, -1.0, 1.0)
-
-
-def bellman_target(networks: Networks, critics: Params, batch: Batch, next_action: Array, hypers: Hypers) -> Array:
+def q_target(networks: Networks, critics: Params, batch: Batch, next_action: Array, hypers: Hypers) -> Array:
     """r + discount min Q(s', a') by these critics: `[batch]`."""
-    next_value = jnp.min(q_values(networks.td3, critics, batch.next_obs, next_action), axis=0)
-    return batch.reward + hypers.discount * jnp.where(batch.terminated, 0.0, next_value)
+    next_value = min_q(networks.td3.critic, critics, batch.next_obs, next_action)
+    return bellman_target(batch.reward, hypers.discount, batch.terminated, next_value)
 
 
 def critic_loss(critics: Params, networks: Networks, batch: Batch, target: Array) -> tuple[Array, Metrics]:
     """Sum over the critics of the mean squared error to `target` `[batch]`: (loss `[]`, metrics)."""
-    q = q_values(networks.td3, critics, batch.obs, batch.action)
-    loss = jnp.sum(jnp.mean((q - target) ** 2, axis=1))
-    return loss, {"critic_loss": loss, "q": jnp.mean(q)}
+    return squared_error(q_values(networks.td3.critic, critics, batch.obs, batch.action), target)
 
 
 def value_loss(value: Params, networks: Networks, batch: Batch, target: Array) -> tuple[Array, Array]:
@@ -219,11 +208,12 @@ def actor_loss(
     Q_1(s, a), `v` `[batch]` is V(s).
     """
     action = choose(networks.td3, actor, batch.obs)
-    q = first_q(networks.td3, state.critics, batch.obs, action)
+    q = first_q(networks.td3.critic, state.critics.params, batch.obs, action)
     scale = hypers.alpha / jax.lax.stop_gradient(jnp.mean(jnp.abs(q)))
-    offered = candidate(config, networks, state.vae, batch.obs, action, noise)
+    offered = candidate(config, networks, state.vae.params, batch.obs, action, noise)
     # Compared only, so no gradient comes through these.
-    advantage_offered = first_q(networks.td3, state.critics, batch.obs, jax.lax.stop_gradient(offered)) - v
+    q_offered = first_q(networks.td3.critic, state.critics.params, batch.obs, jax.lax.stop_gradient(offered))
+    advantage_offered = q_offered - v
     advantage_data = q_data - v
     better = jnp.where((advantage_offered >= advantage_data)[:, None], offered, batch.action)
     weight = hypers.mask * ((advantage_offered >= 0.0) | (advantage_data > 0.0))
@@ -242,7 +232,7 @@ def make(config: Config) -> Algorithm:
         assert isinstance(task.env.action_space, Box)
         action_dim = task.env.action_space.dim
         return Networks(
-            td3_bc.Networks(MLP((*config.hidden_sizes, action_dim)), MLP((*config.critic_hidden_sizes, 1))),
+            offline_td3.Networks(MLP((*config.hidden_sizes, action_dim)), MLP((*config.critic_hidden_sizes, 1))),
             value=MLP((*config.value_hidden_sizes, 1)),
             encoder=MLP((*config.vae_hidden_sizes, 2 * 2 * action_dim)),
             decoder=MLP((*config.vae_hidden_sizes, action_dim)),
@@ -256,23 +246,19 @@ def make(config: Config) -> Algorithm:
         action = choose(networks.td3, actor, obs)
         obs_and_action = jnp.concatenate([obs, action])
         obs_and_latent = jnp.concatenate([obs, action, action])
-        critics = jax.vmap(lambda key: networks.td3.critic.init(key, obs_and_action))(jax.random.split(critic_key))
+        critics = init_critics(critic_key, networks.td3.critic, obs, action)
         value = networks.value.init(value_key, obs)
         vae = {
             "encoder": networks.encoder.init(encoder_key, obs_and_action),
             "decoder": networks.decoder.init(decoder_key, obs_and_latent),
         }
         return State(
-            actor=actor,
-            critics=critics,
-            value=value,
-            vae=vae,
+            actor=Trained.start(actor, optax.adam(hypers.actor_learning_rate)),
+            critics=Trained.start(critics, optax.adam(hypers.critic_learning_rate)),
+            value=Trained.start(value, optax.adam(hypers.value_learning_rate)),
+            vae=Trained.start(vae, optax.adam(hypers.vae_learning_rate)),
             target_actor=actor,
             target_critics=critics,
-            actor_opt=optax.adam(hypers.actor_learning_rate).init(actor),
-            critic_opt=optax.adam(hypers.critic_learning_rate).init(critics),
-            value_opt=optax.adam(hypers.value_learning_rate).init(value),
-            vae_opt=optax.adam(hypers.vae_learning_rate).init(vae),
         )
 
     def update(key: Array, task: Task, state: State, hypers: Hypers, clock: Clock) -> tuple[State, Metrics]:
@@ -282,41 +268,35 @@ def make(config: Config) -> Algorithm:
         latent_shape = (config.batch_size, 2 * batch.action.shape[-1])
 
         target_noise = jax.random.normal(target_key, batch.action.shape)
-        next_action = smoothed_action(networks, state.target_actor, batch.next_obs, target_noise, hypers)
-        target = bellman_target(networks, state.target_critics, batch, next_action, hypers)
-        grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critics, networks, batch, target)
-        step, critic_opt = optax.adam(hypers.critic_learning_rate).update(grads, state.critic_opt)
-        state = state._replace(critics=optax.apply_updates(state.critics, step), critic_opt=critic_opt)
+        next_action = smoothed_action(networks.td3, state.target_actor, batch.next_obs, target_noise, hypers)
+        target = q_target(networks, state.target_critics, batch, next_action, hypers)
+        grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critics.params, networks, batch, target)
+        state = state._replace(critics=state.critics.step(grads, optax.adam(hypers.critic_learning_rate)))
 
         # The same next action, valued by the critics that have just learned as well. Whoever needs V(s) below takes it
         # from before this step.
-        online_target = bellman_target(networks, state.critics, batch, next_action, hypers)
+        online_target = q_target(networks, state.critics.params, batch, next_action, hypers)
         (of_value, v), grads = jax.value_and_grad(value_loss, has_aux=True)(
-            state.value, networks, batch, jnp.minimum(online_target, target)
+            state.value.params, networks, batch, jnp.minimum(online_target, target)
         )
-        step, value_opt = optax.adam(hypers.value_learning_rate).update(grads, state.value_opt)
-        state = state._replace(value=optax.apply_updates(state.value, step), value_opt=value_opt)
+        state = state._replace(value=state.value.step(grads, optax.adam(hypers.value_learning_rate)))
 
-        q_data = first_q(networks.td3, state.critics, batch.obs, batch.action)
+        q_data = first_q(networks.td3.critic, state.critics.params, batch.obs, batch.action)
         weight = hypers.vae_weight * (q_data > v)
         noise = jax.random.normal(vae_key, latent_shape)
-        grads, vae_metrics = jax.grad(vae_loss, has_aux=True)(state.vae, networks, batch, noise, weight)
-        step, vae_opt = optax.adam(hypers.vae_learning_rate).update(grads, state.vae_opt)
-        state = state._replace(vae=optax.apply_updates(state.vae, step), vae_opt=vae_opt)
+        grads, vae_metrics = jax.grad(vae_loss, has_aux=True)(state.vae.params, networks, batch, noise, weight)
+        state = state._replace(vae=state.vae.step(grads, optax.adam(hypers.vae_learning_rate)))
 
-        def follow(state: State) -> State:
+        def learn_actor(state: State) -> State:
             noise = jax.random.normal(candidate_key, latent_shape)
-            grads = jax.grad(actor_loss)(state.actor, config, networks, state, batch, q_data, v, noise, hypers)
-            step, actor_opt = optax.adam(hypers.actor_learning_rate).update(grads, state.actor_opt)
-            actor = optax.apply_updates(state.actor, step)
-            online, targets = (actor, state.critics), (state.target_actor, state.target_critics)
+            grads = jax.grad(actor_loss)(state.actor.params, config, networks, state, batch, q_data, v, noise, hypers)
+            actor = state.actor.step(grads, optax.adam(hypers.actor_learning_rate))
+            online, targets = (actor.params, state.critics.params), (state.target_actor, state.target_critics)
             target_actor, target_critics = optax.incremental_update(online, targets, hypers.tau)
-            return state._replace(
-                actor=actor, actor_opt=actor_opt, target_actor=target_actor, target_critics=target_critics
-            )
+            return state._replace(actor=actor, target_actor=target_actor, target_critics=target_critics)
 
         due = clock.update % config.policy_delay == 0
-        return jax.lax.cond(due, follow, lambda state: state, state), {
+        return jax.lax.cond(due, learn_actor, lambda state: state, state), {
             **metrics,
             "value_loss": of_value,
             **vae_metrics,
@@ -325,11 +305,11 @@ def make(config: Config) -> Algorithm:
 
     def act(key: Array, task: Task, state: State, obs: Array) -> Array:
         obs = offline.observe(task, obs, config.normalize_obs)
-        return offline.to_box(task, choose(networks_of(task).td3, state.actor, obs))
+        return offline.to_box(task, choose(networks_of(task).td3, state.actor.params, obs))
 
     def value(key: Array, task: Task, state: State, obs: Array) -> Array:
         networks, obs = networks_of(task).td3, offline.observe(task, obs, config.normalize_obs)
-        return jnp.min(q_values(networks, state.critics, obs, choose(networks, state.actor, obs)), axis=0)
+        return min_q(networks.critic, state.critics.params, obs, choose(networks, state.actor.params, obs))
 
     return Algorithm(init, update, act, 1, value)
 
@@ -359,4 +339,20 @@ TRIAL = Trial(
         alpha=5.0,
     ),
     updates=2000,
+)
+
+SPEC = AlgorithmSpec(
+    Config,
+    Hypers,
+    make,
+    TRIAL,
+    action_spaces=(Box,),
+    presets=PRESETS,
+    offline=True,
+    summary="TD3+BC that imitates a VAE's action where that is better",
+    source=Source(
+        paper="Liu et al. 2024, arXiv 2405.19909",
+        read="ltlhuuu/A2PR f92a2a4",
+        level="A",
+    ),
 )

@@ -26,11 +26,13 @@ import optax
 
 from envs.core import Box
 from envs.datasets import Batch
-from rlsuite.algorithms.offline.td3_bc import Networks, q_values
-from rlsuite.core import Algorithm, Clock, Metrics, Preset, Task, Trial
+from rlsuite.core import Algorithm, AlgorithmSpec, Clock, Metrics, Preset, Source, Task, Trial
 from rlsuite.errors import check_positive
 from rlsuite.pieces import distributions, offline
+from rlsuite.pieces.critics import bellman_target, init_critics, min_q, q_values, squared_error
 from rlsuite.pieces.networks import MLP
+from rlsuite.pieces.offline_td3 import Networks
+from rlsuite.pieces.trained import Trained
 
 Array = jax.Array
 Params = Any
@@ -79,12 +81,11 @@ class Actor(NamedTuple):
 class State(NamedTuple):
     """All that one run carries from update to update."""
 
-    actor: Actor
-    critics: Params
+    actor: Trained
+    """of an `Actor`"""
+    critics: Trained
     """both critics, stacked on a leading axis `[2]`"""
     target_critics: Params
-    actor_opt: optax.OptState
-    critic_opt: optax.OptState
 
 
 def distribution(networks: Networks, actor: Actor, obs: Array) -> tuple[Array, Array]:
@@ -105,12 +106,10 @@ def critic_loss(
 
     a' is an action of the policy, drawn from standard normal `noise` `[batch, action_dim]`.
     """
-    next_action = draw(networks, state.actor, batch.next_obs, noise)
-    next_value = jnp.min(q_values(networks, state.target_critics, batch.next_obs, next_action), axis=0)
-    target = jax.lax.stop_gradient(batch.reward + hypers.discount * jnp.where(batch.terminated, 0.0, next_value))
-    q = q_values(networks, critics, batch.obs, batch.action)
-    loss = jnp.sum(jnp.mean((q - target) ** 2, axis=1))
-    return loss, {"critic_loss": loss, "q": jnp.mean(q)}
+    next_action = draw(networks, state.actor.params, batch.next_obs, noise)
+    next_value = min_q(networks.critic, state.target_critics, batch.next_obs, next_action)
+    target = bellman_target(batch.reward, hypers.discount, batch.terminated, next_value)
+    return squared_error(q_values(networks.critic, critics, batch.obs, batch.action), target)
 
 
 def actor_loss(
@@ -121,8 +120,8 @@ def actor_loss(
     u is the advantage min Q(s, a) - min Q(s, a~) over an action of the policy, drawn from standard normal `noise`
     `[batch, action_dim]`.
     """
-    own = jnp.min(q_values(networks, critics, batch.obs, draw(networks, actor, batch.obs, noise)), axis=0)
-    advantage = jnp.min(q_values(networks, critics, batch.obs, batch.action), axis=0) - own
+    own = min_q(networks.critic, critics, batch.obs, draw(networks, actor, batch.obs, noise))
+    advantage = min_q(networks.critic, critics, batch.obs, batch.action) - own
     weight = jax.lax.stop_gradient(jnp.minimum(jnp.exp(advantage / hypers.temperature), hypers.max_weight))
     log_prob = distributions.gaussian_log_prob(batch.action, *distribution(networks, actor, batch.obs))
     loss = -jnp.mean(weight * log_prob)
@@ -148,14 +147,11 @@ def make(config: Config) -> Algorithm:
         net = networks.actor.init(actor_key, obs)
         mean = networks.actor.apply(net, obs)
         actor = Actor(net, jnp.zeros_like(mean))
-        critic_inputs = jnp.concatenate([obs, mean])
-        critics = jax.vmap(lambda key: networks.critic.init(key, critic_inputs))(jax.random.split(critic_key))
+        critics = init_critics(critic_key, networks.critic, obs, mean)
         return State(
-            actor=actor,
-            critics=critics,
+            actor=Trained.start(actor, optax.adam(hypers.actor_learning_rate)),
+            critics=Trained.start(critics, optax.adam(hypers.critic_learning_rate)),
             target_critics=critics,
-            actor_opt=optax.adam(hypers.actor_learning_rate).init(actor),
-            critic_opt=optax.adam(hypers.critic_learning_rate).init(critics),
         )
 
     def update(key: Array, task: Task, state: State, hypers: Hypers, clock: Clock) -> tuple[State, Metrics]:
@@ -164,26 +160,28 @@ def make(config: Config) -> Algorithm:
         batch = offline.sample(batch_key, task, (config.batch_size,), config.normalize_obs)
         batch = batch._replace(reward=batch.reward + hypers.reward_shift)
         noise = jax.random.normal(next_key, batch.action.shape)
-        grads, of_critics = jax.grad(critic_loss, has_aux=True)(state.critics, networks, state, batch, noise, hypers)
-        step, critic_opt = optax.adam(hypers.critic_learning_rate).update(grads, state.critic_opt)
-        critics = optax.apply_updates(state.critics, step)
+        grads, of_critics = jax.grad(critic_loss, has_aux=True)(
+            state.critics.params, networks, state, batch, noise, hypers
+        )
+        critics = state.critics.step(grads, optax.adam(hypers.critic_learning_rate))
 
         noise = jax.random.normal(own_key, batch.action.shape)
-        grads, of_actor = jax.grad(actor_loss, has_aux=True)(state.actor, networks, critics, batch, noise, hypers)
-        step, actor_opt = optax.adam(hypers.actor_learning_rate).update(grads, state.actor_opt)
-        actor = optax.apply_updates(state.actor, step)
-        target_critics = optax.incremental_update(critics, state.target_critics, hypers.tau)
-        return State(actor, critics, target_critics, actor_opt, critic_opt), {**of_critics, **of_actor}
+        grads, of_actor = jax.grad(actor_loss, has_aux=True)(
+            state.actor.params, networks, critics.params, batch, noise, hypers
+        )
+        actor = state.actor.step(grads, optax.adam(hypers.actor_learning_rate))
+        target_critics = optax.incremental_update(critics.params, state.target_critics, hypers.tau)
+        return State(actor, critics, target_critics), {**of_critics, **of_actor}
 
     def mean_action(task: Task, state: State, obs: Array) -> Array:
-        return jnp.clip(distribution(networks_of(task), state.actor, obs)[0], -1.0, 1.0)
+        return jnp.clip(distribution(networks_of(task), state.actor.params, obs)[0], -1.0, 1.0)
 
     def act(key: Array, task: Task, state: State, obs: Array) -> Array:
         return offline.to_box(task, mean_action(task, state, offline.observe(task, obs, config.normalize_obs)))
 
     def value(key: Array, task: Task, state: State, obs: Array) -> Array:
         obs = offline.observe(task, obs, config.normalize_obs)
-        return jnp.min(q_values(networks_of(task), state.critics, obs, mean_action(task, state, obs)), axis=0)
+        return min_q(networks_of(task).critic, state.critics.params, obs, mean_action(task, state, obs))
 
     return Algorithm(init, update, act, 1, value)
 
@@ -203,4 +201,20 @@ TRIAL = Trial(
     Config(batch_size=64, hidden_sizes=(32, 32)),
     Hypers(actor_learning_rate=3e-3, critic_learning_rate=3e-3, discount=0.5, tau=0.1, temperature=0.03),
     updates=1000,
+)
+
+SPEC = AlgorithmSpec(
+    Config,
+    Hypers,
+    make,
+    TRIAL,
+    action_spaces=(Box,),
+    presets=PRESETS,
+    offline=True,
+    summary="imitation weighted by the exponential of the advantage",
+    source=Source(
+        paper="Nair et al. 2020, arXiv 2006.09359",
+        read="CORL, algorithms/offline/awac.py",
+        level="B",
+    ),
 )

@@ -18,10 +18,11 @@ import optax
 
 from envs.core import Box
 from envs.datasets import Batch
-from rlsuite.core import Algorithm, Clock, Metrics, Task, Trial
+from rlsuite.core import Algorithm, AlgorithmSpec, Clock, Metrics, Source, Task, Trial
 from rlsuite.errors import check_positive
 from rlsuite.pieces import offline
 from rlsuite.pieces.networks import MLP
+from rlsuite.pieces.trained import Trained
 
 Array = jax.Array
 Params = Any
@@ -48,8 +49,7 @@ class Hypers(NamedTuple):
 class State(NamedTuple):
     """All that one run carries from update to update."""
 
-    actor: Params
-    opt_state: optax.OptState
+    actor: Trained
 
 
 def choose(network: MLP, actor: Params, obs: Array) -> Array:
@@ -76,19 +76,33 @@ def make(config: Config) -> Algorithm:
 
     def init(key: Array, task: Task, hypers: Hypers) -> State:
         actor = network_of(task).init(key, jnp.zeros(task.env.obs_dim))
-        return State(actor, optax.adam(hypers.learning_rate).init(actor))
+        return State(Trained.start(actor, optax.adam(hypers.learning_rate)))
 
     def update(key: Array, task: Task, state: State, hypers: Hypers, clock: Clock) -> tuple[State, Metrics]:
         batch = offline.sample(key, task, (config.batch_size,), config.normalize_obs)
-        value, grads = jax.value_and_grad(loss)(state.actor, network_of(task), batch)
-        step, opt_state = optax.adam(hypers.learning_rate).update(grads, state.opt_state)
-        return State(optax.apply_updates(state.actor, step), opt_state), {"actor_loss": value}
+        value, grads = jax.value_and_grad(loss)(state.actor.params, network_of(task), batch)
+        return State(state.actor.step(grads, optax.adam(hypers.learning_rate))), {"actor_loss": value}
 
     def act(key: Array, task: Task, state: State, obs: Array) -> Array:
         obs = offline.observe(task, obs, config.normalize_obs)
-        return offline.to_box(task, choose(network_of(task), state.actor, obs))
+        return offline.to_box(task, choose(network_of(task), state.actor.params, obs))
 
     return Algorithm(init, update, act, 1)
 
 
 TRIAL = Trial(Config(batch_size=128, hidden_sizes=(32,)), Hypers(learning_rate=3e-3), updates=500)
+
+SPEC = AlgorithmSpec(
+    Config,
+    Hypers,
+    make,
+    TRIAL,
+    action_spaces=(Box,),
+    offline=True,
+    summary="behaviour cloning by least squares",
+    source=Source(
+        paper="Pomerleau 1991",
+        read="CORL, algorithms/offline/any_percent_bc.py",
+        level="B",
+    ),
+)

@@ -28,6 +28,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -37,10 +38,11 @@ from flax import linen as nn
 
 from envs.core import Box
 from envs.datasets import STD_FLOOR, Batch
-from rlsuite.core import Algorithm, AlgorithmSpec, Clock, Metrics, Preset, Task, Trial
+from rlsuite.core import Algorithm, AlgorithmSpec, Clock, Metrics, Preset, Source, Task, Trial
 from rlsuite.errors import UserError, check_positive
 from rlsuite.pieces import offline
 from rlsuite.pieces.networks import MLP
+from rlsuite.pieces.trained import Trained
 
 Array = jax.Array
 Params = Any
@@ -104,13 +106,11 @@ class State(NamedTuple):
 
     base: Any
     """the state of the base's learner"""
-    score: Params
+    score: Trained
     score_ema: Params
     """the average of `score` over the updates, which corrects actions"""
-    dynamics: dict[str, Params]
-    """`inverse`, and `forward` if there is one"""
-    score_opt: optax.OptState
-    dynamics_opt: optax.OptState
+    dynamics: Trained
+    """of a dictionary with `inverse`, and with `forward` if there is one"""
     guidance: Guidance
 
 
@@ -174,20 +174,20 @@ def correction(networks: Networks, state: State, policy: Callable[[Array], Array
     it leads to by `state_eta` times the score there, and is the difference that this makes to the inverse dynamics.
     `policy` is the base's action at a normalised observation.
     """
-    guidance = state.guidance
+    guidance, dynamics = state.guidance, state.dynamics.params
 
     def scores(obs: Array, action: Array) -> tuple[Array, Array]:
         of_both = score(networks, state.score_ema, jnp.concatenate([obs, action]), guidance.sigma)
         return of_both[: obs.shape[0]], of_both[obs.shape[0] :]
 
     of_state, of_action = scores(obs, action)
-    if "forward" in state.dynamics:
-        change = predict(networks, state.dynamics, obs, action)
+    if "forward" in dynamics:
+        change = predict(networks, dynamics, obs, action)
         of_state, _ = scores(obs + change, policy(obs + change))
-        wanted = invert(networks, state.dynamics, obs, change + guidance.state_eta * of_state)
-        steered = wanted - invert(networks, state.dynamics, obs, change)
+        wanted = invert(networks, dynamics, obs, change + guidance.state_eta * of_state)
+        steered = wanted - invert(networks, dynamics, obs, change)
     else:
-        steered = invert(networks, state.dynamics, obs, guidance.state_eta * of_state)
+        steered = invert(networks, dynamics, obs, guidance.state_eta * of_state)
     return guidance.action_coef * guidance.sigma**2 * of_action + guidance.state_coef * steered
 
 
@@ -220,11 +220,9 @@ def make(config: Config, base: Algorithm, split: Callable[[Any], Any]) -> Algori
         given = (hypers.sigma_eval, hypers.action_coef, hypers.state_coef, hypers.state_eta)
         return State(
             base=base.init(key, task, split(hypers)),
-            score=params,
+            score=Trained.start(params, optax.adam(hypers.score_learning_rate)),
             score_ema=params,
-            dynamics=dynamics,
-            score_opt=optax.adam(hypers.score_learning_rate).init(params),
-            dynamics_opt=optax.adam(hypers.dynamics_learning_rate).init(dynamics),
+            dynamics=Trained.start(dynamics, optax.adam(hypers.dynamics_learning_rate)),
             guidance=Guidance(*(jnp.asarray(value, jnp.result_type(float)) for value in given)),
         )
 
@@ -237,18 +235,14 @@ def make(config: Config, base: Algorithm, split: Callable[[Any], Any]) -> Algori
         width = batch.obs.shape[-1] + batch.action.shape[-1]
         noise = jax.random.normal(noise_key, (config.model_batch_size, width))
 
-        of_score, grads = jax.value_and_grad(score_loss)(state.score, networks, batch, sigma, noise)
-        step, score_opt = optax.adam(hypers.score_learning_rate).update(grads, state.score_opt)
-        params = optax.apply_updates(state.score, step)
-        grads, of_dynamics = jax.grad(dynamics_loss, has_aux=True)(state.dynamics, networks, batch)
-        step, dynamics_opt = optax.adam(hypers.dynamics_learning_rate).update(grads, state.dynamics_opt)
+        of_score, grads = jax.value_and_grad(score_loss)(state.score.params, networks, batch, sigma, noise)
+        trained_score = state.score.step(grads, optax.adam(hypers.score_learning_rate))
+        grads, of_dynamics = jax.grad(dynamics_loss, has_aux=True)(state.dynamics.params, networks, batch)
         state = State(
             base=of_base,
-            score=params,
-            score_ema=optax.incremental_update(params, state.score_ema, 1.0 - hypers.score_ema),
-            dynamics=optax.apply_updates(state.dynamics, step),
-            score_opt=score_opt,
-            dynamics_opt=dynamics_opt,
+            score=trained_score,
+            score_ema=optax.incremental_update(trained_score.params, state.score_ema, 1.0 - hypers.score_ema),
+            dynamics=state.dynamics.step(grads, optax.adam(hypers.dynamics_learning_rate)),
             guidance=state.guidance,
         )
         return state, metrics | {"score_loss": of_score} | of_dynamics
@@ -313,7 +307,7 @@ def around(name: str, spec: AlgorithmSpec) -> AlgorithmSpec:
         base = spec.make(spec.config(**{f: getattr(config, f) for f in base_fields}))
         return make(Config(**{f: getattr(config, f) for f in own_fields}), base, split)
 
-    return AlgorithmSpec(
+    return DECLARED(
         config_class,
         hypers_class,
         make_both,
@@ -322,7 +316,6 @@ def around(name: str, spec: AlgorithmSpec) -> AlgorithmSpec:
             hypers_class(*spec.trial.hypers, *TRIAL.hypers),
             max(spec.trial.updates, TRIAL.updates),
         ),
-        action_spaces=(Box,),
         prepare=spec.prepare,
         presets={
             key: Preset(
@@ -332,7 +325,6 @@ def around(name: str, spec: AlgorithmSpec) -> AlgorithmSpec:
             )
             for key, preset in spec.presets.items()
         },
-        offline=True,
         label=f"{name} + {LABEL}",
     )
 
@@ -343,3 +335,16 @@ TRIAL = Trial(
     updates=0,
 )
 """What every base's trial is given beside its own."""
+
+DECLARED = partial(
+    AlgorithmSpec,
+    action_spaces=(Box,),
+    offline=True,
+    summary="any offline learner, its actions corrected by the score of the dataset's density",
+    source=Source(
+        paper="after Liu, Yang and Li 2024, arXiv 2406.07541",
+        read="the abstract",
+        level="D",
+    ),
+)
+"""What every `SPEC` of a corrected learner says alike."""

@@ -38,12 +38,13 @@ from flax import linen as nn
 
 from envs.core import Box
 from envs.datasets import Batch
-from rlsuite.algorithms.offline.edac import alpha_loss, squash
-from rlsuite.algorithms.offline.td3_bc import Networks, q_values
-from rlsuite.core import Algorithm, Clock, Metrics, Preset, Task, Trial
+from rlsuite.core import Algorithm, AlgorithmSpec, Clock, Metrics, Preset, Source, Task, Trial
 from rlsuite.errors import check_positive
-from rlsuite.pieces import offline
+from rlsuite.pieces import offline, squashed
+from rlsuite.pieces.critics import bellman_target, min_q, q_values
 from rlsuite.pieces.networks import MLP
+from rlsuite.pieces.offline_td3 import Networks
+from rlsuite.pieces.trained import Trained
 
 Array = jax.Array
 Params = Any
@@ -108,16 +109,12 @@ class Hypers(NamedTuple):
 class State(NamedTuple):
     """All that one run carries from update to update."""
 
-    actor: Params
-    critics: Params
+    actor: Trained
+    critics: Trained
     """both critics, stacked on a leading axis `[2]`"""
     target_critics: Params
-    log_alpha: Array
-    log_multiplier: Array
-    actor_opt: optax.OptState
-    critic_opt: optax.OptState
-    alpha_opt: optax.OptState
-    multiplier_opt: optax.OptState
+    log_alpha: Trained
+    log_multiplier: Trained
 
 
 class Random(NamedTuple):
@@ -157,7 +154,7 @@ def draw(networks: Networks, actor: Params, obs: Array, noise: Array) -> tuple[A
     observation, if the noise has more axes.
     """
     mean, log_std = networks.actor.apply(actor, obs)
-    return squash(mean, log_std, noise)
+    return squashed.in_units(mean, log_std, noise)
 
 
 def differences(
@@ -170,7 +167,7 @@ def differences(
     actions = jnp.concatenate([random.uniform, current, following])
     log_density = jnp.concatenate([uniform_log_prob, current_log_prob, following_log_prob])
     obs = jnp.broadcast_to(batch.obs, (len(actions), *batch.obs.shape))
-    of_drawn = q_values(networks, critics, obs, actions) - log_density  # [2, 3 num_actions, batch]
+    of_drawn = q_values(networks.critic, critics, obs, actions) - log_density  # [2, 3 num_actions, batch]
     soft_max = hypers.temperature * jax.nn.logsumexp(of_drawn / hypers.temperature, axis=1)
     return soft_max - q
 
@@ -180,21 +177,21 @@ def critic_loss(
 ) -> tuple[Array, tuple[Array, Metrics]]:
     """Sum over the critics of the mean squared error to r + discount min Q'(s', a'), a' the best of those drawn, and of
     cql_alpha times the mean difference: (loss `[]`, (mean difference of each critic `[2]`, metrics))."""
-    next_action, _ = draw(networks, state.actor, batch.next_obs, random.target)
+    next_action, _ = draw(networks, state.actor.params, batch.next_obs, random.target)
     next_obs = jnp.broadcast_to(batch.next_obs, (len(next_action), *batch.next_obs.shape))
-    next_q = jnp.min(q_values(networks, state.target_critics, next_obs, next_action), axis=0)
+    next_q = min_q(networks.critic, state.target_critics, next_obs, next_action)
     next_value = jnp.max(next_q, axis=0)
-    target = jax.lax.stop_gradient(batch.reward + hypers.discount * jnp.where(batch.terminated, 0.0, next_value))
-    q = q_values(networks, critics, batch.obs, batch.action)
+    target = bellman_target(batch.reward, hypers.discount, batch.terminated, next_value)
+    q = q_values(networks.critic, critics, batch.obs, batch.action)
     bellman = jnp.sum(jnp.mean((q - target) ** 2, axis=1))
 
-    difference = differences(critics, networks, state.actor, batch, random, q, hypers)
+    difference = differences(critics, networks, state.actor.params, batch, random, q, hypers)
     if config.clip_difference:
         difference = jnp.maximum(difference, hypers.min_difference)
     of_each = jnp.mean(difference, axis=1)
     conservative = hypers.cql_alpha * jnp.sum(of_each)
     if config.lagrange:
-        conservative = multiplier(state.log_multiplier) * hypers.cql_alpha * jnp.sum(of_each - hypers.target_gap)
+        conservative = multiplier(state.log_multiplier.params) * hypers.cql_alpha * jnp.sum(of_each - hypers.target_gap)
     metrics = {"critic_loss": bellman, "cql_difference": jnp.mean(of_each), "q": jnp.mean(q)}
     return bellman + conservative, (of_each, metrics)
 
@@ -215,7 +212,7 @@ def actor_loss(
 ) -> tuple[Array, Array]:
     """mean(alpha log pi - min Q): (loss `[]`, log-probabilities `[batch]`)."""
     action, log_prob = draw(networks, actor, obs, noise)
-    q = jnp.min(q_values(networks, critics, obs, action), axis=0)
+    q = min_q(networks.critic, critics, obs, action)
     return jnp.mean(jnp.exp(log_alpha) * log_prob - q), log_prob
 
 
@@ -250,15 +247,11 @@ def make(config: Config) -> Algorithm:
         log_alpha = jnp.log(jnp.asarray(hypers.initial_alpha, jnp.float32))
         log_multiplier = jnp.ones((), jnp.float32)
         return State(
-            actor=actor,
-            critics=critics,
+            actor=Trained.start(actor, optax.adam(hypers.actor_learning_rate)),
+            critics=Trained.start(critics, optax.adam(hypers.critic_learning_rate)),
             target_critics=critics,
-            log_alpha=log_alpha,
-            log_multiplier=log_multiplier,
-            actor_opt=optax.adam(hypers.actor_learning_rate).init(actor),
-            critic_opt=optax.adam(hypers.critic_learning_rate).init(critics),
-            alpha_opt=optax.adam(hypers.alpha_learning_rate).init(log_alpha),
-            multiplier_opt=optax.adam(hypers.multiplier_learning_rate).init(log_multiplier),
+            log_alpha=Trained.start(log_alpha, optax.adam(hypers.alpha_learning_rate)),
+            log_multiplier=Trained.start(log_multiplier, optax.adam(hypers.multiplier_learning_rate)),
         )
 
     def random_of(key: Array, shape: tuple[int, ...]) -> Random:
@@ -281,40 +274,38 @@ def make(config: Config) -> Algorithm:
 
         # All gradients at what `state` holds, before any step is taken.
         actor_grads, log_prob = jax.grad(actor_loss, has_aux=True)(
-            state.actor, networks, state.critics, state.log_alpha, batch.obs, noise
+            state.actor.params, networks, state.critics.params, state.log_alpha.params, batch.obs, noise
         )
         critic_grads, (difference, metrics) = jax.grad(critic_loss, has_aux=True)(
-            state.critics, networks, state, batch, random, config, hypers
+            state.critics.params, networks, state, batch, random, config, hypers
         )
-        step, actor_opt = optax.adam(hypers.actor_learning_rate).update(actor_grads, state.actor_opt)
-        new = state._replace(actor=optax.apply_updates(state.actor, step), actor_opt=actor_opt)
-        step, critic_opt = optax.adam(hypers.critic_learning_rate).update(critic_grads, state.critic_opt)
-        critics = optax.apply_updates(state.critics, step)
-        targets = optax.incremental_update(critics, state.target_critics, hypers.tau)
-        new = new._replace(critics=critics, critic_opt=critic_opt, target_critics=targets)
+        critics = state.critics.step(critic_grads, optax.adam(hypers.critic_learning_rate))
+        new = state._replace(
+            actor=state.actor.step(actor_grads, optax.adam(hypers.actor_learning_rate)),
+            critics=critics,
+            target_critics=optax.incremental_update(critics.params, state.target_critics, hypers.tau),
+        )
         if config.learn_alpha:
             target_entropy = -hypers.target_entropy_scale * noise.shape[-1]
-            grad = jax.grad(alpha_loss)(state.log_alpha, log_prob, target_entropy)
-            step, alpha_opt = optax.adam(hypers.alpha_learning_rate).update(grad, state.alpha_opt)
-            new = new._replace(log_alpha=optax.apply_updates(state.log_alpha, step), alpha_opt=alpha_opt)
+            grad = jax.grad(squashed.alpha_loss)(state.log_alpha.params, log_prob, target_entropy)
+            new = new._replace(log_alpha=state.log_alpha.step(grad, optax.adam(hypers.alpha_learning_rate)))
         if config.lagrange:
-            grad = jax.grad(multiplier_loss)(state.log_multiplier, difference, hypers)
-            step, multiplier_opt = optax.adam(hypers.multiplier_learning_rate).update(grad, state.multiplier_opt)
-            log_multiplier = optax.apply_updates(state.log_multiplier, step)
-            new = new._replace(log_multiplier=log_multiplier, multiplier_opt=multiplier_opt)
-            metrics["multiplier"] = multiplier(new.log_multiplier)
-        metrics["alpha"] = jnp.exp(new.log_alpha)
+            grad = jax.grad(multiplier_loss)(state.log_multiplier.params, difference, hypers)
+            adam = optax.adam(hypers.multiplier_learning_rate)
+            new = new._replace(log_multiplier=state.log_multiplier.step(grad, adam))
+            metrics["multiplier"] = multiplier(new.log_multiplier.params)
+        metrics["alpha"] = jnp.exp(new.log_alpha.params)
         return new, metrics
 
     def act(key: Array, task: Task, state: State, obs: Array) -> Array:
         obs = offline.observe(task, obs, config.normalize_obs)
-        mean, _ = networks_of(task).actor.apply(state.actor, obs)
+        mean, _ = networks_of(task).actor.apply(state.actor.params, obs)
         return offline.to_box(task, jnp.tanh(mean))
 
     def value(key: Array, task: Task, state: State, obs: Array) -> Array:
         networks, obs = networks_of(task), offline.observe(task, obs, config.normalize_obs)
-        mean, _ = networks.actor.apply(state.actor, obs)
-        return jnp.min(q_values(networks, state.critics, obs, jnp.tanh(mean)), axis=0) / scale_of(task)
+        mean, _ = networks.actor.apply(state.actor.params, obs)
+        return min_q(networks.critic, state.critics.params, obs, jnp.tanh(mean)) / scale_of(task)
 
     return Algorithm(init, update, act, 1, value)
 
@@ -375,4 +366,20 @@ TRIAL = Trial(
         initial_alpha=1e-3,
     ),
     updates=1500,
+)
+
+SPEC = AlgorithmSpec(
+    Config,
+    Hypers,
+    make,
+    TRIAL,
+    action_spaces=(Box,),
+    presets=PRESETS,
+    offline=True,
+    summary="SAC whose critics are pressed down outside the dataset",
+    source=Source(
+        paper="Kumar et al. 2020, arXiv 2006.04779",
+        read="CORL, algorithms/offline/cql.py",
+        level="B",
+    ),
 )

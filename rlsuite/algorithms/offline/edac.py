@@ -33,11 +33,13 @@ import optax
 
 from envs.core import Box
 from envs.datasets import Batch
-from rlsuite.algorithms.offline.td3_bc import Networks, q_values
-from rlsuite.core import Algorithm, Clock, Metrics, Preset, Task, Trial
+from rlsuite.core import Algorithm, AlgorithmSpec, Clock, Metrics, Preset, Source, Task, Trial
 from rlsuite.errors import UserError, check_positive
-from rlsuite.pieces import distributions, offline
+from rlsuite.pieces import offline, squashed
+from rlsuite.pieces.critics import bellman_target, min_q, q_values, squared_error
 from rlsuite.pieces.networks import MLP
+from rlsuite.pieces.offline_td3 import Networks
+from rlsuite.pieces.trained import Trained
 
 Array = jax.Array
 Params = Any
@@ -82,14 +84,11 @@ class Hypers(NamedTuple):
 class State(NamedTuple):
     """All that one run carries from update to update."""
 
-    actor: Params
-    critics: Params
+    actor: Trained
+    critics: Trained
     """all critics, stacked on a leading axis `[num_critics]`"""
     target_critics: Params
-    log_alpha: Array
-    actor_opt: optax.OptState
-    critic_opt: optax.OptState
-    alpha_opt: optax.OptState
+    log_alpha: Trained
 
 
 def start(network: MLP, key: Array, inputs: Array, output_bound: float) -> Params:
@@ -105,14 +104,6 @@ def start(network: MLP, key: Array, inputs: Array, output_bound: float) -> Param
     return {"params": layers}
 
 
-def squash(mean: Array, log_std: Array, noise: Array) -> tuple[Array, Array]:
-    """tanh(mean + std noise) and its log-probability in units of the box: `[..., action_dim]` -> that and `[...]`."""
-    action, log_det = distributions.tanh_squash(mean + jnp.exp(log_std) * noise, -jnp.ones(()), jnp.ones(()))
-    # From the noise itself: (u - mean) / std loses its digits in float32 once std is small beside the mean.
-    of_noise = distributions.gaussian_log_prob(noise, jnp.zeros_like(noise), jnp.zeros_like(noise))
-    return action, of_noise - jnp.sum(log_std, axis=-1) - log_det
-
-
 def distribution(networks: Networks, actor: Params, obs: Array) -> tuple[Array, Array]:
     """Mean and log standard deviation before squashing: `[..., obs_dim]` -> two `[..., action_dim]`."""
     mean, log_std = jnp.split(networks.actor.apply(actor, obs), 2, axis=-1)
@@ -121,7 +112,7 @@ def distribution(networks: Networks, actor: Params, obs: Array) -> tuple[Array, 
 
 def draw(networks: Networks, actor: Params, obs: Array, noise: Array) -> tuple[Array, Array]:
     """A reparameterised action `[..., action_dim]` from standard normal noise, and its log-probability `[...]`."""
-    return squash(*distribution(networks, actor, obs), noise)
+    return squashed.in_units(*distribution(networks, actor, obs), noise)
 
 
 def diversity_loss(critics: Params, networks: Networks, obs: Array, action: Array) -> Array:
@@ -146,13 +137,13 @@ def critic_loss(
 
     `noise` `[batch, action_dim]` draws the next action from the online policy. (loss `[]`, metrics)
     """
-    next_action, next_log_prob = draw(networks, state.actor, batch.next_obs, noise)
-    next_q = jnp.min(q_values(networks, state.target_critics, batch.next_obs, next_action), axis=0)
-    next_value = next_q - jnp.exp(state.log_alpha) * next_log_prob
-    target = jax.lax.stop_gradient(batch.reward + hypers.discount * jnp.where(batch.terminated, 0.0, next_value))
-    q = q_values(networks, critics, batch.obs, batch.action)
-    loss = jnp.sum(jnp.mean((q - target) ** 2, axis=1))
-    metrics = {"critic_loss": loss, "q": jnp.mean(q), "q_std": jnp.mean(jnp.std(q, axis=0))}
+    next_action, next_log_prob = draw(networks, state.actor.params, batch.next_obs, noise)
+    next_q = min_q(networks.critic, state.target_critics, batch.next_obs, next_action)
+    next_value = next_q - jnp.exp(state.log_alpha.params) * next_log_prob
+    target = bellman_target(batch.reward, hypers.discount, batch.terminated, next_value)
+    q = q_values(networks.critic, critics, batch.obs, batch.action)
+    loss, metrics = squared_error(q, target)
+    metrics["q_std"] = jnp.mean(jnp.std(q, axis=0))
     if diversity:
         metrics["diversity_loss"] = diversity_loss(critics, networks, batch.obs, batch.action)
         loss = loss + hypers.eta * metrics["diversity_loss"]
@@ -162,13 +153,8 @@ def critic_loss(
 def actor_loss(actor: Params, networks: Networks, critics: Params, log_alpha: Array, obs: Array, noise: Array) -> Array:
     """mean(alpha log pi - min_i Q_i): `[]`."""
     action, log_prob = draw(networks, actor, obs, noise)
-    q = jnp.min(q_values(networks, critics, obs, action), axis=0)
+    q = min_q(networks.critic, critics, obs, action)
     return jnp.mean(jnp.exp(log_alpha) * log_prob - q)
-
-
-def alpha_loss(log_alpha: Array, log_prob: Array, target_entropy: Array | float) -> Array:
-    """-mean(log alpha (log pi + target entropy)), log pi held constant: `[]`, `[batch]` -> `[]`."""
-    return -jnp.mean(log_alpha * jax.lax.stop_gradient(log_prob + target_entropy))
 
 
 def make(config: Config) -> Algorithm:
@@ -196,20 +182,17 @@ def make(config: Config) -> Algorithm:
         critics = jax.vmap(lambda key: start(networks.critic, key, critic_inputs, 3e-3))(critic_keys)
         log_alpha = jnp.log(jnp.asarray(hypers.initial_alpha, jnp.float32))
         return State(
-            actor=actor,
-            critics=critics,
+            actor=Trained.start(actor, optax.adam(hypers.actor_learning_rate)),
+            critics=Trained.start(critics, optax.adam(hypers.critic_learning_rate)),
             target_critics=critics,
-            log_alpha=log_alpha,
-            actor_opt=optax.adam(hypers.actor_learning_rate).init(actor),
-            critic_opt=optax.adam(hypers.critic_learning_rate).init(critics),
-            alpha_opt=optax.adam(hypers.alpha_learning_rate).init(log_alpha),
+            log_alpha=Trained.start(log_alpha, optax.adam(hypers.alpha_learning_rate)),
         )
 
     def learn_alpha(networks: Networks, state: State, obs: Array, noise: Array, hypers: Hypers) -> State:
-        _, log_prob = draw(networks, state.actor, obs, noise)
-        grad = jax.grad(alpha_loss)(state.log_alpha, log_prob, -hypers.target_entropy_scale * noise.shape[-1])
-        step, alpha_opt = optax.adam(hypers.alpha_learning_rate).update(grad, state.alpha_opt)
-        return state._replace(log_alpha=optax.apply_updates(state.log_alpha, step), alpha_opt=alpha_opt)
+        _, log_prob = draw(networks, state.actor.params, obs, noise)
+        target_entropy = -hypers.target_entropy_scale * noise.shape[-1]
+        grad = jax.grad(squashed.alpha_loss)(state.log_alpha.params, log_prob, target_entropy)
+        return state._replace(log_alpha=state.log_alpha.step(grad, optax.adam(hypers.alpha_learning_rate)))
 
     def update(key: Array, task: Task, state: State, hypers: Hypers, clock: Clock) -> tuple[State, Metrics]:
         networks = networks_of(task)
@@ -220,31 +203,31 @@ def make(config: Config) -> Algorithm:
             state = learn_alpha(networks, state, batch.obs, jax.random.normal(alpha_key, shape), hypers)
 
         noise = jax.random.normal(actor_key, shape)
-        grads = jax.grad(actor_loss)(state.actor, networks, state.critics, state.log_alpha, batch.obs, noise)
-        step, actor_opt = optax.adam(hypers.actor_learning_rate).update(grads, state.actor_opt)
-        state = state._replace(actor=optax.apply_updates(state.actor, step), actor_opt=actor_opt)
+        grads = jax.grad(actor_loss)(
+            state.actor.params, networks, state.critics.params, state.log_alpha.params, batch.obs, noise
+        )
+        state = state._replace(actor=state.actor.step(grads, optax.adam(hypers.actor_learning_rate)))
 
         noise = jax.random.normal(critic_key, shape)
         grads, metrics = jax.grad(critic_loss, has_aux=True)(
-            state.critics, networks, state, batch, noise, config.diversity, hypers
+            state.critics.params, networks, state, batch, noise, config.diversity, hypers
         )
-        step, critic_opt = optax.adam(hypers.critic_learning_rate).update(grads, state.critic_opt)
-        critics = optax.apply_updates(state.critics, step)
-        targets = optax.incremental_update(critics, state.target_critics, hypers.tau)
-        metrics["alpha"] = jnp.exp(state.log_alpha)
-        return state._replace(critics=critics, critic_opt=critic_opt, target_critics=targets), metrics
+        critics = state.critics.step(grads, optax.adam(hypers.critic_learning_rate))
+        targets = optax.incremental_update(critics.params, state.target_critics, hypers.tau)
+        metrics["alpha"] = jnp.exp(state.log_alpha.params)
+        return state._replace(critics=critics, target_critics=targets), metrics
 
     def act(key: Array, task: Task, state: State, obs: Array) -> Array:
         obs = offline.observe(task, obs, config.normalize_obs)
-        mean, _ = distribution(networks_of(task), state.actor, obs)
+        mean, _ = distribution(networks_of(task), state.actor.params, obs)
         return offline.to_box(task, jnp.tanh(mean))
 
     def value(key: Array, task: Task, state: State, obs: Array) -> Array:
         assert isinstance(task.env.action_space, Box)
         networks, obs = networks_of(task), offline.observe(task, obs, config.normalize_obs)
-        action, log_prob = draw(networks, state.actor, obs, jax.random.normal(key, (task.env.action_space.dim,)))
-        q = jnp.min(q_values(networks, state.critics, obs, action), axis=0)
-        return q - jnp.exp(state.log_alpha) * log_prob
+        action, log_prob = draw(networks, state.actor.params, obs, jax.random.normal(key, (task.env.action_space.dim,)))
+        q = min_q(networks.critic, state.critics.params, obs, action)
+        return q - jnp.exp(state.log_alpha.params) * log_prob
 
     return Algorithm(init, update, act, 1, value)
 
@@ -269,4 +252,20 @@ TRIAL = Trial(
     Config(batch_size=64, num_critics=3, hidden_sizes=(32, 32), learn_alpha=False),
     Hypers(actor_learning_rate=3e-4, critic_learning_rate=3e-3, discount=0.5, tau=0.1, initial_alpha=3e-3),
     updates=1500,
+)
+
+SPEC = AlgorithmSpec(
+    Config,
+    Hypers,
+    make,
+    TRIAL,
+    action_spaces=(Box,),
+    presets=PRESETS,
+    offline=True,
+    summary="SAC with N critics that are kept apart; SAC-N without",
+    source=Source(
+        paper="An et al. 2021, arXiv 2110.01548",
+        read="CORL, algorithms/offline/edac.py",
+        level="B",
+    ),
 )

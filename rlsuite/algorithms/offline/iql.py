@@ -28,11 +28,13 @@ import optax
 
 from envs.core import Box
 from envs.datasets import Batch
-from rlsuite.algorithms.offline.td3_bc import Networks, choose, q_values
-from rlsuite.core import Algorithm, Clock, Metrics, Preset, Task, Trial
+from rlsuite.core import Algorithm, AlgorithmSpec, Clock, Metrics, Preset, Source, Task, Trial
 from rlsuite.errors import check_positive
 from rlsuite.pieces import distributions, offline
+from rlsuite.pieces.critics import bellman_target, init_critics, min_q, q_values
 from rlsuite.pieces.networks import MLP
+from rlsuite.pieces.offline_td3 import Networks, choose
+from rlsuite.pieces.trained import Trained
 
 Array = jax.Array
 Params = Any
@@ -89,15 +91,13 @@ class Actor(NamedTuple):
 class State(NamedTuple):
     """All that one run carries from update to update."""
 
-    actor: Actor
-    critics: Params
+    actor: Trained
+    """of an `Actor`"""
+    critics: Trained
     """both critics, stacked on a leading axis `[2]`"""
     target_critics: Params
-    value: Params
+    value: Trained
     """of V, whose network is a critic's without the action"""
-    actor_opt: optax.OptState
-    critic_opt: optax.OptState
-    value_opt: optax.OptState
 
 
 def state_value(networks: Networks, value: Params, obs: Array) -> Array:
@@ -120,9 +120,8 @@ def critic_loss(
 
     `next_value` `[batch]` is V(s') and constant.
     """
-    bootstrap = jnp.where(batch.terminated, 0.0, next_value)
-    target = jax.lax.stop_gradient(batch.reward + hypers.discount * bootstrap)
-    q = q_values(networks, critics, batch.obs, batch.action)
+    target = bellman_target(batch.reward, hypers.discount, batch.terminated, next_value)
+    q = q_values(networks.critic, critics, batch.obs, batch.action)
     loss = jnp.mean((q - target) ** 2)
     return loss, {"critic_loss": loss, "q": jnp.mean(q)}
 
@@ -166,17 +165,13 @@ def make(config: Config) -> Algorithm:
         net = networks.actor.init(actor_key, obs)
         mean = choose(networks, net, obs)
         actor = Actor(net, jnp.zeros_like(mean))
-        critic_inputs = jnp.concatenate([obs, mean])
-        critics = jax.vmap(lambda key: networks.critic.init(key, critic_inputs))(jax.random.split(critic_key))
+        critics = init_critics(critic_key, networks.critic, obs, mean)
         value = networks.critic.init(value_key, obs)
         return State(
-            actor=actor,
-            critics=critics,
+            actor=Trained.start(actor, optax.adam(hypers.actor_learning_rate)),
+            critics=Trained.start(critics, optax.adam(hypers.critic_learning_rate)),
             target_critics=critics,
-            value=value,
-            actor_opt=optax.adam(hypers.actor_learning_rate).init(actor),
-            critic_opt=optax.adam(hypers.critic_learning_rate).init(critics),
-            value_opt=optax.adam(hypers.value_learning_rate).init(value),
+            value=Trained.start(value, optax.adam(hypers.value_learning_rate)),
         )
 
     def update(key: Array, task: Task, state: State, hypers: Hypers, clock: Clock) -> tuple[State, Metrics]:
@@ -184,35 +179,36 @@ def make(config: Config) -> Algorithm:
         batch = offline.sample(key, task, (config.batch_size,), config.normalize_obs)
         batch = batch._replace(reward=scale_of(task) * batch.reward + hypers.reward_shift)
         # All three losses are of the networks as they are before this step.
-        q = jnp.min(q_values(networks, state.target_critics, batch.obs, batch.action), axis=0)
-        next_value = state_value(networks, state.value, batch.next_obs)
+        q = min_q(networks.critic, state.target_critics, batch.obs, batch.action)
+        next_value = state_value(networks, state.value.params, batch.next_obs)
         (of_value, advantage), value_grads = jax.value_and_grad(value_loss, has_aux=True)(
-            state.value, networks, q, batch, hypers
+            state.value.params, networks, q, batch, hypers
         )
-        critic_grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critics, networks, next_value, batch, hypers)
+        critic_grads, metrics = jax.grad(critic_loss, has_aux=True)(
+            state.critics.params, networks, next_value, batch, hypers
+        )
         of_actor, actor_grads = jax.value_and_grad(actor_loss)(
-            state.actor, networks, advantage, batch, hypers, config.deterministic
+            state.actor.params, networks, advantage, batch, hypers, config.deterministic
         )
 
-        step, value_opt = optax.adam(hypers.value_learning_rate).update(value_grads, state.value_opt)
-        value = optax.apply_updates(state.value, step)
-        step, critic_opt = optax.adam(hypers.critic_learning_rate).update(critic_grads, state.critic_opt)
-        critics = optax.apply_updates(state.critics, step)
-        target_critics = optax.incremental_update(critics, state.target_critics, hypers.tau)
+        critics = state.critics.step(critic_grads, optax.adam(hypers.critic_learning_rate))
         actor_learning_rate = hypers.actor_learning_rate * 0.5 * (1.0 + jnp.cos(jnp.pi * clock.progress))
-        step, actor_opt = optax.adam(actor_learning_rate).update(actor_grads, state.actor_opt)
-        actor = optax.apply_updates(state.actor, step)
-        metrics = {**metrics, "value_loss": of_value, "actor_loss": of_actor, "advantage": jnp.mean(advantage)}
-        return State(actor, critics, target_critics, value, actor_opt, critic_opt, value_opt), metrics
+        new = State(
+            actor=state.actor.step(actor_grads, optax.adam(actor_learning_rate)),
+            critics=critics,
+            target_critics=optax.incremental_update(critics.params, state.target_critics, hypers.tau),
+            value=state.value.step(value_grads, optax.adam(hypers.value_learning_rate)),
+        )
+        return new, {**metrics, "value_loss": of_value, "actor_loss": of_actor, "advantage": jnp.mean(advantage)}
 
     def act(key: Array, task: Task, state: State, obs: Array) -> Array:
         obs = offline.observe(task, obs, config.normalize_obs)
-        return offline.to_box(task, choose(networks_of(task), state.actor.net, obs))
+        return offline.to_box(task, choose(networks_of(task), state.actor.params.net, obs))
 
     def value(key: Array, task: Task, state: State, obs: Array) -> Array:
         networks, obs = networks_of(task), offline.observe(task, obs, config.normalize_obs)
-        q = q_values(networks, state.critics, obs, choose(networks, state.actor.net, obs))
-        return jnp.min(q, axis=0) / scale_of(task)
+        action = choose(networks, state.actor.params.net, obs)
+        return min_q(networks.critic, state.critics.params, obs, action) / scale_of(task)
 
     return Algorithm(init, update, act, 1, value)
 
@@ -248,4 +244,20 @@ TRIAL = Trial(
         beta=30.0,
     ),
     updates=1500,
+)
+
+SPEC = AlgorithmSpec(
+    Config,
+    Hypers,
+    make,
+    TRIAL,
+    action_spaces=(Box,),
+    presets=PRESETS,
+    offline=True,
+    summary="values of the dataset's own actions only, by an expectile",
+    source=Source(
+        paper="Kostrikov et al. 2021, arXiv 2110.06169",
+        read="CORL, algorithms/offline/iql.py",
+        level="B",
+    ),
 )

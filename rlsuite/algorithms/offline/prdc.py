@@ -26,17 +26,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from envs.core import Box
-from envs.datasets import STD_FLOOR, Batch, Dataset
-from rlsuite.algorithms.offline import td3_bc
-from rlsuite.algorithms.offline.td3_bc import Networks, State, choose, first_q, q_values
-from rlsuite.core import Algorithm, Clock, Metrics, Preset, Task, Trial
+from envs.datasets import STD_FLOOR, Batch, with_blocks
+from rlsuite.core import Algorithm, AlgorithmSpec, Metrics, Preset, Source, Task, Trial
 from rlsuite.errors import UserError, check_positive
-from rlsuite.pieces import offline
+from rlsuite.pieces import offline, offline_td3
 from rlsuite.pieces.nearest import nearest
-from rlsuite.pieces.networks import MLP
+from rlsuite.pieces.offline_td3 import Networks, State
 
 Array = jax.Array
 Params = Any
@@ -79,21 +76,17 @@ class Hypers(NamedTuple):
     reward_shift: float = 0.0
 
 
-def of_td3_bc(hypers: Hypers) -> td3_bc.Hypers:
-    """Those that the losses of TD3+BC read."""
-    return td3_bc.Hypers(**{name: value for name, value in hypers._asdict().items() if name in td3_bc.Hypers._fields})
-
-
-def anchors(dataset: Dataset, obs: Array, action: Array, hypers: Hypers, config: Config) -> Array:
+def anchors(config: Config, task: Task, recorded: Batch, action: Array, hypers: Hypers) -> Array:
     """The action of the k-th nearest transition of the dataset: `[batch, action_dim]`, held constant.
 
-    `obs` `[batch, obs_dim]` is as recorded, not normalised; `action` `[batch, action_dim]` is in units of the box.
+    `recorded` holds the observations without normalisation; `action` `[batch, action_dim]` is in units of the box.
     """
+    dataset = offline.dataset_of(task)
     assert dataset.blocks is not None, "the dataset was not prepared: pass it through `AlgorithmSpec.prepare`"
     deviation = dataset.obs_std + STD_FLOOR if config.normalize_obs else jnp.ones(dataset.obs_dim)
     weight = jnp.concatenate([hypers.beta / deviation, jnp.ones(dataset.space.dim)])
-    row = nearest(dataset.blocks, jax.lax.stop_gradient(jnp.concatenate([obs, action], axis=-1)), weight, config.k)
-    return dataset.unpack(dataset.rows[row]).action
+    query = jax.lax.stop_gradient(jnp.concatenate([recorded.obs, action], axis=-1))
+    return dataset.unpack(dataset.rows[nearest(dataset.blocks, query, weight, config.k)]).action
 
 
 def critic_loss(
@@ -101,15 +94,10 @@ def critic_loss(
 ) -> tuple[Array, Metrics]:
     """That of TD3+BC, on the scaled and shifted reward: (loss `[]`, metrics)."""
     batch = batch._replace(reward=hypers.reward_scale * batch.reward + hypers.reward_shift)
-    return td3_bc.critic_loss(critics, networks, state, batch, noise, of_td3_bc(hypers))
+    return offline_td3.critic_loss(critics, networks, state, batch, noise, hypers)
 
 
-def actor_loss(actor: Params, networks: Networks, critics: Params, obs: Array, anchor: Array, hypers: Hypers) -> Array:
-    """-lambda mean Q_1(s, mu(s)) + mean (mu(s) - anchor)^2, with lambda = alpha / mean |Q_1| held constant: `[]`."""
-    action = choose(networks, actor, obs)
-    q = first_q(networks, critics, obs, action)
-    scale = hypers.alpha / jax.lax.stop_gradient(jnp.mean(jnp.abs(q)))
-    return -scale * jnp.mean(q) + jnp.mean((action - anchor) ** 2)
+METHOD = offline_td3.METHOD._replace(critic_loss=critic_loss, anchor=anchors)
 
 
 def make(config: Config) -> Algorithm:
@@ -118,57 +106,17 @@ def make(config: Config) -> Algorithm:
     Raises:
         UserError: a size is not positive; or, once there is a dataset, it has fewer than k transitions.
     """
-    check_positive(batch_size=config.batch_size, policy_delay=config.policy_delay, k=config.k)
-
-    def networks_of(task: Task) -> Networks:
-        assert isinstance(task.env.action_space, Box)
-        return Networks(MLP((*config.hidden_sizes, task.env.action_space.dim)), MLP((*config.hidden_sizes, 1)))
+    check_positive(k=config.k)
+    algorithm = offline_td3.make(config, METHOD)
 
     def init(key: Array, task: Task, hypers: Hypers) -> State:
         size = offline.dataset_of(task).size
         if size < config.k:
             raise UserError(f"k={config.k} is more than the {size} transitions of the dataset; choose a smaller one")
-        return td3_bc.begin(
-            key, networks_of(task), task.env.obs_dim, hypers.actor_learning_rate, hypers.critic_learning_rate
-        )
+        state: State = algorithm.init(key, task, hypers)
+        return state
 
-    def update(key: Array, task: Task, state: State, hypers: Hypers, clock: Clock) -> tuple[State, Metrics]:
-        networks = networks_of(task)
-        batch_key, noise_key = jax.random.split(key)
-        recorded = offline.sample(batch_key, task, (config.batch_size,), normalize_obs=False)
-        batch = recorded._replace(
-            obs=offline.observe(task, recorded.obs, config.normalize_obs),
-            next_obs=offline.observe(task, recorded.next_obs, config.normalize_obs),
-        )
-        noise = jax.random.normal(noise_key, batch.action.shape)
-        grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critics, networks, state, batch, noise, hypers)
-        step, critic_opt = optax.adam(hypers.critic_learning_rate).update(grads, state.critic_opt)
-        state = state._replace(critics=optax.apply_updates(state.critics, step), critic_opt=critic_opt)
-
-        def follow(state: State) -> State:
-            action = choose(networks, state.actor, batch.obs)
-            anchor = anchors(offline.dataset_of(task), recorded.obs, action, hypers, config)
-            grads = jax.grad(actor_loss)(state.actor, networks, state.critics, batch.obs, anchor, hypers)
-            step, actor_opt = optax.adam(hypers.actor_learning_rate).update(grads, state.actor_opt)
-            actor = optax.apply_updates(state.actor, step)
-            online, targets = (actor, state.critics), (state.target_actor, state.target_critics)
-            target_actor, target_critics = optax.incremental_update(online, targets, hypers.tau)
-            return state._replace(
-                actor=actor, actor_opt=actor_opt, target_actor=target_actor, target_critics=target_critics
-            )
-
-        due = clock.update % config.policy_delay == 0
-        return jax.lax.cond(due, follow, lambda state: state, state), metrics
-
-    def act(key: Array, task: Task, state: State, obs: Array) -> Array:
-        obs = offline.observe(task, obs, config.normalize_obs)
-        return offline.to_box(task, choose(networks_of(task), state.actor, obs))
-
-    def value(key: Array, task: Task, state: State, obs: Array) -> Array:
-        networks, obs = networks_of(task), offline.observe(task, obs, config.normalize_obs)
-        return jnp.min(q_values(networks, state.critics, obs, choose(networks, state.actor, obs)), axis=0)
-
-    return Algorithm(init, update, act, 1, value)
+    return algorithm._replace(init=init)
 
 
 def _published(**hypers: float) -> Preset:
@@ -188,4 +136,21 @@ TRIAL = Trial(
     Config(batch_size=64, hidden_sizes=(64, 64)),
     Hypers(actor_learning_rate=1e-3, critic_learning_rate=5e-3, discount=0.5, tau=0.1, alpha=5.0),
     updates=2000,
+)
+
+SPEC = AlgorithmSpec(
+    Config,
+    Hypers,
+    make,
+    TRIAL,
+    action_spaces=(Box,),
+    presets=PRESETS,
+    prepare=with_blocks,
+    offline=True,
+    summary="TD3 drawn to the dataset's nearest action",
+    source=Source(
+        paper="Ran et al. 2023, arXiv 2306.06569",
+        read="LAMDA-RL/PRDC 9f38464",
+        level="A",
+    ),
 )

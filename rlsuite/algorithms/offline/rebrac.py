@@ -22,15 +22,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from envs.core import Box
 from envs.datasets import Batch
-from rlsuite.algorithms.offline.td3_bc import Networks, State, begin, choose, q_values
-from rlsuite.core import Algorithm, Clock, Metrics, Preset, Task, Trial
-from rlsuite.errors import check_positive
-from rlsuite.pieces import offline
+from rlsuite.core import Algorithm, AlgorithmSpec, Metrics, Preset, Source, Trial
+from rlsuite.pieces import offline_td3
+from rlsuite.pieces.critics import bellman_target, min_q, q_values, squared_error
 from rlsuite.pieces.networks import MLP
+from rlsuite.pieces.offline_td3 import Networks, State, choose, smoothed_action
 
 Array = jax.Array
 Params = Any
@@ -74,6 +73,14 @@ class Hypers(NamedTuple):
     """what learns is reward + reward_shift"""
 
 
+def networks(config: Config, action_dim: int) -> Networks:
+    """Architectures with layer norms where the config says so."""
+    return Networks(
+        MLP((*config.hidden_sizes, action_dim), layer_norm=config.actor_layer_norm),
+        MLP((*config.hidden_sizes, 1), layer_norm=config.critic_layer_norm),
+    )
+
+
 def critic_loss(
     critics: Params, networks: Networks, state: State, batch: Batch, noise: Array, hypers: Hypers
 ) -> tuple[Array, Metrics]:
@@ -82,25 +89,27 @@ def critic_loss(
 
     `noise` `[batch, action_dim]` is standard normal; its scale and bounds are those of `hypers`.
     """
-    clipped = jnp.clip(hypers.target_noise * noise, -hypers.target_noise_clip, hypers.target_noise_clip)
-    next_action = jnp.clip(choose(networks, state.target_actor, batch.next_obs) + clipped, -1.0, 1.0)
-    next_value = jnp.min(q_values(networks, state.target_critics, batch.next_obs, next_action), axis=0)
+    next_action = smoothed_action(networks, state.target_actor, batch.next_obs, noise, hypers)
+    next_value = min_q(networks.critic, state.target_critics, batch.next_obs, next_action)
     left = jnp.sum((next_action - batch.next_action) ** 2, axis=-1)
     next_value = next_value - hypers.critic_penalty * jnp.where(batch.truncated, 0.0, left)
-    reward = batch.reward + hypers.reward_shift
-    target = jax.lax.stop_gradient(reward + hypers.discount * jnp.where(batch.terminated, 0.0, next_value))
-    q = q_values(networks, critics, batch.obs, batch.action)
-    loss = jnp.sum(jnp.mean((q - target) ** 2, axis=1))
-    return loss, {"critic_loss": loss, "q": jnp.mean(q)}
+    target = bellman_target(batch.reward + hypers.reward_shift, hypers.discount, batch.terminated, next_value)
+    return squared_error(q_values(networks.critic, critics, batch.obs, batch.action), target)
 
 
-def actor_loss(actor: Params, networks: Networks, critics: Params, batch: Batch, hypers: Hypers) -> Array:
-    """Mean of actor_penalty |mu(s) - a|^2 - lambda min Q(s, mu(s)), lambda = 1 / mean |min Q| held constant: `[]`."""
-    action = choose(networks, actor, batch.obs)
-    q = jnp.min(q_values(networks, critics, batch.obs, action), axis=0)
+def actor_loss(actor: Params, networks: Networks, critics: Params, obs: Array, anchor: Array, hypers: Hypers) -> Array:
+    """Mean of actor_penalty |mu(s) - anchor|^2 - lambda min Q(s, mu(s)), lambda = 1 / mean |min Q| held constant: `[]`.
+
+    The anchor `[batch, action_dim]` is the dataset's action.
+    """
+    action = choose(networks, actor, obs)
+    q = min_q(networks.critic, critics, obs, action)
     scale = jax.lax.stop_gradient(1.0 / jnp.mean(jnp.abs(q)))
-    left = jnp.sum((action - batch.action) ** 2, axis=-1)
+    left = jnp.sum((action - anchor) ** 2, axis=-1)
     return jnp.mean(hypers.actor_penalty * left - scale * q)
+
+
+METHOD = offline_td3.METHOD._replace(networks=networks, critic_loss=critic_loss, actor_loss=actor_loss)
 
 
 def make(config: Config) -> Algorithm:
@@ -109,49 +118,7 @@ def make(config: Config) -> Algorithm:
     Raises:
         UserError: a size is not positive.
     """
-    check_positive(batch_size=config.batch_size, policy_delay=config.policy_delay)
-
-    def networks_of(task: Task) -> Networks:
-        assert isinstance(task.env.action_space, Box)
-        return Networks(
-            MLP((*config.hidden_sizes, task.env.action_space.dim), layer_norm=config.actor_layer_norm),
-            MLP((*config.hidden_sizes, 1), layer_norm=config.critic_layer_norm),
-        )
-
-    def init(key: Array, task: Task, hypers: Hypers) -> State:
-        return begin(key, networks_of(task), task.env.obs_dim, hypers.actor_learning_rate, hypers.critic_learning_rate)
-
-    def update(key: Array, task: Task, state: State, hypers: Hypers, clock: Clock) -> tuple[State, Metrics]:
-        networks = networks_of(task)
-        batch_key, noise_key = jax.random.split(key)
-        batch = offline.sample(batch_key, task, (config.batch_size,), config.normalize_obs)
-        noise = jax.random.normal(noise_key, batch.action.shape)
-        grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critics, networks, state, batch, noise, hypers)
-        step, critic_opt = optax.adam(hypers.critic_learning_rate).update(grads, state.critic_opt)
-        state = state._replace(critics=optax.apply_updates(state.critics, step), critic_opt=critic_opt)
-
-        def follow(state: State) -> State:
-            grads = jax.grad(actor_loss)(state.actor, networks, state.critics, batch, hypers)
-            step, actor_opt = optax.adam(hypers.actor_learning_rate).update(grads, state.actor_opt)
-            actor = optax.apply_updates(state.actor, step)
-            online, targets = (actor, state.critics), (state.target_actor, state.target_critics)
-            target_actor, target_critics = optax.incremental_update(online, targets, hypers.tau)
-            return state._replace(
-                actor=actor, actor_opt=actor_opt, target_actor=target_actor, target_critics=target_critics
-            )
-
-        due = clock.update % config.policy_delay == 0
-        return jax.lax.cond(due, follow, lambda state: state, state), metrics
-
-    def act(key: Array, task: Task, state: State, obs: Array) -> Array:
-        obs = offline.observe(task, obs, config.normalize_obs)
-        return offline.to_box(task, choose(networks_of(task), state.actor, obs))
-
-    def value(key: Array, task: Task, state: State, obs: Array) -> Array:
-        networks, obs = networks_of(task), offline.observe(task, obs, config.normalize_obs)
-        return jnp.min(q_values(networks, state.critics, obs, choose(networks, state.actor, obs)), axis=0)
-
-    return Algorithm(init, update, act, 1, value)
+    return offline_td3.make(config, METHOD)
 
 
 SOURCE = "the authors, by CORL's configurations"
@@ -211,4 +178,20 @@ TRIAL = Trial(
         critic_penalty=0.0,
     ),
     updates=2000,
+)
+
+SPEC = AlgorithmSpec(
+    Config,
+    Hypers,
+    make,
+    TRIAL,
+    action_spaces=(Box,),
+    presets=PRESETS,
+    offline=True,
+    summary="TD3+BC with penalties in actor and critic, and layer norms",
+    source=Source(
+        paper="Tarasov et al. 2023, arXiv 2305.09836",
+        read="CORL, algorithms/offline/rebrac.py",
+        level="A",
+    ),
 )

@@ -31,7 +31,6 @@ Deviations from the code:
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -39,18 +38,16 @@ import jax.numpy as jnp
 import optax
 
 from rlsuite.algorithms.on_policy import ppo
-from rlsuite.algorithms.on_policy.ppo import Networks
-from rlsuite.core import Algorithm, Clock, Metrics, Task, Trial
-from rlsuite.errors import UserError, check_positive
-from rlsuite.pieces import distributions, normalize, returns, rollout
+from rlsuite.core import Algorithm, AlgorithmSpec, Clock, Metrics, Source, Trial
+from rlsuite.errors import check_positive
+from rlsuite.pieces import actor_critic, distributions, minibatches, on_policy
+from rlsuite.pieces.actor_critic import Networks
+from rlsuite.pieces.on_policy import Batch
+from rlsuite.pieces.trained import Trained
+from rlsuite.pieces.tsallis import annealed, tsallis_divergence
 
 Array = jax.Array
 Params = Any
-
-MIN_STEP_SIZE = 1e-4
-"""the least t_k; only a budget of more than 10,000 updates comes to it"""
-MIN_LOG_DENSITY = math.log(1e-6)
-"""of a probability or density: a lower one counts as so much, as in the code's log_q"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,38 +104,12 @@ class Hypers(NamedTuple):
     """of the policy"""
 
 
-class State(NamedTuple):
-    """All that one run carries from update to update."""
+class Learner(NamedTuple):
+    """What gradient steps change."""
 
-    actor: Params
+    actor: Trained
     """what `Networks` calls policy, and log_std where there is one"""
-    critic: Params
-    actor_opt: optax.OptState
-    critic_opt: optax.OptState
-    obs_stats: normalize.RunningStats
-    return_stats: normalize.RunningStats
-    discounted_return: Array
-    """`[num_envs]`: the running sum behind `return_stats`"""
-    envs: rollout.EnvCarry
-
-
-class Batch(NamedTuple):
-    """What the losses need of each sample, leading axis `[batch]`."""
-
-    obs: Array
-    """`[batch, obs_dim]`, normalised"""
-    action: Array
-    """`[batch, action_dim]` unclipped, or `[batch]` int32"""
-    dist: tuple[Array, ...]
-    """the old policy's distribution, each `[batch, n]`"""
-    log_prob: Array
-    """`[batch]` under the old policy"""
-    value: Array
-    """`[batch]` before the update"""
-    advantage: Array
-    """`[batch]`, standardised"""
-    target: Array
-    """`[batch]` advantage, not standardised, + value"""
+    critic: Trained
 
 
 def joined(actor: Params, critic: Params) -> Params:
@@ -167,26 +138,6 @@ def kl(dist: tuple[Array, ...], old_dist: tuple[Array, ...]) -> Array:
     return categorical_kl(dist[0], old_dist[0]) if len(dist) == 1 else gaussian_kl(*dist, *old_dist)
 
 
-def log_q(log_x: Array, q: Array | float) -> Array:
-    """(x^(q - 1) - 1) / (q - 1), the logarithm to which q = 1 gives log x, from log x: `[...]` -> `[...]`.
-
-    In Tsallis' own counting this is the logarithm of order 2 - q; q is the order of the divergence made of it.
-    """
-    order = jnp.where(q == 1.0, 1.0, q - 1.0)  # never 0: a derivative of the branch not taken may not be NaN either
-    return jnp.where(q == 1.0, log_x, jnp.expm1(order * log_x) / order)
-
-
-def tsallis_divergence(log_prob: Array, old_log_prob: Array, q: Array | float) -> Array:
-    """An unbiased estimate of the Bregman divergence of sum_a pi(a) log_q pi(a), never negative: all `[...]`.
-
-    That is sum_a (pi^q - old^q - q old^(q - 1) (pi - old)) / (q - 1), which for q = 1 is KL(new || old). Its terms over
-    old(a), for the old policy's actions, are old^(q - 1) (ratio log_q(ratio) - (ratio - 1)).
-    """
-    log_ratio = log_prob - old_log_prob
-    scale = jnp.exp((q - 1.0) * jnp.maximum(old_log_prob, MIN_LOG_DENSITY))
-    return scale * (jnp.exp(log_ratio) * log_q(log_ratio, q) - jnp.expm1(log_ratio))
-
-
 def policy_loss(
     log_prob: Array, old_log_prob: Array, advantage: Array, divergence: Array, kl_weight: Array | float
 ) -> Array:
@@ -205,7 +156,7 @@ def actor_loss(
 ) -> tuple[Array, Metrics]:
     """The whole objective of the policy on one rollout: (loss `[]`, metrics)."""
     dist, _ = networks.apply(joined(actor, critic), batch.obs)
-    log_prob = ppo.log_prob(dist, batch.action)
+    log_prob = actor_critic.log_prob(dist, batch.action)
     if config.tsallis:
         divergence = tsallis_divergence(log_prob, batch.log_prob, hypers.tsallis_q)
     else:
@@ -214,7 +165,7 @@ def actor_loss(
     metrics = {
         "policy_loss": loss,
         "divergence": jnp.mean(divergence),
-        "entropy": jnp.mean(ppo.entropy(dist)),
+        "entropy": jnp.mean(actor_critic.entropy(dist)),
     }
     return loss, metrics
 
@@ -228,14 +179,55 @@ def critic_loss(
     return loss, {"value_loss": loss}
 
 
-def annealed(kl_coef: Array | float, progress: Array) -> Array:
-    """The weight 1 / t_k after a share `progress` `[]` of the budget, no more than kl_coef / MIN_STEP_SIZE: `[]`."""
-    return kl_coef / jnp.maximum(1.0 - progress, MIN_STEP_SIZE)
-
-
 def actor_optimizer(hypers: Hypers, learning_rate: Array | float) -> optax.GradientTransformation:
     """Adam (eps 1e-5) after clipping the global norm of the gradient."""
     return optax.chain(optax.clip_by_global_norm(hypers.max_grad_norm), optax.adam(learning_rate, eps=1e-5))
+
+
+def start(params: Params, hypers: Hypers) -> Learner:
+    """Policy and value network, each with its optimiser."""
+    actor = dict(params["params"])
+    critic = {"critic": actor.pop("critic")}
+    return Learner(
+        actor=Trained.start(actor, actor_optimizer(hypers, hypers.learning_rate)),
+        critic=Trained.start(critic, optax.adam(hypers.learning_rate)),
+    )
+
+
+def params(learner: Learner) -> Params:
+    """The networks' parameters."""
+    return joined(learner.actor.params, learner.critic.params)
+
+
+def learn(
+    config: Config, key: Array, networks: Networks, learner: Learner, batch: Batch, clock: Clock, hypers: Hypers
+) -> tuple[Learner, Metrics]:
+    """Full-batch steps of the policy, then epochs of shuffled minibatches of the value network."""
+    if config.normalize_advantage:
+        batch = batch._replace(advantage=standardize_advantage(batch.advantage))
+    learning_rate = hypers.learning_rate * ((1.0 - clock.progress) if config.anneal_learning_rate else 1.0)
+    kl_weight: Array | float = annealed(hypers.kl_coef, clock.progress) if config.anneal_kl else hypers.kl_coef
+
+    def policy_step(actor: Trained, _: None) -> tuple[Trained, Metrics]:
+        grads, metrics = jax.grad(actor_loss, has_aux=True)(
+            actor.params, networks, learner.critic.params, batch, kl_weight, config, hypers
+        )
+        return actor.step(grads, actor_optimizer(hypers, learning_rate)), metrics
+
+    def value_step(critic: Trained, minibatch: Batch) -> tuple[Trained, Metrics]:
+        grads, metrics = jax.grad(critic_loss, has_aux=True)(
+            critic.params, networks, learner.actor.params, minibatch, config, hypers
+        )
+        return critic.step(grads, optax.adam(learning_rate)), metrics
+
+    actor, actor_metrics = jax.lax.scan(policy_step, learner.actor, length=config.sgd_steps)
+    critic, critic_metrics = minibatches.epochs(
+        key, value_step, learner.critic, batch, config.num_epochs, config.num_minibatches
+    )
+    return Learner(actor, critic), {**actor_metrics, **critic_metrics}
+
+
+METHOD = on_policy.Method(start, params, learn)
 
 
 def make(config: Config) -> Algorithm:
@@ -244,135 +236,8 @@ def make(config: Config) -> Algorithm:
     Raises:
         UserError: the rollout cannot be cut into the minibatches, or a size is not positive.
     """
-    check_positive(
-        num_envs=config.num_envs,
-        num_steps=config.num_steps,
-        sgd_steps=config.sgd_steps,
-        num_epochs=config.num_epochs,
-        num_minibatches=config.num_minibatches,
-    )
-    if config.batch_size % config.num_minibatches:
-        raise UserError(
-            f"num_minibatches={config.num_minibatches} does not divide num_envs * num_steps = {config.batch_size}; "
-            "choose a divisor of it"
-        )
-
-    def networks_of(task: Task) -> Networks:
-        return Networks(config.hidden_sizes, task.env.action_space)
-
-    def seen(stats: normalize.RunningStats, obs: Array) -> Array:
-        return normalize.standardize(obs, stats) if config.normalize_obs else obs
-
-    def init(key: Array, task: Task, hypers: Hypers) -> State:
-        params_key, envs_key = jax.random.split(key)
-        actor = dict(networks_of(task).init(params_key, jnp.zeros(task.env.obs_dim))["params"])
-        critic = {"critic": actor.pop("critic")}
-        return State(
-            actor=actor,
-            critic=critic,
-            actor_opt=actor_optimizer(hypers, hypers.learning_rate).init(actor),
-            critic_opt=optax.adam(hypers.learning_rate).init(critic),
-            obs_stats=normalize.init((task.env.obs_dim,)),
-            return_stats=normalize.init(),
-            discounted_return=jnp.zeros(config.num_envs),
-            envs=rollout.start(envs_key, task.env, config.num_envs),
-        )
-
-    def update(key: Array, task: Task, state: State, hypers: Hypers, clock: Clock) -> tuple[State, Metrics]:
-        networks = networks_of(task)
-        params = joined(state.actor, state.critic)
-        collect_key, learn_key = jax.random.split(key)
-
-        # Collect. The unclipped action, the distribution it came from and the value come along as extras.
-        def policy(key: Array, obs: Array) -> tuple[Array, Any]:
-            dist, value = networks.apply(params, seen(state.obs_stats, obs))
-            action = ppo.draw(key, dist)
-            return ppo.into_box(task.env, action), (action, dist, ppo.log_prob(dist, action), value)
-
-        envs, transitions, (action, old_dist, old_log_prob, value) = rollout.collect(
-            collect_key, task.env, state.envs, policy, config.num_steps
-        )
-
-        # Advantages, on rewards scaled by the spread of the discounted return.
-        done = transitions.terminated | transitions.truncated
-        discounted_return, sums = normalize.discounted_returns(
-            state.discounted_return, transitions.reward, done, hypers.discount
-        )
-        return_stats = normalize.update(state.return_stats, sums.reshape(-1))
-        reward = normalize.rescale(transitions.reward, return_stats) if config.normalize_reward else transitions.reward
-        next_value = networks.apply(params, seen(state.obs_stats, transitions.next_obs), method=Networks.value)
-        advantage = returns.gae(
-            reward,
-            value,
-            next_value,
-            transitions.terminated,
-            transitions.truncated,
-            hypers.discount,
-            hypers.gae_lambda,
-        )
-        rows = Batch(
-            obs=seen(state.obs_stats, transitions.obs),
-            action=action,
-            dist=old_dist,
-            log_prob=old_log_prob,
-            value=value,
-            advantage=standardize_advantage(advantage) if config.normalize_advantage else advantage,
-            target=advantage + value,
-        )
-        rows = jax.tree.map(lambda x: x.reshape(config.batch_size, *x.shape[2:]), rows)
-
-        learning_rate = hypers.learning_rate * ((1.0 - clock.progress) if config.anneal_learning_rate else 1.0)
-        kl_weight: Array | float = annealed(hypers.kl_coef, clock.progress) if config.anneal_kl else hypers.kl_coef
-
-        # The policy: full-batch steps.
-        actor_adam = actor_optimizer(hypers, learning_rate)
-
-        def policy_step(carry: tuple[Params, Any], _: None) -> tuple[tuple[Params, Any], Metrics]:
-            actor, opt_state = carry
-            grads, metrics = jax.grad(actor_loss, has_aux=True)(
-                actor, networks, state.critic, rows, kl_weight, config, hypers
-            )
-            step, opt_state = actor_adam.update(grads, opt_state)
-            return (optax.apply_updates(actor, step), opt_state), metrics
-
-        (actor, actor_opt), of_policy = jax.lax.scan(
-            policy_step, (state.actor, state.actor_opt), length=config.sgd_steps
-        )
-
-        # The value: epochs of shuffled minibatches.
-        critic_adam = optax.adam(learning_rate)
-
-        def value_step(carry: tuple[Params, Any], minibatch: Batch) -> tuple[tuple[Params, Any], Metrics]:
-            critic, opt_state = carry
-            grads, metrics = jax.grad(critic_loss, has_aux=True)(
-                critic, networks, state.actor, minibatch, config, hypers
-            )
-            step, opt_state = critic_adam.update(grads, opt_state)
-            return (optax.apply_updates(critic, step), opt_state), metrics
-
-        def epoch(carry: tuple[Params, Any], key: Array) -> tuple[tuple[Params, Any], Metrics]:
-            order = jax.random.permutation(key, config.batch_size)
-            minibatches = jax.tree.map(lambda x: x[order].reshape(config.num_minibatches, -1, *x.shape[1:]), rows)
-            return jax.lax.scan(value_step, carry, minibatches)
-
-        (critic, critic_opt), of_value = jax.lax.scan(
-            epoch, (state.critic, state.critic_opt), jax.random.split(learn_key, config.num_epochs)
-        )
-        obs_stats = normalize.update(state.obs_stats, transitions.obs.reshape(config.batch_size, -1))
-        new_state = State(actor, critic, actor_opt, critic_opt, obs_stats, return_stats, discounted_return, envs)
-        return new_state, jax.tree.map(jnp.mean, {**of_policy, **of_value})
-
-    def act(key: Array, task: Task, state: State, obs: Array) -> Array:
-        params = joined(state.actor, state.critic)
-        dist, _ = networks_of(task).apply(params, seen(state.obs_stats, obs))
-        return ppo.into_box(task.env, ppo.mode(dist))
-
-    def value(key: Array, task: Task, state: State, obs: Array) -> Array:
-        params = joined(state.actor, state.critic)
-        scaled = networks_of(task).apply(params, seen(state.obs_stats, obs), method=Networks.value)
-        return scaled * jnp.sqrt(state.return_stats.var + 1e-8) if config.normalize_reward else scaled
-
-    return Algorithm(init, update, act, config.batch_size, value)
+    check_positive(sgd_steps=config.sgd_steps)
+    return on_policy.make(config, METHOD)._replace(explore=None)
 
 
 TRIAL = Trial(
@@ -386,4 +251,17 @@ TRIAL = Trial(
     ),
     Hypers(learning_rate=1e-2, discount=0.5),
     updates=120,
+)
+
+SPEC = AlgorithmSpec(
+    Config,
+    Hypers,
+    make,
+    TRIAL,
+    summary="PPO's rollouts, with a KL penalty from mirror descent",
+    source=Source(
+        paper="Tomar et al. 2020, arXiv 2005.09814",
+        read="manantomar/Mirror-Descent-Policy-Optimization",
+        level="A",
+    ),
 )

@@ -16,18 +16,18 @@ Deviations from CleanRL:
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 
-from envs.core import Box, Discrete, Env
-from rlsuite.core import Algorithm, Clock, Metrics, Task, Trial
-from rlsuite.errors import UserError, check_positive
-from rlsuite.pieces import distributions, normalize, returns, rollout
-from rlsuite.pieces.networks import MLP
+from rlsuite.core import Algorithm, AlgorithmSpec, Clock, Metrics, Source, Trial
+from rlsuite.errors import UserError
+from rlsuite.pieces import minibatches, on_policy
+from rlsuite.pieces.actor_critic import Networks, entropy, log_prob
+from rlsuite.pieces.on_policy import Batch
+from rlsuite.pieces.trained import Trained
 
 Array = jax.Array
 Params = Any
@@ -64,6 +64,15 @@ class Config:
         return self.num_envs * self.num_steps
 
 
+class Losses(Protocol):
+    """What the losses read of a `Config`, PPO's or that of a method with PPO's losses."""
+
+    @property
+    def normalize_advantage(self) -> bool: ...
+    @property
+    def clip_value(self) -> bool: ...
+
+
 class Hypers(NamedTuple):
     """What may differ between the runs of one program."""
 
@@ -74,95 +83,6 @@ class Hypers(NamedTuple):
     entropy_coef: float = 0.0
     value_coef: float = 0.5
     max_grad_norm: float = 0.5
-
-
-class State(NamedTuple):
-    """All that one run carries from update to update."""
-
-    params: Params
-    opt_state: optax.OptState
-    obs_stats: normalize.RunningStats
-    return_stats: normalize.RunningStats
-    discounted_return: Array
-    """`[num_envs]`: the running sum behind `return_stats`"""
-    envs: rollout.EnvCarry
-
-
-class Batch(NamedTuple):
-    """What the losses need of each sample, leading axis `[batch]`."""
-
-    obs: Array
-    """`[batch, obs_dim]`, normalised"""
-    action: Array
-    """`[batch, action_dim]` unclipped, or `[batch]` int32"""
-    log_prob: Array
-    """`[batch]` under the policy that collected"""
-    value: Array
-    """`[batch]` before the update"""
-    advantage: Array
-    target: Array
-    """`[batch]` advantage + value"""
-
-
-class Networks(nn.Module):
-    """The policy's output and the value, from two separate networks."""
-
-    hidden_sizes: tuple[int, ...]
-    space: Discrete | Box
-
-    def setup(self) -> None:
-        hidden_gains = (2.0**0.5,) * len(self.hidden_sizes)
-        outputs = self.space.n if isinstance(self.space, Discrete) else self.space.dim
-        self.policy = MLP((*self.hidden_sizes, outputs), nn.tanh, (*hidden_gains, 0.01))
-        self.critic = MLP((*self.hidden_sizes, 1), nn.tanh, (*hidden_gains, 1.0))
-        if isinstance(self.space, Box):
-            self.log_std = self.param("log_std", nn.initializers.zeros, (outputs,))
-
-    def __call__(self, obs: Array) -> tuple[tuple[Array, ...], Array]:
-        """`[..., obs_dim]` -> (logits,) or (mean, log_std), each `[..., n]`; value `[...]`."""
-        out = self.policy(obs)
-        dist = (out,) if isinstance(self.space, Discrete) else (out, jnp.broadcast_to(self.log_std, out.shape))
-        return dist, self.critic(obs)[..., 0]
-
-    def value(self, obs: Array) -> Array:
-        """`[..., obs_dim]` -> `[...]`"""
-        return self.critic(obs)[..., 0]
-
-
-# A policy's distribution is a tuple: (logits,) is categorical, (mean, log_std) is a diagonal Gaussian.
-
-
-def log_prob(dist: tuple[Array, ...], action: Array) -> Array:
-    """log pi(action) `[...]`."""
-    if len(dist) == 1:
-        return distributions.categorical_log_prob(dist[0], action)
-    return distributions.gaussian_log_prob(action, *dist)
-
-
-def entropy(dist: tuple[Array, ...]) -> Array:
-    """Entropy in nats `[...]`."""
-    return distributions.categorical_entropy(dist[0]) if len(dist) == 1 else distributions.gaussian_entropy(dist[1])
-
-
-def draw(key: Array, dist: tuple[Array, ...]) -> Array:
-    """A sample of the policy, not yet clipped to the action box."""
-    if len(dist) == 1:
-        return jax.random.categorical(key, dist[0])
-    mean, log_std = dist
-    return mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
-
-
-def mode(dist: tuple[Array, ...]) -> Array:
-    """The most likely action, not yet clipped to the action box."""
-    return jnp.argmax(dist[0], axis=-1) if len(dist) == 1 else dist[0]
-
-
-def into_box(env: Env, action: Array) -> Array:
-    """Clip a continuous action to what the environment takes."""
-    space = env.action_space
-    if isinstance(space, Discrete):
-        return action
-    return jnp.clip(action, jnp.asarray(space.low), jnp.asarray(space.high))
 
 
 def standardize_advantage(advantage: Array) -> Array:
@@ -186,7 +106,7 @@ def value_loss(value: Array, old_value: Array, target: Array, clip_epsilon: Arra
     return 0.5 * jnp.mean(error)
 
 
-def loss(params: Params, networks: Networks, batch: Batch, config: Config, hypers: Hypers) -> tuple[Array, Metrics]:
+def loss(params: Params, networks: Networks, batch: Batch, config: Losses, hypers: Any) -> tuple[Array, Metrics]:
     """The whole objective of one minibatch: (loss `[]`, metrics)."""
     dist, value = networks.apply(params, batch.obs)
     new_log_prob = log_prob(dist, batch.action)
@@ -205,9 +125,37 @@ def loss(params: Params, networks: Networks, batch: Batch, config: Config, hyper
     }
 
 
-def optimizer(hypers: Hypers, learning_rate: Array | float) -> optax.GradientTransformation:
+def optimizer(hypers: Any, learning_rate: Array | float) -> optax.GradientTransformation:
     """Adam (eps 1e-5) after clipping the global norm of the gradient."""
     return optax.chain(optax.clip_by_global_norm(hypers.max_grad_norm), optax.adam(learning_rate, eps=1e-5))
+
+
+def learn(
+    config: Config, key: Array, networks: Networks, learner: Trained, batch: Batch, clock: Clock, hypers: Hypers
+) -> tuple[Trained, Metrics]:
+    """Epochs of shuffled minibatches."""
+    learning_rate = hypers.learning_rate * ((1.0 - clock.progress) if config.anneal_learning_rate else 1.0)
+    adam = optimizer(hypers, learning_rate)
+
+    def step(learner: Trained, minibatch: Batch) -> tuple[Trained, Metrics]:
+        grads, metrics = jax.grad(loss, has_aux=True)(learner.params, networks, minibatch, config, hypers)
+        return learner.step(grads, adam), metrics
+
+    rows = batch._replace(dist=())  # which no loss of PPO reads
+    return minibatches.epochs(key, step, learner, rows, config.num_epochs, config.num_minibatches)
+
+
+def start(params: Params, hypers: Any) -> Trained:
+    """The networks with their optimiser."""
+    return Trained.start(params, optimizer(hypers, hypers.learning_rate))
+
+
+def params(learner: Trained) -> Params:
+    """The networks' parameters."""
+    return learner.params
+
+
+METHOD = on_policy.Method(start, params, learn)
 
 
 def make(config: Config) -> Algorithm:
@@ -216,115 +164,30 @@ def make(config: Config) -> Algorithm:
     Raises:
         UserError: the rollout cannot be cut into the minibatches, or a size is not positive.
     """
-    check_positive(
-        num_envs=config.num_envs,
-        num_steps=config.num_steps,
-        num_epochs=config.num_epochs,
-        num_minibatches=config.num_minibatches,
-    )
-    if config.batch_size % config.num_minibatches:
-        raise UserError(
-            f"num_minibatches={config.num_minibatches} does not divide num_envs * num_steps = {config.batch_size}; "
-            "choose a divisor of it"
-        )
+    on_policy.check(config)
     if config.normalize_advantage and config.batch_size // config.num_minibatches < 2:
         raise UserError(
             f"num_minibatches={config.num_minibatches} leaves minibatches of one sample, whose advantages have no "
             "standard deviation; choose fewer minibatches or normalize_advantage=False"
         )
-
-    def networks_of(task: Task) -> Networks:
-        return Networks(config.hidden_sizes, task.env.action_space)
-
-    def seen(stats: normalize.RunningStats, obs: Array) -> Array:
-        return normalize.standardize(obs, stats) if config.normalize_obs else obs
-
-    def init(key: Array, task: Task, hypers: Hypers) -> State:
-        params_key, envs_key = jax.random.split(key)
-        params = networks_of(task).init(params_key, jnp.zeros(task.env.obs_dim))
-        return State(
-            params=params,
-            opt_state=optimizer(hypers, hypers.learning_rate).init(params),
-            obs_stats=normalize.init((task.env.obs_dim,)),
-            return_stats=normalize.init(),
-            discounted_return=jnp.zeros(config.num_envs),
-            envs=rollout.start(envs_key, task.env, config.num_envs),
-        )
-
-    def update(key: Array, task: Task, state: State, hypers: Hypers, clock: Clock) -> tuple[State, Metrics]:
-        networks = networks_of(task)
-        collect_key, learn_key = jax.random.split(key)
-
-        # Collect. The unclipped action, its log-probability and the value come along as extras.
-        def policy(key: Array, obs: Array) -> tuple[Array, tuple[Array, Array, Array]]:
-            dist, value = networks.apply(state.params, seen(state.obs_stats, obs))
-            action = draw(key, dist)
-            return into_box(task.env, action), (action, log_prob(dist, action), value)
-
-        envs, transitions, (action, old_log_prob, value) = rollout.collect(
-            collect_key, task.env, state.envs, policy, config.num_steps
-        )
-
-        # Advantages, on rewards scaled by the spread of the discounted return.
-        done = transitions.terminated | transitions.truncated
-        discounted_return, sums = normalize.discounted_returns(
-            state.discounted_return, transitions.reward, done, hypers.discount
-        )
-        return_stats = normalize.update(state.return_stats, sums.reshape(-1))
-        reward = normalize.rescale(transitions.reward, return_stats) if config.normalize_reward else transitions.reward
-        next_obs = seen(state.obs_stats, transitions.next_obs)
-        next_value = networks.apply(state.params, next_obs, method=Networks.value)
-        advantage = returns.gae(
-            reward,
-            value,
-            next_value,
-            transitions.terminated,
-            transitions.truncated,
-            hypers.discount,
-            hypers.gae_lambda,
-        )
-        rows = Batch(seen(state.obs_stats, transitions.obs), action, old_log_prob, value, advantage, advantage + value)
-        rows = jax.tree.map(lambda x: x.reshape(config.batch_size, *x.shape[2:]), rows)
-
-        # Learn: epochs of shuffled minibatches.
-        learning_rate = hypers.learning_rate * ((1.0 - clock.progress) if config.anneal_learning_rate else 1.0)
-        adam = optimizer(hypers, learning_rate)
-
-        def minibatch_step(carry: tuple[Params, Any], minibatch: Batch) -> tuple[tuple[Params, Any], Metrics]:
-            params, opt_state = carry
-            grads, metrics = jax.grad(loss, has_aux=True)(params, networks, minibatch, config, hypers)
-            step, opt_state = adam.update(grads, opt_state, params)
-            return (optax.apply_updates(params, step), opt_state), metrics
-
-        def epoch(carry: tuple[Params, Any], key: Array) -> tuple[tuple[Params, Any], Metrics]:
-            order = jax.random.permutation(key, config.batch_size)
-            minibatches = jax.tree.map(lambda x: x[order].reshape(config.num_minibatches, -1, *x.shape[1:]), rows)
-            return jax.lax.scan(minibatch_step, carry, minibatches)
-
-        (params, opt_state), metrics = jax.lax.scan(
-            epoch, (state.params, state.opt_state), jax.random.split(learn_key, config.num_epochs)
-        )
-        obs_stats = normalize.update(state.obs_stats, transitions.obs.reshape(config.batch_size, -1))
-        new_state = State(params, opt_state, obs_stats, return_stats, discounted_return, envs)
-        return new_state, jax.tree.map(jnp.mean, metrics)
-
-    def act(key: Array, task: Task, state: State, obs: Array) -> Array:
-        dist, _ = networks_of(task).apply(state.params, seen(state.obs_stats, obs))
-        return into_box(task.env, mode(dist))
-
-    def explore(key: Array, task: Task, state: State, obs: Array) -> Array:
-        dist, _ = networks_of(task).apply(state.params, seen(state.obs_stats, obs))
-        return into_box(task.env, draw(key, dist))
-
-    def value(key: Array, task: Task, state: State, obs: Array) -> Array:
-        scaled = networks_of(task).apply(state.params, seen(state.obs_stats, obs), method=Networks.value)
-        return scaled * jnp.sqrt(state.return_stats.var + 1e-8) if config.normalize_reward else scaled
-
-    return Algorithm(init, update, act, config.batch_size, value, explore=explore)
+    return on_policy.make(config, METHOD)
 
 
 TRIAL = Trial(
     Config(num_envs=8, num_steps=16, num_epochs=4, num_minibatches=4, hidden_sizes=(16,), normalize_reward=False),
     Hypers(learning_rate=1e-2, discount=0.5, entropy_coef=0.0),
     updates=100,
+)
+
+SPEC = AlgorithmSpec(
+    Config,
+    Hypers,
+    make,
+    TRIAL,
+    summary="proximal policy optimisation with a clipped objective",
+    source=Source(
+        paper="Schulman et al. 2017, arXiv 1707.06347",
+        read="CleanRL, ppo.py and ppo_continuous_action.py",
+        level="B",
+    ),
 )

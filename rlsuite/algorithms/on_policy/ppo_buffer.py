@@ -2,7 +2,7 @@
 
 Collects with the policy that learns, and lets every update pass over the last `buffer_batches` batches as if that
 policy had collected all of them: log-probabilities, values and advantages are computed anew with the current networks,
-and nothing corrects for the policies that did collect. It is `props.py` with `behavior="target"`; with one batch it is
+and nothing corrects for the policies that did collect. The loop is `buffered_ppo.py`; with one batch it is
 PPO with a stop at a KL divergence.
 
 Deviations from the authors' code: those of `props.py` that concern the target policy, and the statistics of the
@@ -12,14 +12,17 @@ normalisers are merged once an update.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
-from rlsuite.algorithms.on_policy import props
-from rlsuite.core import Algorithm, Clock, Metrics, Preset, Task, Trial
+from rlsuite.algorithms.on_policy import buffered_ppo
+from rlsuite.algorithms.on_policy.buffered_ppo import Round
+from rlsuite.core import Algorithm, AlgorithmSpec, Metrics, Preset, Source, Trial
+from rlsuite.pieces.actor_critic import Networks, actor_of
 
 Array = jax.Array
+Params = Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +71,18 @@ class Hypers(NamedTuple):
     """approximate KL divergence at which an update ends"""
 
 
-State = props.State
+def start(config: Config, params: Params, hypers: Hypers) -> None:
+    """Nothing is carried from round to round."""
+
+
+def behave(
+    config: Config, key: Array, networks: Networks, of_round: Round, carry: None, hypers: Hypers
+) -> tuple[Params, None, Metrics]:
+    """The policy that learns collects."""
+    return actor_of(of_round.params), None, {}
+
+
+METHOD = buffered_ppo.Method(start, behave)
 
 
 def make(config: Config) -> Algorithm:
@@ -77,17 +91,7 @@ def make(config: Config) -> Algorithm:
     Raises:
         UserError: a size is not positive, or `num_minibatches` does not fit the buffer.
     """
-    of_props = props.Config(**dataclasses.asdict(config), behavior="target", behavior_steps=config.num_steps)
-    algorithm = props.make(of_props)
-
-    def init(key: Array, task: Task, hypers: Hypers) -> State:
-        state: State = algorithm.init(key, task, props.Hypers(**hypers._asdict()))
-        return state
-
-    def update(key: Array, task: Task, state: State, hypers: Hypers, clock: Clock) -> tuple[State, Metrics]:
-        return algorithm.update(key, task, state, props.Hypers(**hypers._asdict()), clock)
-
-    return algorithm._replace(init=init, update=update)
+    return buffered_ppo.make(config, METHOD, config.num_steps)
 
 
 def _tuned(num_steps: int, learning_rate: float) -> Preset:
@@ -108,4 +112,18 @@ TRIAL = Trial(
     Config(num_envs=8, num_steps=16, num_epochs=4, num_minibatches=8, hidden_sizes=(16,), normalize_reward=False),
     Hypers(learning_rate=1e-2, discount=0.5, entropy_coef=0.0, target_kl=0.1),
     updates=150,
+)
+
+SPEC = AlgorithmSpec(
+    Config,
+    Hypers,
+    make,
+    TRIAL,
+    presets=PRESETS,
+    summary="PPO that learns from its last few batches",
+    source=Source(
+        paper="Corrado and Hanna 2023, arXiv 2311.08290",
+        read="NicholasCorrado/PPOROS",
+        level="A",
+    ),
 )

@@ -1,0 +1,82 @@
+"""The squashed Gaussian policy of SAC and its relatives, and the loss of its temperature."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from envs.core import Box, Env
+from rlsuite.pieces import distributions
+
+Array = jax.Array
+Params = Any
+
+
+class Policy(NamedTuple):
+    """A network whose output is mean and log standard deviation, and the action box that tanh squashes into."""
+
+    network: nn.Module
+    """`[..., obs_dim]` -> `[..., 2 * action_dim]`"""
+    low: Array
+    """`[action_dim]`"""
+    high: Array
+    """`[action_dim]`"""
+    bound: Callable[[Array], Array]
+    """what keeps the network's log standard deviation in its range, elementwise, such as `clip`"""
+    extra_slope: float = 0.0
+    """added to the slope of the squashing where log-probabilities are computed; 0 is exact"""
+
+    @classmethod
+    def of(cls, network: nn.Module, env: Env, bound: Callable[[Array], Array], extra_slope: float = 0.0) -> Policy:
+        """The policy for an environment with `Box` actions; the registry keeps others away."""
+        space = env.action_space
+        assert isinstance(space, Box)
+        return cls(network, jnp.asarray(space.low), jnp.asarray(space.high), bound, extra_slope)
+
+    @property
+    def action_dim(self) -> int:
+        """Dimensions of an action."""
+        return self.low.shape[0]
+
+    def distribution(self, actor: Params, obs: Array) -> tuple[Array, Array]:
+        """Mean and bounded log standard deviation before squashing: `[..., obs_dim]` -> two `[..., action_dim]`."""
+        mean, log_std = jnp.split(self.network.apply(actor, obs), 2, axis=-1)
+        return mean, self.bound(log_std)
+
+    def draw(self, actor: Params, obs: Array, noise: Array) -> tuple[Array, Array]:
+        """A reparameterised action `[..., action_dim]` from standard normal noise, and its log-probability `[...]`."""
+        return squash_noise(*self.distribution(actor, obs), noise, self.low, self.high, self.extra_slope)
+
+    def mean_action(self, actor: Params, obs: Array) -> Array:
+        """The squashed mean: `[..., obs_dim]` -> `[..., action_dim]`."""
+        mean, _ = self.distribution(actor, obs)
+        return distributions.tanh_squash(mean, self.low, self.high)[0]
+
+
+def squash_noise(
+    mean: Array, log_std: Array, noise: Array, low: Array, high: Array, extra_slope: float = 0.0
+) -> tuple[Array, Array]:
+    """The action `[..., action_dim]` that standard normal `noise` gives, and its log-probability `[...]`."""
+    u = mean + jnp.exp(log_std) * noise
+    action, log_det = distributions.tanh_squash(u, low, high)
+    if extra_slope:
+        log_slope = distributions.log_tanh_slope(u) + jnp.log(0.5 * (high - low))
+        log_det = jnp.sum(jnp.logaddexp(log_slope, math.log(extra_slope)), axis=-1)
+    # From the noise itself: (u - mean) / std loses its digits in float32 once std is small compared with the mean.
+    log_prob = distributions.gaussian_log_prob(noise, jnp.zeros_like(noise), jnp.zeros_like(noise))
+    return action, log_prob - jnp.sum(log_std, axis=-1) - log_det
+
+
+def in_units(mean: Array, log_std: Array, noise: Array) -> tuple[Array, Array]:
+    """`squash_noise` in units of the action box, that is into [-1, 1]."""
+    return squash_noise(mean, log_std, noise, -jnp.ones(()), jnp.ones(()))
+
+
+def alpha_loss(log_alpha: Array, log_prob: Array, target_entropy: Array | float) -> Array:
+    """-mean(log alpha (log pi + target entropy)), Stable-Baselines3's form: `[]`, `[batch]` -> `[]`."""
+    return -jnp.mean(log_alpha * jax.lax.stop_gradient(log_prob + target_entropy))
