@@ -82,7 +82,8 @@ class Choice(NamedTuple):
     `hyper/<name>`: the chosen one, those that vary. `selection_runs` and `selection`: runs of each setting that the
     choice was made by, and the chosen one's IQM there. `runs`, `estimate`, `low`, `high`: how many runs report, and
     their IQM with its interval, and `no_interval` why there is none. `optimism`: `selection - estimate`, what a
-    report on the seeds of the selection would have claimed too much. In episode return, or over tasks in normalised scores."""
+    report on the seeds of the selection would have claimed too much. In episode return, or over tasks in normalised
+    scores."""
     frame: pd.DataFrame
     """The rows of the chosen settings at the reported seeds: `score(choice.frame, choice.manifests)` gives their
     scores, for everything that takes such."""

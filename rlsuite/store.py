@@ -362,8 +362,8 @@ class Store:
         """Move all that is there of the shard into the folder `BEFORE`, in place of what is there of an earlier time.
 
         The process that does so has claimed the shard, which begins anew. The manifest is copied first and removed
-        last: rows have it in both places. Of a finished shard the rows go last, of another one the layout: as long as these
-        are there, a process that was killed does all of this again. Snapshots are not kept.
+        last: rows have it in both places. Of a finished shard the rows go last, of another one the layout: as long as
+        these are there, a process that was killed does all of this again. Snapshots are not kept.
         """
         before, partial = self.folder / BEFORE, self.partial(shard)
         parts = before / partial.name
