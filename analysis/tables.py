@@ -278,6 +278,7 @@ def render_choice(table: pd.DataFrame, kind: str, console: Console) -> None:
         "\nThe setting is chosen by the selection's runs and reported by the others. Optimism: what its score on the "
         f"selection claims too much.{'' if apart else ' Scores are normalised, over all compared tasks.'}"
     )
+    _print_marks(console, table)
 
 
 def make_console() -> Console:

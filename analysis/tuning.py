@@ -81,8 +81,9 @@ class Choice(NamedTuple):
     """One row per label, and per task where each has its own choice. `settings`: how many there were to choose among.
     `hyper/<name>`: the chosen one, those that vary. `selection_runs` and `selection`: runs of each setting that the
     choice was made by, and the chosen one's IQM there. `runs`, `estimate`, `low`, `high`: how many runs report, and
-    their IQM with its interval. `optimism`: `selection - estimate`, what a report on the seeds of the selection would
-    have claimed too much. In episode return, or over tasks in normalised scores."""
+    their IQM with its interval, and `no_interval` why there is none. `optimism`: `selection - estimate`, what a
+    report on the seeds of the selection would have claimed too much. In episode return, or over tasks in normalised
+    scores."""
     frame: pd.DataFrame
     """The rows of the chosen settings at the reported seeds: `score(choice.frame, choice.manifests)` gives their
     scores, for everything that takes such."""
@@ -200,6 +201,7 @@ def _choose(
         "selection": ranks[best][0],
         "runs": sum(scores.size for scores in reported),
         **found._asdict(),
+        "no_interval": bootstrap.why_no_interval(found, [scores.size for scores in reported], bootstrap.iqm),
         "optimism": ranks[best][0] - found.estimate,
     }
 

@@ -643,6 +643,7 @@ def test_the_manifest_says_all_that_was_run(finished: Finished) -> None:
         "format": 1,
         "shard": finished.shard,
         "experiment": "run",
+        "cell": 0,
         "label": "ppo",
         "algorithm": "ppo",
         "environment": "probe/action/discrete",
@@ -925,12 +926,23 @@ FILES = {
     "evaluate": ["run", "--video"],
     "report": ["results", "--out"],
     "power": ["results"],
+    "tune": ["results"],
     "check": ["check", "--references", "--results"],
     "bench": ["--output"],
 }
 """Command -> its options and arguments that name files and folders."""
 NAMES = {"--env", "env", "--sampling", "--name", "--label", "--tiers", "--algorithm", "--gymnasium", "--against"}
-NAMES |= {"--cells", "--reason", "benchmarks", "--metric", "--dataset", "id", "--reference-dataset"}
+NAMES |= {
+    "--labels",
+    "--tasks",
+    "--cells",
+    "--reason",
+    "benchmarks",
+    "--metric",
+    "--dataset",
+    "id",
+    "--reference-dataset",
+}
 """What takes any text and names none; of datasets, what names one is found out later."""
 
 

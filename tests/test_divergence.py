@@ -193,7 +193,7 @@ def written(folder: Path, found: list[Evaluation], old: bool = False) -> Store:
         for evaluation in found:
             store.write_rows(SHARD, 0, evaluation)
         store.write_manifest(SHARD, {"diverged": int(found[-1].diverged.sum())})
-        store.finish(SHARD)
+        store.finish(SHARD, [evaluation.update for evaluation in found])
     if old:
         table = pq.read_table(store.path(SHARD)).drop_columns(["nonfinite_episodes", "nonfinite"])
         means = [float(np.mean(np.asarray(returns, np.float64))) for returns in table["episode_returns"].to_pylist()]
@@ -340,6 +340,6 @@ def test_gymnasiums_own_environments_are_not_waited_for(how: str, monkeypatch: p
     like, policy = Failing("none"), lambda obs, t: np.zeros((len(obs), 1))
     with pytest.raises(gymnasium.OutsideError, match=r"'Endless-v0' neither terminated nor truncated .* of 4 steps"):
         if how == "played":
-            gymnasium.play("Endless-v0", like, policy, 2)
+            gymnasium.play("Endless-v0", like, policy, [0, 1])
         else:
             list(gymnasium.film("Endless-v0", like, policy, 0, 30.0).frames)

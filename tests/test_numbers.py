@@ -92,7 +92,7 @@ def test_any_width_is_no_more_than_there_are_runs() -> None:
 
 NUMBERS = [
     (name, field.name)
-    for name, spec in algorithms.REGISTRY.items()
+    for name, spec in algorithms.registered().items()
     for field in dataclasses.fields(spec.config)
     if typing.get_type_hints(spec.config)[field.name] in (int, float, tuple[int, ...])
 ]
@@ -107,7 +107,7 @@ def test_every_number_of_a_config_fits_into_32_bits(name: str, field: str) -> No
             sweep.shard("x", cell(name, config=dataclasses.replace(config, **{field: given})))
 
 
-@pytest.mark.parametrize("name", algorithms.REGISTRY)
+@pytest.mark.parametrize("name", algorithms.registered())
 @pytest.mark.parametrize("value", BEYOND_FLOAT32)
 def test_every_hyperparameter_is_finite_in_float32(name: str, value: float) -> None:
     hypers = algorithms.get(name).hypers()

@@ -453,6 +453,7 @@ def recorded(case: Case) -> datasets.Dataset:
         truncated=np.arange(len(end)) == len(end) - 1,
         episode=np.concatenate([[0], np.cumsum(end)[:-1]]),
         episode_return=np.zeros(int(end[:-1].sum()) + 1),
+        complete=np.ones(int(end[:-1].sum()) + 1, bool),
     )
     dataset = datasets.with_blocks(datasets.build("prdc", records, Original().action_space, source="the original's"))
     columns = (records.obs, records.action, records.reward[:, None], records.next_obs, records.next_action)

@@ -22,7 +22,7 @@ def test_results_of_format_1_stay_readable() -> None:
     scores = score(load(FORMAT_1), manifests(FORMAT_1))
     online, offline = scores.tasks["ppo", "gymnax/CartPole-v1"], scores.tasks["bc", "gymnax/Pendulum-v1/medium"]
     running = scores.tasks["ppo", "gymnax/Acrobot-v1"]
-    assert len(scores.tasks) == 3 and len(scores.notes) == 3
+    assert len(scores.tasks) == 3 and len(scores.notes) == 4
     assert online.curves.tolist() == [[base + 10 * run for base in (0, 100, 200)] for run in range(8)]
     assert (online.steps.tolist(), online.seeds.tolist()) == ([0, 256, 512], [0, 1, 2, 3] * 2)
     assert online.hypers["learning_rate"].tolist() == [1e-3] * 4 + [3e-4] * 4

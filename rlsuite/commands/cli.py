@@ -504,7 +504,9 @@ def run_tune(arguments: list[str]) -> int:
         prog="rlsuite tune",
         description="Choose the best setting of each label by IQM on some seeds, and report it on others.",
     )
-    parser.add_argument("results", metavar="RESULTS", help="an experiment's folder, or a folder of experiments")
+    parser.add_argument(
+        "results", metavar="RESULTS", type=path, help="an experiment's folder, or a folder of experiments"
+    )
     parser.add_argument("--select", type=seeds, required=True, metavar="SEEDS", help="to choose by, such as 0-7")
     parser.add_argument("--report", type=seeds, metavar="SEEDS", help="to report on, such as 8-15,20 (all others)")
     parser.add_argument(

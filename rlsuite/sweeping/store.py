@@ -361,8 +361,9 @@ class Store:
     def set_aside(self, shard: Shard) -> None:
         """Move all that is there of the shard into the folder `BEFORE`, in place of what is there of an earlier time.
 
-        The process that does so has claimed the shard, which begins anew. The manifest goes last: as long as anything
-        is left, it says of what. Snapshots are not kept.
+        The process that does so has claimed the shard, which begins anew. The manifest is copied first and removed
+        last: rows have it in both places. Of a finished shard the rows go last, of another one the layout: as long as
+        these are there, a process that was killed does all of this again. Snapshots are not kept.
         """
         before, partial = self.folder / BEFORE, self.partial(shard)
         parts = before / partial.name
@@ -372,11 +373,13 @@ class Store:
                 shutil.rmtree(parts)
             parts.mkdir(parents=True, exist_ok=True)
             of_parts = [path for path in sorted(partial.iterdir()) if path.name not in ("lock", "layout.json")]
-            for path in (self.path(shard), self.policies_path(shard), *of_parts, partial / "layout.json"):
+            manifest = self.manifest_path(shard)
+            if manifest.exists():
+                shutil.copyfile(manifest, before / manifest.name)
+            for path in (self.policies_path(shard), *of_parts, partial / "layout.json", self.path(shard)):
                 if path.exists():
                     os.replace(path, (parts if path.parent == partial else before) / path.name)
-            if self.manifest_path(shard).exists():
-                os.replace(self.manifest_path(shard), before / self.manifest_path(shard).name)
+            manifest.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # it is not empty
                 parts.rmdir()
         except OSError as error:
