@@ -5,27 +5,26 @@ that it sees is normalised. The three ways to collect differ in nothing else. Wh
 `rlsuite report results/sampling_error --metric sampling_error`.
 """
 
-import dataclasses
+from typing import Any
 
-from rlsuite.algorithms.on_policy import props
+from rlsuite.algorithms.on_policy import ppo_buffer, props, ros
 from rlsuite.sweeping.sweep import Cell, Experiment
 
-# A buffer of 1024 transitions, of which each round of collecting replaces 32.
-CONFIG = props.Config(
-    num_envs=4,
-    num_steps=32,
-    behavior_steps=8,
-    buffer_batches=8,
-    num_epochs=1,
-    num_minibatches=8,
-    hidden_sizes=(32, 32),
-    normalize_obs=False,
-    normalize_reward=False,
-    sampling_error_epochs=1000,
-    sampling_error_interval=8,
-)
 UPDATES = 40
-FIXED = props.Hypers(learning_rate=0.0)
+NUM_ENVS, NUM_STEPS, INTERVAL = 4, 32, 8
+# A buffer of 1024 transitions, of which each round of collecting replaces 32.
+SHARED: dict[str, Any] = {
+    "num_envs": NUM_ENVS,
+    "num_steps": NUM_STEPS,
+    "buffer_batches": 8,
+    "num_epochs": 1,
+    "num_minibatches": 8,
+    "hidden_sizes": (32, 32),
+    "normalize_obs": False,
+    "normalize_reward": False,
+    "sampling_error_epochs": 1000,
+    "sampling_error_interval": INTERVAL,
+}
 ROS_STEP_SIZES = {"gymnax/Pendulum-v1": 0.5, "gymnax/CartPole-v1": 5.0}
 """The best of those tried on seeds 1000 to 1015: 0.1, 0.2, 0.3, 0.5, 1, 10 on Pendulum and 1, 5, 20 on CartPole."""
 
@@ -34,21 +33,31 @@ EXPERIMENT = Experiment(
     description="how on-policy the data of PROPS, ROS and on-policy sampling is, for a policy that stays as it is",
     cells=tuple(
         Cell(
-            "props",
+            algorithm,
             environment,
-            label=behavior.replace("target", "on-policy"),
-            steps=UPDATES * CONFIG.batch_size,
+            label=label,
+            steps=UPDATES * NUM_ENVS * NUM_STEPS,
             seeds=64,
-            config=dataclasses.replace(CONFIG, behavior=behavior),
+            config=config,
             hypers=hypers,
-            evaluations=UPDATES // CONFIG.sampling_error_interval,
+            evaluations=UPDATES // INTERVAL,
             eval_episodes=1,
         )
         for environment, step_size in ROS_STEP_SIZES.items()
-        for behavior, hypers in (
-            ("target", FIXED),
-            ("props", FIXED._replace(behavior_learning_rate=1e-2)),
-            ("ros", FIXED._replace(ros_step_size=step_size)),
+        for algorithm, label, config, hypers in (
+            ("ppo_buffer", "on-policy", ppo_buffer.Config(**SHARED), ppo_buffer.Hypers(learning_rate=0.0)),
+            (
+                "props",
+                "props",
+                props.Config(**SHARED, behavior_steps=8),
+                props.Hypers(learning_rate=0.0, behavior_learning_rate=1e-2),
+            ),
+            (
+                "ros",
+                "ros",
+                ros.Config(**SHARED, behavior_steps=8),
+                ros.Hypers(learning_rate=0.0, ros_step_size=step_size),
+            ),
         )
     ),
 )

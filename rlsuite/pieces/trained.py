@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import optax
 
 Params = Any
@@ -27,3 +28,24 @@ class Trained(NamedTuple):
         """
         updates, opt_state = optimizer.update(grads, self.opt_state, self.params)
         return Trained(optax.apply_updates(self.params, updates), opt_state)
+
+
+def disk_order(tree: Any) -> list[int]:
+    """Positions among the leaves of a state, in the order in which files number them.
+
+    That is the order of the leaves, but that a record with several trained networks has the states of their optimisers
+    after everything else. Snapshots and policies of states that were flat records are so read as they were written.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    return _ordered(jax.tree.unflatten(structure, range(len(leaves))))
+
+
+def _ordered(node: Any) -> list[int]:
+    children = jax.tree.leaves(node, is_leaf=lambda part: part is not node)
+    if children == [node]:
+        return [node]
+    if sum(isinstance(child, Trained) for child in children) < 2:
+        return [number for child in children for number in _ordered(child)]
+    late = [number for child in children if isinstance(child, Trained) for number in _ordered(child.opt_state)]
+    early = [_ordered(child.params if isinstance(child, Trained) else child) for child in children]
+    return [number for numbers in early for number in numbers] + late

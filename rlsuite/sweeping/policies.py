@@ -4,14 +4,15 @@ A state also holds what only learning needs: optimisers, critics, replay buffers
 matter follows from the program: a leaf that no operation of `act` takes cannot change an action. So no algorithm has to
 say it, and none can say it wrongly. A leaf that is taken in vain, such as PPO's value network, is kept along.
 
-On disk they are columns of an Arrow file, `leaf0003` for the fourth leaf of the state, one row per run: plain numbers,
-in a size of about four bytes for each parameter of the policy (PPO's default networks on Hopper: 40 kB a run; SAC's:
-280 kB).
+On disk they are columns of an Arrow file, `leaf0003` for the fourth leaf of the state (`trained.disk_order`), one row
+per run: plain numbers, in a size of about four bytes for each parameter of the policy (PPO's default networks on
+Hopper: 40 kB a run; SAC's: 280 kB).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from envs.datasets import Dataset
 from rlsuite import algorithms
 from rlsuite.core import Algorithm, State, Task
 from rlsuite.errors import UserError
+from rlsuite.pieces.trained import disk_order
 from rlsuite.sweeping import catalogue, provenance, store
 from rlsuite.training import train
 from rlsuite.training.progress import say
@@ -56,9 +58,15 @@ def read_by_act(algorithm: Algorithm, task: Task, shapes: State) -> list[int]:
 
 def leaves(algorithm: Algorithm, task: Task, hypers: Any, state: State) -> dict[str, Array]:
     """The columns for these runs' state, `[runs, ...]` each. `hypers` is an example."""
-    every = jax.tree.leaves(state)
+    every, names = jax.tree.leaves(state), columns(state)
     kept = read_by_act(algorithm, task, state_shapes(algorithm, task, hypers))
-    return {f"{PREFIX}{i:04}": every[i] for i in kept if every[i].size}
+    return {names[i]: every[i] for i in kept if every[i].size}
+
+
+def columns(state: State) -> list[str]:
+    """The name of each leaf's column, in the order of the leaves; see `disk_order`."""
+    names = {position: f"{PREFIX}{number:04}" for number, position in enumerate(disk_order(state))}
+    return [names[position] for position in range(len(names))]
 
 
 class Policy(NamedTuple):
@@ -85,6 +93,8 @@ class Trained(NamedTuple):
     structure: Any
     shapes: list[jax.ShapeDtypeStruct]
     """of all leaves of the state"""
+    names: list[str]
+    """of their columns"""
     kept: list[int]
     """positions of `Policy.leaves` among them"""
 
@@ -93,7 +103,7 @@ class Trained(NamedTuple):
         one = self.table.slice(row, 1)
 
         def leaf(i: int) -> Array:
-            values = one[f"{PREFIX}{i:04}"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            values = one[self.names[i]].combine_chunks().flatten().to_numpy(zero_copy_only=False)
             return jnp.asarray(values.reshape(self.shapes[i].shape))
 
         facts = {name: one[name][0].as_py() for name in ("run", "seed", "update", "diverged")}
@@ -125,7 +135,9 @@ def load(run: str | Path) -> Trained:
         )
     spec = algorithms.get(manifest["algorithm"])
     try:
-        config = spec.config(**{k: tuple(v) if isinstance(v, list) else v for k, v in manifest["config"].items()})
+        given = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest["config"].items()}
+        config = spec.config(**without_former(given, spec.former))
+        hypers = spec.hypers(**without_former(manifest["hypers"][0], spec.former_hypers))
         env = envs.make(manifest["environment"], max_episode_steps=manifest["max_episode_steps"])
         task = Task(env, dataset_of(manifest, env))
     except (TypeError, ValueError, ImportError) as error:
@@ -133,11 +145,11 @@ def load(run: str | Path) -> Trained:
     if changed := provenance.changed_since(manifest):
         say(f"played with other code than '{base.name}' was trained with: {changed}")
     algorithm = spec.make(spec.fit(config, manifest["steps"]))
-    hypers = spec.hypers(**manifest["hypers"][0])
     shapes, structure = jax.tree.flatten(state_shapes(algorithm, task, hypers))
     kept = [i for i in read_by_act(algorithm, task, jax.tree.unflatten(structure, shapes)) if shapes[i].size]
     table = store.read_policies(path)
-    widths = {f"{PREFIX}{i:04}": shapes[i].size for i in kept}
+    names = columns(jax.tree.unflatten(structure, shapes))
+    widths = {names[i]: shapes[i].size for i in kept}
     there = {field.name: field.type.list_size for field in table.schema if pa.types.is_fixed_size_list(field.type)}
     if there != widths:
         raise UserError(
@@ -145,7 +157,12 @@ def load(run: str | Path) -> Trained:
             "under another --name"
         )
 
-    return Trained(manifest, algorithm, task, table, structure, shapes, kept)
+    return Trained(manifest, algorithm, task, table, structure, shapes, names, kept)
+
+
+def without_former(values: dict[str, Any], former: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of an old manifest without those that are gone and had the value that they always have now."""
+    return {name: value for name, value in values.items() if name not in former or former[name] != value}
 
 
 def dataset_of(manifest: dict[str, Any], env: Env) -> Dataset | None:

@@ -111,12 +111,14 @@ class Shard:
     @property
     def config_hash(self) -> str:
         """Eight hex digits of the algorithm and its Config."""
-        return _digest([self.cell.algorithm, identity(self.config)])
+        former = algorithms.get(self.cell.algorithm).former
+        return _digest([self.cell.algorithm, {**identity(self.config), **former}])
 
     @property
     def name(self) -> str:
         """The file name without extension. It holds a digest of all that the results depend on."""
         cell = self.cell
+        former = algorithms.get(cell.algorithm).former_hypers
         identity = [
             self.config_hash,
             self.environment,
@@ -125,7 +127,10 @@ class Shard:
             cell.evaluations,
             cell.eval_episodes,
             # As floats, which the program computes with: a discount of 1 is one of 1.0.
-            [(seed, {name: float(value) for name, value in hypers._asdict().items()}) for seed, hypers in self.runs],
+            [
+                (seed, {name: float(value) for name, value in {**hypers._asdict(), **former}.items()})
+                for seed, hypers in self.runs
+            ],
         ]
         if cell.evaluation_physics != "own":
             identity.append(cell.evaluation_physics)

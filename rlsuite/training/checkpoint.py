@@ -1,8 +1,8 @@
 """Exact resume: snapshots of everything that a chunk of runs needs to go on, written by Orbax while training goes on.
 
 A snapshot is one flat table of arrays, so that it can be read without the program that made it: the leaves of
-`train.Learning` by their position, and the last evaluation. It becomes visible under its number only when it is whole;
-the newest whole one wins, and older ones than the last two are removed.
+`train.Learning` by their number, see `trained.disk_order`, and the last evaluation. It becomes visible under its number
+only when it is whole; the newest whole one wins, and older ones than the last two are removed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from rlsuite.errors import UserError
+from rlsuite.pieces.trained import disk_order
 from rlsuite.training.train import Evaluation, Learning, Training
 
 KEPT = 2
@@ -60,7 +61,10 @@ class Snapshots:
         training = snapshot.training
         evaluation = training.evaluation
         # Views; Orbax copies them before it returns, and none may outlive this call, or donation would copy instead.
-        arrays = {f"{LEAF}{i:04}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(training.learning)) if x.size}
+        leaves = jax.tree.leaves(training.learning)
+        numbered = enumerate(leaves[position] for position in disk_order(training.learning))
+        arrays = {f"{LEAF}{number:04}": np.asarray(leaf) for number, leaf in numbered if leaf.size}
+        del leaves, numbered
         arrays |= {EPISODES + name: np.asarray(getattr(evaluation, name)) for name in EVALUATION_ARRAYS}
         arrays |= {METRIC + name: np.asarray(value) for name, value in evaluation.metrics.items()}
         facts = {
@@ -108,12 +112,13 @@ class Snapshots:
         arrays: dict[str, Any] = restored.arrays
         facts: dict[str, Any] = restored.facts
         leaves, structure = jax.tree.flatten(learning)
-        found = []
-        for i, leaf in enumerate(leaves):
-            value = np.asarray(arrays[f"{LEAF}{i:04}"]) if leaf.size else np.zeros(leaf.shape, leaf.dtype)
+        found = list(leaves)
+        for number, position in enumerate(disk_order(learning)):
+            leaf = leaves[position]
+            value = np.asarray(arrays[f"{LEAF}{number:04}"]) if leaf.size else np.zeros(leaf.shape, leaf.dtype)
             if value.shape != leaf.shape or value.dtype != leaf.dtype:
-                raise ValueError(f"leaf {i} is {value.dtype}{value.shape}, expected {leaf.dtype}{leaf.shape}")
-            found.append(value)
+                raise ValueError(f"leaf {number} is {value.dtype}{value.shape}, expected {leaf.dtype}{leaf.shape}")
+            found[position] = value
         # Snapshots from before this was kept do not have it.
         nothing = np.zeros(len(arrays[EPISODES + "diverged"]), np.uint8)
         evaluation = Evaluation(

@@ -101,16 +101,22 @@ class Guidance(NamedTuple):
     state_eta: Array
 
 
-class State(NamedTuple):
-    """All that one run carries from update to update."""
+class Models(NamedTuple):
+    """What is learned of the dataset."""
 
-    base: Any
-    """the state of the base's learner"""
     score: Trained
     score_ema: Params
     """the average of `score` over the updates, which corrects actions"""
     dynamics: Trained
     """of a dictionary with `inverse`, and with `forward` if there is one"""
+
+
+class State(NamedTuple):
+    """All that one run carries from update to update."""
+
+    base: Any
+    """the state of the base's learner"""
+    models: Models
     guidance: Guidance
 
 
@@ -174,10 +180,10 @@ def correction(networks: Networks, state: State, policy: Callable[[Array], Array
     it leads to by `state_eta` times the score there, and is the difference that this makes to the inverse dynamics.
     `policy` is the base's action at a normalised observation.
     """
-    guidance, dynamics = state.guidance, state.dynamics.params
+    guidance, dynamics = state.guidance, state.models.dynamics.params
 
     def scores(obs: Array, action: Array) -> tuple[Array, Array]:
-        of_both = score(networks, state.score_ema, jnp.concatenate([obs, action]), guidance.sigma)
+        of_both = score(networks, state.models.score_ema, jnp.concatenate([obs, action]), guidance.sigma)
         return of_both[: obs.shape[0]], of_both[obs.shape[0] :]
 
     of_state, of_action = scores(obs, action)
@@ -220,32 +226,32 @@ def make(config: Config, base: Algorithm, split: Callable[[Any], Any]) -> Algori
         given = (hypers.sigma_eval, hypers.action_coef, hypers.state_coef, hypers.state_eta)
         return State(
             base=base.init(key, task, split(hypers)),
-            score=Trained.start(params, optax.adam(hypers.score_learning_rate)),
-            score_ema=params,
-            dynamics=Trained.start(dynamics, optax.adam(hypers.dynamics_learning_rate)),
+            models=Models(
+                score=Trained.start(params, optax.adam(hypers.score_learning_rate)),
+                score_ema=params,
+                dynamics=Trained.start(dynamics, optax.adam(hypers.dynamics_learning_rate)),
+            ),
             guidance=Guidance(*(jnp.asarray(value, jnp.result_type(float)) for value in given)),
         )
 
     def update(key: Array, task: Task, state: State, hypers: Any, clock: Clock) -> tuple[State, Metrics]:
         of_base, metrics = base.update(key, task, state.base, split(hypers), clock)
-        networks = networks_of(task)
+        networks, models = networks_of(task), state.models
         batch_key, sigma_key, noise_key = jax.random.split(jax.random.fold_in(key, MODELS), 3)
         batch = offline.sample(batch_key, task, (config.model_batch_size,), normalize_obs=True)
         sigma = noise_levels(jax.random.uniform(sigma_key, (config.model_batch_size,)), hypers)
         width = batch.obs.shape[-1] + batch.action.shape[-1]
         noise = jax.random.normal(noise_key, (config.model_batch_size, width))
 
-        of_score, grads = jax.value_and_grad(score_loss)(state.score.params, networks, batch, sigma, noise)
-        trained_score = state.score.step(grads, optax.adam(hypers.score_learning_rate))
-        grads, of_dynamics = jax.grad(dynamics_loss, has_aux=True)(state.dynamics.params, networks, batch)
-        state = State(
-            base=of_base,
+        of_score, grads = jax.value_and_grad(score_loss)(models.score.params, networks, batch, sigma, noise)
+        trained_score = models.score.step(grads, optax.adam(hypers.score_learning_rate))
+        grads, of_dynamics = jax.grad(dynamics_loss, has_aux=True)(models.dynamics.params, networks, batch)
+        models = Models(
             score=trained_score,
-            score_ema=optax.incremental_update(trained_score.params, state.score_ema, 1.0 - hypers.score_ema),
-            dynamics=state.dynamics.step(grads, optax.adam(hypers.dynamics_learning_rate)),
-            guidance=state.guidance,
+            score_ema=optax.incremental_update(trained_score.params, models.score_ema, 1.0 - hypers.score_ema),
+            dynamics=models.dynamics.step(grads, optax.adam(hypers.dynamics_learning_rate)),
         )
-        return state, metrics | {"score_loss": of_score} | of_dynamics
+        return State(of_base, models, state.guidance), metrics | {"score_loss": of_score} | of_dynamics
 
     def act(key: Array, task: Task, state: State, obs: Array) -> Array:
         networks, dataset, space = networks_of(task), offline.dataset_of(task), task.env.action_space
