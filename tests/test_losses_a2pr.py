@@ -33,14 +33,18 @@ from numpy_nets import (
     normal,
     slope,
 )
+from trained_states import params_of, with_adam
 
 from envs import datasets
 from envs.datasets import STD_FLOOR, Dataset, Records
 from rlsuite import algorithms
-from rlsuite.algorithms.offline import a2pr, td3_bc
+from rlsuite.algorithms.offline import a2pr
 from rlsuite.core import Clock, Task
 from rlsuite.errors import UserError
+from rlsuite.pieces import offline_td3
+from rlsuite.pieces.critics import first_q
 from rlsuite.pieces.networks import MLP
+from rlsuite.pieces.offline_td3 import smoothed_action as smoothed
 
 OBS_DIM = ACTION_DIM = 3
 LATENT_DIM = 2 * ACTION_DIM
@@ -322,7 +326,7 @@ def weight_of(nets: Nets, batch: Batch) -> FloatArray:
 
 def networks() -> a2pr.Networks:
     return a2pr.Networks(
-        td3_bc.Networks(MLP((*ACTOR, ACTION_DIM)), MLP((*CRITIC, 1))),
+        offline_td3.Networks(MLP((*ACTOR, ACTION_DIM)), MLP((*CRITIC, 1))),
         MLP((*VALUE, 1)),
         MLP((*VAE, 2 * LATENT_DIM)),
         MLP((*VAE, ACTION_DIM)),
@@ -340,7 +344,7 @@ def fresh_state() -> a2pr.State:
 
 def learner(nets: Nets, dtype: Any) -> a2pr.State:
     """The learner's state with these networks and fresh optimisers."""
-    return cast(fresh_state(), dtype)._replace(**cast(nets._asdict(), dtype))
+    return with_adam(a2pr.State(**cast(nets._asdict(), dtype)))
 
 
 # Losses and gradients.
@@ -349,19 +353,19 @@ def learner(nets: Nets, dtype: Any) -> a2pr.State:
 @functools.partial(jax.jit, compiler_options=QUICK_TO_COMPILE)
 def jax_losses(state: a2pr.State, batch: datasets.Batch, noises: Noises, hypers: a2pr.Hypers) -> Any:
     """All losses of the learner and their gradients, with both targets as the last entry."""
-    nets = networks()
-    next_action = a2pr.smoothed_action(nets, state.target_actor, batch.next_obs, noises.target, hypers)
-    target = a2pr.bellman_target(nets, state.target_critics, batch, next_action, hypers)
-    online = a2pr.bellman_target(nets, state.critics, batch, next_action, hypers)
+    nets, params = networks(), params_of(state)
+    next_action = smoothed(nets.td3, state.target_actor, batch.next_obs, noises.target, hypers)
+    target = a2pr.q_target(nets, state.target_critics, batch, next_action, hypers)
+    online = a2pr.q_target(nets, params.critics, batch, next_action, hypers)
     with_aux = functools.partial(jax.value_and_grad, has_aux=True)
-    (of_critic, _), critic_grads = with_aux(a2pr.critic_loss)(state.critics, nets, batch, target)
-    (of_value, v), value_grads = with_aux(a2pr.value_loss)(state.value, nets, batch, jnp.minimum(online, target))
-    q_data = td3_bc.first_q(nets.td3, state.critics, batch.obs, batch.action)
+    (of_critic, _), critic_grads = with_aux(a2pr.critic_loss)(params.critics, nets, batch, target)
+    (of_value, v), value_grads = with_aux(a2pr.value_loss)(params.value, nets, batch, jnp.minimum(online, target))
+    q_data = first_q(nets.td3.critic, params.critics, batch.obs, batch.action)
     weight = hypers.vae_weight * (q_data > v)
-    (of_vae, _), vae_grads = with_aux(a2pr.vae_loss)(state.vae, nets, batch, noises.vae, weight)
+    (of_vae, _), vae_grads = with_aux(a2pr.vae_loss)(params.vae, nets, batch, noises.vae, weight)
     of_actor = {
         form: jax.value_and_grad(a2pr.actor_loss)(
-            state.actor, config, nets, state, batch, q_data, v, noises.candidate, hypers
+            params.actor, config, nets, state, batch, q_data, v, noises.candidate, hypers
         )
         for form, config in FORMS.items()
     }
@@ -617,7 +621,8 @@ def test_whole_updates(name: str) -> None:
             noises = Noises(*(np.asarray(jax.random.normal(key, (UPDATE_BATCH, dim))) for key, dim in draws))
             want_metrics = trace.update(batch, noises, index)
             state, metrics = update(key, state, Clock(jnp.int32(index), jnp.asarray(0.5)))
-            got = Nets(*(getattr(state, field) for field in Nets._fields))
+            moved_to = params_of(state)
+            got = Nets(*(getattr(moved_to, field) for field in Nets._fields))
             assert_moved(got, trace.nets, nets, 1e-7)
             assert set(metrics) == set(want_metrics)
             for metric, want in want_metrics.items():
@@ -640,7 +645,7 @@ def test_whole_updates(name: str) -> None:
 
 
 def test_starts_with_critics_that_differ_and_with_targets_that_do_not() -> None:
-    state = fresh_state()
+    state = params_of(fresh_state())
     for leaf in jax.tree.leaves(state.critics):
         assert leaf.shape[0] == 2 and not np.any(leaf[0] == leaf[1])
     chex.assert_trees_all_equal((state.actor, state.critics), (state.target_actor, state.target_critics))
@@ -651,6 +656,7 @@ def test_the_networks_have_the_sizes_of_the_config() -> None:
         return [layer["kernel"].shape[-2:] for layer in net["params"].values()]
 
     shapes = jax.eval_shape(lambda key: a2pr.make(a2pr.Config()).init(key, TASK, HYPERS), jax.random.key(0))
+    shapes = params_of(shapes)
     assert sizes(shapes.actor) == [(3, 256), (256, 256), (256, 256), (256, 3)]
     assert sizes(shapes.critics) == [(6, 256), *[(256, 256)] * 3, (256, 1)]
     assert sizes(shapes.value) == [(3, 256), *[(256, 256)] * 3, (256, 1)]

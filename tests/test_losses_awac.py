@@ -15,7 +15,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from numpy_nets import (
     Adam,
@@ -50,11 +49,13 @@ from numpy_offline import (
     task,
     twins,
 )
+from trained_states import params_of, with_adam
 
 from envs import datasets
-from rlsuite.algorithms.offline import awac, td3_bc
+from rlsuite.algorithms.offline import awac
 from rlsuite.core import AlgorithmSpec, Clock
 from rlsuite.errors import UserError
+from rlsuite.pieces import offline_td3
 from rlsuite.pieces.networks import MLP
 
 HYPERS = awac.Hypers(
@@ -136,30 +137,29 @@ def problem(seed: int) -> tuple[Nets, Batch, FloatArray, FloatArray]:
     return random_nets(rng), random_batch(rng), normal(rng, BATCH, ACTION_DIM), normal(rng, BATCH, ACTION_DIM)
 
 
-NETWORKS = td3_bc.Networks(MLP((*HIDDEN, ACTION_DIM)), MLP((*HIDDEN, 1)))
+NETWORKS = offline_td3.Networks(MLP((*HIDDEN, ACTION_DIM)), MLP((*HIDDEN, 1)))
 
 
 def state_of(nets: Nets, dtype: Any) -> awac.State:
     """The learner's state with these networks and fresh optimisers."""
-    params = Nets(*(cast(part, dtype) for part in nets))
-    init = optax.adam(0.0).init
-    return awac.State(*params, init(params.actor), init(params.critics))
+    return with_adam(awac.State(*(cast(part, dtype) for part in nets)))
 
 
 @jax.jit
 def jax_losses(state: awac.State, batch: datasets.Batch, noise: Any, own_noise: Any, hypers: awac.Hypers) -> Any:
     """Both losses with gradients and metrics, and the gradients by what should be constant in them."""
+    params = params_of(state)
     (of_critics, critic_metrics), critic_grads = jax.value_and_grad(awac.critic_loss, has_aux=True)(
-        state.critics, NETWORKS, state, batch, noise, hypers
+        params.critics, NETWORKS, state, batch, noise, hypers
     )
 
     def by_targets(actor: Tree, target_critics: Tree) -> Any:
-        other = state._replace(actor=actor, target_critics=target_critics)
-        return awac.critic_loss(state.critics, NETWORKS, other, batch, noise, hypers)[0]
+        other = state._replace(actor=state.actor._replace(params=actor), target_critics=target_critics)
+        return awac.critic_loss(params.critics, NETWORKS, other, batch, noise, hypers)[0]
 
-    target_grads = jax.grad(by_targets, (0, 1))(state.actor, state.target_critics)
+    target_grads = jax.grad(by_targets, (0, 1))(params.actor, params.target_critics)
     (of_actor, actor_metrics), actor_grads = jax.value_and_grad(awac.actor_loss, (0, 2), has_aux=True)(
-        state.actor, NETWORKS, state.critics, batch, own_noise, hypers
+        params.actor, NETWORKS, params.critics, batch, own_noise, hypers
     )
     return (of_critics, critic_grads), target_grads, (of_actor, actor_grads), critic_metrics | actor_metrics
 
@@ -310,7 +310,7 @@ def test_whole_updates(name: str) -> None:
                 assert float(metrics[metric]) == pytest.approx(float(number), rel=1e-9), metric
         judged = [judge(state, jnp.asarray(place)) for place in (SOMEWHERE, 20.0 * SOMEWHERE)]
     assert ends >= {(False, False), (True, False), (False, True)}
-    assert_moved(Nets(*state[:3]), nets, start, 1e-8)
+    assert_moved(Nets(*params_of(state)), nets, start, 1e-8)
     # Evaluation plays the mean, clipped to the box, and values it by the smaller critic.
     for (act, value), place in zip(judged, (SOMEWHERE, 20.0 * SOMEWHERE), strict=True):
         obs = shown(place[None], config.normalize_obs)
@@ -326,6 +326,7 @@ def test_whole_updates(name: str) -> None:
 def test_starts_with_critics_that_differ_and_with_targets_that_do_not() -> None:
     algorithm = awac.make(CONFIGS["observations normalised"])
     state = jax.jit(lambda key: algorithm.init(key, task(), HYPERS))(jax.random.key(0))
+    state = params_of(state)
     for leaf in jax.tree.leaves(state.critics):
         assert leaf.shape[0] == 2 and not np.any(leaf[0] == leaf[1])
     chex.assert_trees_all_equal(state.critics, state.target_critics)

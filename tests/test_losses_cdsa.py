@@ -14,7 +14,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import linen as nn
 from numpy_nets import (
@@ -35,6 +34,7 @@ from numpy_nets import (
     normal,
     slope,
 )
+from trained_states import params_of, with_adam
 
 from envs import datasets
 from envs.datasets import Dataset, Records
@@ -348,15 +348,10 @@ def drawn(key: Any, task: Task) -> Any:
 def start(name: str, nets: Nets, actor: Tree, task: Task) -> cdsa.State:
     """The learner's state with these networks and fresh optimisers. Only inside `jax.enable_x64(True)`."""
     trees = cast(({"params": actor}, nets.score, nets.dynamics), jnp.float64)
-    actor_opt, score_opt, dynamics_opt = jit(lambda *trees: [optax.adam(0.0).init(tree) for tree in trees])(*trees)
     given = (HYPERS.sigma_eval, HYPERS.action_coef, HYPERS.state_coef, HYPERS.state_eta)
     state = cdsa.State(
-        base=bc.State(trees[0], actor_opt),
-        score=trees[1],
-        score_ema=cast(nets.score_ema, jnp.float64),
-        dynamics=trees[2],
-        score_opt=score_opt,
-        dynamics_opt=dynamics_opt,
+        base=with_adam(bc.State(trees[0])),
+        models=with_adam(cdsa.Models(trees[1], cast(nets.score_ema, jnp.float64), trees[2])),
         guidance=cdsa.Guidance(*(jnp.asarray(x) for x in given)),
     )
     fresh = jax.eval_shape(CASES[name].algorithm.init, jax.random.key(0), task, CASES[name].hypers)
@@ -398,7 +393,7 @@ def test_two_whole_updates(name: str) -> None:
             of_models = [metrics[name] for name in ("inverse_loss", "forward_loss") if name in metrics]
             assert float(sum(of_models)) == pytest.approx(dynamics_loss, rel=1e-8)
             assert len(of_models) == 1 + CASES[name].forward_model
-    assert_moved(Nets(state.score, state.score_ema, state.dynamics), want, nets, 1e-8)
+    assert_moved(Nets(*params_of(state.models)), want, nets, 1e-8)
 
 
 @pytest.mark.parametrize("name", CASES)

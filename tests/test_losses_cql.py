@@ -15,7 +15,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from numpy_nets import (
     HIGH,
@@ -52,11 +51,13 @@ from numpy_squashed import (
     through_the_smallest,
     toy_dataset,
 )
+from trained_states import params_of, with_adam
 
 from envs import datasets
 from rlsuite.algorithms.offline import cql
 from rlsuite.core import Clock, Task
 from rlsuite.errors import UserError
+from rlsuite.pieces import offline_td3
 from rlsuite.pieces.networks import MLP
 
 HIDDEN = (8, 7)
@@ -263,25 +264,23 @@ def problem(seed: int, config: cql.Config, log_stds: tuple[float, ...] = WIDE) -
 
 def state_of(nets: Nets, dtype: Any) -> cql.State:
     """The learner's state with these networks and fresh optimisers."""
-    params = Nets(*cast(tuple(nets), dtype))
-    trees = params.actor, params.critics, params.log_alpha, params.log_multiplier
-    return cql.State(*params, *jax.jit(lambda *trees: [optax.adam(0.0).init(tree) for tree in trees])(*trees))
+    return with_adam(cql.State(*cast(tuple(nets), dtype)))
 
 
-NETWORKS = cql.Networks(cql.Policy(HIDDEN, ACTION_DIM), MLP((*HIDDEN, 1)))
+NETWORKS = offline_td3.Networks(cql.Policy(HIDDEN, ACTION_DIM), MLP((*HIDDEN, 1)))
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def jax_losses(state: cql.State, batch: Any, noise: Any, random: cql.Random, hypers: Any, config: cql.Config) -> Any:
     """The losses of the learner and their gradients."""
-    batch = datasets.Batch(*batch)
+    batch, params = datasets.Batch(*batch), params_of(state)
     (critic_loss, (difference, _)), critic_grads = jax.value_and_grad(cql.critic_loss, has_aux=True)(
-        state.critics, NETWORKS, state, batch, random, config, hypers
+        params.critics, NETWORKS, state, batch, random, config, hypers
     )
     (actor_loss, log_prob), actor_grads = jax.value_and_grad(cql.actor_loss, has_aux=True)(
-        state.actor, NETWORKS, state.critics, state.log_alpha, batch.obs, noise
+        params.actor, NETWORKS, params.critics, params.log_alpha, batch.obs, noise
     )
-    multiplier = jax.value_and_grad(cql.multiplier_loss)(state.log_multiplier, difference, hypers)
+    multiplier = jax.value_and_grad(cql.multiplier_loss)(params.log_multiplier, difference, hypers)
     return (critic_loss, critic_grads, difference), (actor_loss, actor_grads, log_prob), multiplier
 
 
@@ -461,7 +460,8 @@ def test_whole_updates(config: cql.Config) -> None:
             lambda state, obs: tuple(f(jax.random.key(2), task, state, obs) for f in (algorithm.act, algorithm.value))
         )(state, jnp.asarray(obs[0]))
         seen = normalized(dataset, obs) if config.normalize_obs else obs
-    assert_moved(Nets(*state[:5]), want, nets, 1e-8)
+    state = params_of(state)
+    assert_moved(Nets(*state), want, nets, 1e-8)
     assert (float(state.log_alpha) != float(nets.log_alpha)) == config.learn_alpha
     assert (float(state.log_multiplier) != float(nets.log_multiplier)) == config.lagrange
     assert float(metrics["alpha"]) == pytest.approx(np.exp(want.log_alpha), rel=1e-12)
@@ -481,6 +481,7 @@ def test_starts_as_corl_does() -> None:
     config = dataclasses.replace(PLAIN, actor_hidden_sizes=(64, 64), critic_hidden_sizes=(64, 64))
     algorithm, task = cql.make(config), Task(Toy())
     state = jax.jit(lambda key: algorithm.init(key, task, HYPERS))(jax.random.key(0))
+    state = params_of(state)
     chex.assert_trees_all_equal(state.critics, state.target_critics)
     assert float(state.log_alpha) == pytest.approx(np.log(HYPERS.initial_alpha))
     assert float(state.log_multiplier) == 1.0

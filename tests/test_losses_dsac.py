@@ -12,7 +12,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from numpy_dsac import (
     ACTION_DIM,
@@ -51,11 +50,12 @@ from numpy_nets import (
     normal,
     slope,
 )
+from trained_states import params_of, with_adam
 
 from rlsuite.algorithms.off_policy import dsac
 from rlsuite.core import Clock, Task, Transition
 from rlsuite.errors import UserError
-from rlsuite.pieces import replay
+from rlsuite.pieces import off_policy, replay, return_distributions, squashed
 
 HYPERS = dsac.Hypers(
     actor_learning_rate=0.003,
@@ -138,10 +138,7 @@ def problem(seed: int, log_stds: tuple[float, ...] = WIDE) -> tuple[Nets, Batch,
 
 def learner(nets: Nets, dtype: Any) -> dsac.Learner:
     """The learner's state with these networks and fresh optimisers."""
-    params = Nets(*cast(tuple(nets), dtype))
-    adam = optax.adam(0.0)
-    opt_states = jax.jit(lambda *params: [adam.init(p) for p in params])(params.actor, params.critic, params.log_alpha)
-    return dsac.Learner(*params, *opt_states)
+    return with_adam(dsac.Learner(*cast(tuple(nets), dtype)))
 
 
 Results = tuple[tuple[Any, Tree], tuple[Any, Tree, Any], tuple[Any, Any]]
@@ -150,14 +147,14 @@ Results = tuple[tuple[Any, Tree], tuple[Any, Tree, Any], tuple[Any, Any]]
 @jax.jit
 def jax_losses(state: dsac.Learner, batch: Transition, noise: Any, z: Any, hypers: Any, target_entropy: Any) -> Results:
     """The three losses of the learner and their gradients."""
-    networks = dsac.networks_of(HIDDEN, Toy())
+    networks, params = return_distributions.networks_of(HIDDEN, Toy()), params_of(state)
     (critic_loss, _), critic_grads = jax.value_and_grad(dsac.critic_loss, has_aux=True)(
-        state.critic, networks, state, batch, noise, z, hypers
+        params.critic, networks, state, batch, noise, z, hypers
     )
     (actor_loss, log_prob), actor_grads = jax.value_and_grad(dsac.actor_loss, has_aux=True)(
-        state.actor, networks, state.critic, state.log_alpha, batch.obs, noise
+        params.actor, networks, params.critic, params.log_alpha, batch.obs, noise
     )
-    alpha = jax.value_and_grad(dsac.alpha_loss)(state.log_alpha, log_prob, target_entropy)
+    alpha = jax.value_and_grad(squashed.alpha_loss)(params.log_alpha, log_prob, target_entropy)
     return (critic_loss, critic_grads), (actor_loss, actor_grads, log_prob), alpha
 
 
@@ -242,7 +239,10 @@ def test_a_gaussian_return_is_a_fixed_point_of_the_loss() -> None:
     """At the true mean and standard deviation of its targets, the critic's gradient is that of sampling noise."""
     target = 4.0 + 2.0 * np.random.default_rng(0).normal(size=100_000)
     grads = jax.grad(
-        lambda mean, std: jnp.mean(dsac.gaussian_loss(mean, std, target, dsac.clip_target(mean, target, 1e9))), (0, 1)
+        lambda mean, std: jnp.mean(
+            return_distributions.gaussian_loss(mean, std, target, return_distributions.clip_target(mean, target, 1e9))
+        ),
+        (0, 1),
     )
     assert np.allclose(grads(4.0, 2.0), 0.0, atol=0.01)
     # Too low a mean must rise and too large a standard deviation must fall, and the other way round.
@@ -306,7 +306,7 @@ def test_whole_updates_from_the_warm_up_on(gradient_steps: int, learn_alpha: boo
     student, experience = Student(random_nets(rng, MODERATE)), Experience(rng)
     algorithm, task, hypers = dsac.make(config), Task(Toy()), HYPERS
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        state = dsac.State(learner(student.nets, jnp.float64), experience.buffer(), experience.carry())
+        state = off_policy.State(learner(student.nets, jnp.float64), experience.buffer(), experience.carry())
         fresh = jax.eval_shape(algorithm.init, jax.random.key(0), task, hypers)
         chex.assert_trees_all_equal_structs(fresh, state)
         update = jax.jit(algorithm.update)
@@ -327,7 +327,7 @@ def test_whole_updates_from_the_warm_up_on(gradient_steps: int, learn_alpha: boo
             for batch, step_key in zip(batches, jax.random.split(learn_key, gradient_steps), strict=True):
                 student.learn(batch, step_key, config.policy_delay, learn_alpha)
                 seen |= {name for name, hits in endings(batch).items() if np.any(hits)}
-            got, got_before = (Nets(*of.learner[: len(Nets._fields)]) for of in (state, before))
+            got, got_before = (Nets(*params_of(of.learner)) for of in (state, before))
             assert_close(moves(got, got_before), moves(student.nets, old_nets), 1e-7)
             assert float(metrics["alpha"]) == pytest.approx(np.exp(student.nets.log_alpha), rel=1e-9)
             if gradient_steps == 1 and first_step % config.policy_delay:
@@ -345,7 +345,7 @@ def test_a_rollout_is_stored_step_by_step() -> None:
     rollout = Transition(*cast(tuple(np.stack(column) for column in zip(*steps, strict=True)), jnp.float32))
     after = jnp.asarray(normal(rng, NUM_ENVS, OBS_DIM), jnp.float32)
     empty = replay.init(layout, NUM_ENVS, NUM_ENVS * 5)
-    got = jax.jit(dsac.store, static_argnums=1)(empty, layout, rollout, after, jnp.int32(first))
+    got = jax.jit(replay.add_rollout, static_argnums=1)(empty, layout, rollout, after, jnp.int32(first))
     want = empty
     for i in range(time):
         following = after if i == time - 1 else rollout.obs[i + 1]

@@ -14,7 +14,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from numpy_dsac import (
     ACTION_DIM,
@@ -41,10 +40,12 @@ from numpy_dsac import (
     valued,
 )
 from numpy_nets import Adam, FloatArray, Toy, Tree, assert_close, cast, dot, exact, normal, slope
+from trained_states import params_of, with_adam
 
-from rlsuite.algorithms.off_policy import dsac, dsac_t
+from rlsuite.algorithms.off_policy import dsac_t
 from rlsuite.core import Clock, Task, Transition
 from rlsuite.errors import UserError
+from rlsuite.pieces import off_policy, return_distributions
 
 HYPERS = dsac_t.Hypers(
     actor_learning_rate=0.003,
@@ -201,10 +202,7 @@ def problem(seed: int, log_stds: tuple[float, ...] = WIDE) -> tuple[Nets, Batch,
 
 def learner(nets: Nets, dtype: Any) -> dsac_t.Learner:
     """The learner's state with these networks and fresh optimisers."""
-    params = Nets(*cast(tuple(nets), dtype))
-    adam = optax.adam(0.0)
-    opt_states = jax.jit(lambda *params: [adam.init(p) for p in params])(params.actor, params.critics, params.log_alpha)
-    return dsac_t.Learner(*params, *opt_states)
+    return with_adam(dsac_t.Learner(*cast(tuple(nets), dtype)))
 
 
 Results = tuple[tuple[Any, Tree, Any], tuple[Any, Tree, Any]]
@@ -213,12 +211,12 @@ Results = tuple[tuple[Any, Tree, Any], tuple[Any, Tree, Any]]
 @functools.partial(jax.jit, static_argnames="use_huber")
 def jax_losses(state: dsac_t.Learner, batch: Transition, noise: Any, z: Any, hypers: Any, use_huber: bool) -> Results:
     """The losses of critics and actor, and their gradients."""
-    networks = dsac.networks_of(HIDDEN, Toy())
+    networks, params = return_distributions.networks_of(HIDDEN, Toy()), params_of(state)
     (critic_loss, (b, _)), critic_grads = jax.value_and_grad(dsac_t.critic_loss, has_aux=True)(
-        state.critics, networks, state, batch, noise, z, hypers, use_huber
+        params.critics, networks, state, batch, noise, z, hypers, use_huber
     )
     (actor_loss, log_prob), actor_grads = jax.value_and_grad(dsac_t.actor_loss, has_aux=True)(
-        state.actor, networks, state.critics, state.log_alpha, batch.obs, noise
+        params.actor, networks, params.critics, params.log_alpha, batch.obs, noise
     )
     return (critic_loss, critic_grads, b), (actor_loss, actor_grads, log_prob)
 
@@ -335,11 +333,11 @@ def test_with_a_constant_std_and_a_wide_bound_the_mean_learns_plain_td_errors() 
     nets = nets._replace(b=np.array([1e6, 1e6]))
 
     def grads_of_last_bias(state: dsac_t.Learner, sample: Transition, noise: Any, z: Any) -> Any:
-        networks = dsac.networks_of(HIDDEN, Toy())
+        networks = return_distributions.networks_of(HIDDEN, Toy())
         sample = jax.tree.map(lambda x: x[None], sample)
         hypers = HYPERS._replace(tau_b=0.0)
         grads, _ = jax.grad(dsac_t.critic_loss, has_aux=True)(
-            state.critics, networks, state, sample, noise[None], z[:, None], hypers, False
+            params_of(state).critics, networks, state, sample, noise[None], z[:, None], hypers, False
         )
         return grads["params"]["Dense_2"]["bias"]
 
@@ -369,6 +367,7 @@ def test_b_is_set_by_the_first_minibatch_and_follows_the_next_ones() -> None:
 def test_starts_with_two_critics_that_differ_from_each_other_but_not_from_their_targets() -> None:
     algorithm = dsac_t.make(dsac_t.Config(hidden_sizes=(8,), buffer_size=4))
     state = jax.jit(lambda key: algorithm.init(key, Task(Toy()), dsac_t.Hypers()))(jax.random.key(0)).learner
+    state = params_of(state)
     chex.assert_trees_all_equal(state.critics, state.target_critics)
     chex.assert_trees_all_equal(state.actor, state.target_actor)
     assert not np.array_equal(*state.critics["params"]["Dense_0"]["kernel"])
@@ -436,7 +435,7 @@ def test_whole_updates_from_the_warm_up_on(gradient_steps: int, learn_alpha: boo
     experience = Experience(rng)
     algorithm, task, hypers = dsac_t.make(config), Task(Toy()), HYPERS
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        state = dsac_t.State(learner(student.nets, jnp.float64), experience.buffer(), experience.carry())
+        state = off_policy.State(learner(student.nets, jnp.float64), experience.buffer(), experience.carry())
         fresh = jax.eval_shape(algorithm.init, jax.random.key(0), task, hypers)
         chex.assert_trees_all_equal_structs(fresh, state)
         update = jax.jit(algorithm.update)
@@ -457,7 +456,7 @@ def test_whole_updates_from_the_warm_up_on(gradient_steps: int, learn_alpha: boo
             for batch, step_key in zip(batches, jax.random.split(learn_key, gradient_steps), strict=True):
                 student.learn(batch, step_key, config)
                 seen |= {name for name, hits in endings(batch).items() if np.any(hits)}
-            got, got_before = (Nets(*of.learner[: len(Nets._fields)]) for of in (state, before))
+            got, got_before = (Nets(*params_of(of.learner)) for of in (state, before))
             assert_close(moves(got, got_before), moves(student.nets, old_nets), 1e-7)
             assert float(metrics["alpha"]) == pytest.approx(np.exp(student.nets.log_alpha), rel=1e-9)
             if gradient_steps == 1:

@@ -14,7 +14,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from numpy_nets import (
     HIGH,
@@ -52,12 +51,15 @@ from numpy_squashed import (
     through_the_smallest,
     toy_dataset,
 )
+from trained_states import params_of, with_adam
 
 from envs import datasets
 from rlsuite.algorithms.offline import edac
 from rlsuite.core import Clock, Task
 from rlsuite.errors import UserError
+from rlsuite.pieces import offline_td3
 from rlsuite.pieces.networks import MLP
+from rlsuite.pieces.squashed import alpha_loss
 
 HIDDEN = (8, 7)
 BATCH = 64
@@ -185,36 +187,41 @@ def problem(seed: int, num_critics: int) -> tuple[Nets, Batch, FloatArray]:
 
 def state_of(nets: Nets, dtype: Any) -> edac.State:
     """The learner's state with these networks and fresh optimisers."""
-    params = cast(tuple(nets), dtype)
-    opt_states = jax.jit(lambda *trees: [optax.adam(0.0).init(tree) for tree in trees])(params[0], params[1], params[3])
-    return edac.State(*params, *opt_states)
+    return with_adam(edac.State(*cast(tuple(nets), dtype)))
 
 
-NETWORKS = edac.Networks(MLP((*HIDDEN, 2 * ACTION_DIM)), MLP((*HIDDEN, 1)))
+NETWORKS = offline_td3.Networks(MLP((*HIDDEN, 2 * ACTION_DIM)), MLP((*HIDDEN, 1)))
 
 
 @functools.partial(jax.jit, static_argnames="diversity")
 def jax_losses(state: edac.State, batch: Any, noise: Any, hypers: Any, diversity: bool) -> Any:
     """The losses of the learner and their gradients, and the gradient of the critics' loss by all else."""
-    batch = datasets.Batch(*batch)
+    batch, params = datasets.Batch(*batch), params_of(state)
 
     def of_critics(critics: Tree, others: edac.State) -> Any:
         return edac.critic_loss(critics, NETWORKS, others, batch, noise, diversity, hypers)
 
-    (critic_loss, _), critic_grads = jax.value_and_grad(of_critics, has_aux=True)(state.critics, state)
-    actor = jax.value_and_grad(edac.actor_loss)(state.actor, NETWORKS, state.critics, state.log_alpha, batch.obs, noise)
+    (critic_loss, _), critic_grads = jax.value_and_grad(of_critics, has_aux=True)(params.critics, state)
+    actor = jax.value_and_grad(edac.actor_loss)(
+        params.actor, NETWORKS, params.critics, params.log_alpha, batch.obs, noise
+    )
 
     def of_alpha(log_alpha: Any, actor: Tree) -> Any:
         _, log_prob = edac.draw(NETWORKS, actor, batch.obs, noise)
-        return edac.alpha_loss(log_alpha, log_prob, -hypers.target_entropy_scale * ACTION_DIM)
+        return alpha_loss(log_alpha, log_prob, -hypers.target_entropy_scale * ACTION_DIM)
 
-    alpha, by_actor = jax.value_and_grad(of_alpha, (0, 1))(state.log_alpha, state.actor)
+    alpha, by_actor = jax.value_and_grad(of_alpha, (0, 1))(params.log_alpha, params.actor)
     constant = jax.grad(
         lambda actor, targets, log_alpha: of_critics(
-            state.critics, state._replace(actor=actor, target_critics=targets, log_alpha=log_alpha)
+            params.critics,
+            state._replace(
+                actor=state.actor._replace(params=actor),
+                target_critics=targets,
+                log_alpha=state.log_alpha._replace(params=log_alpha),
+            ),
         )[0],
         (0, 1, 2),
-    )(state.actor, state.target_critics, state.log_alpha)
+    )(params.actor, params.target_critics, params.log_alpha)
     return (critic_loss, critic_grads), actor, (alpha, by_actor[0]), (*constant, by_actor[1])
 
 
@@ -408,7 +415,8 @@ def test_whole_updates(name: str) -> None:
         )(state, jnp.asarray(obs[0]))
         seen = normalized(dataset, obs) if case.normalize_obs else obs
         noise = np.asarray(jax.random.normal(jax.random.key(2), (ACTION_DIM,)))
-    assert_moved(Nets(*state[:4]), want, nets, 1e-8)
+    state = params_of(state)
+    assert_moved(Nets(*state), want, nets, 1e-8)
     assert (float(state.log_alpha) != float(nets.log_alpha)) == case.learn_alpha
     assert float(metrics["alpha"]) == pytest.approx(np.exp(want.log_alpha), rel=1e-12)
     assert ("diversity_loss" in metrics) == case.diversity
@@ -426,6 +434,7 @@ def test_starts_as_the_authors_do() -> None:
     task = Task(Toy())
     algorithm = edac.make(edac.Config(num_critics=3, hidden_sizes=(64, 64)))
     state = jax.jit(lambda key: algorithm.init(key, task, HYPERS))(jax.random.key(0))
+    state = params_of(state)
     chex.assert_trees_all_equal(state.critics, state.target_critics)
     assert float(state.log_alpha) == pytest.approx(np.log(HYPERS.initial_alpha))
     for params, fan_in, bound in ((state.actor, OBS_DIM, 1e-3), (state.critics, OBS_DIM + ACTION_DIM, 3e-3)):

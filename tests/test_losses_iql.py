@@ -16,7 +16,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from numpy_nets import (
     Adam,
@@ -51,13 +50,15 @@ from numpy_offline import (
     task,
     twins,
 )
+from trained_states import params_of, with_adam
 
 from envs import datasets
 from envs.core import Box
-from rlsuite.algorithms.offline import iql, td3_bc
+from rlsuite.algorithms.offline import iql
 from rlsuite.core import AlgorithmSpec, Clock, Task
 from rlsuite.errors import UserError
-from rlsuite.pieces import offline
+from rlsuite.pieces import offline, offline_td3
+from rlsuite.pieces.critics import min_q
 from rlsuite.pieces.networks import MLP
 
 HYPERS = iql.Hypers(
@@ -145,13 +146,13 @@ def problem(seed: int) -> tuple[Nets, Batch]:
     return random_nets(rng), random_batch(rng)
 
 
-NETWORKS = td3_bc.Networks(MLP((*HIDDEN, ACTION_DIM)), MLP((*HIDDEN, 1)))
+NETWORKS = offline_td3.Networks(MLP((*HIDDEN, ACTION_DIM)), MLP((*HIDDEN, 1)))
 
 
 @jax.jit
 def jax_losses(nets: Nets, batch: datasets.Batch, hypers: iql.Hypers) -> Any:
     """Every loss and its gradient, with the gradient by what should be constant beside it, and the advantage."""
-    q = jnp.min(td3_bc.q_values(NETWORKS, nets.target_critics, batch.obs, batch.action), axis=0)
+    q = min_q(NETWORKS.critic, nets.target_critics, batch.obs, batch.action)
     (of_value, advantage), value_grads = jax.value_and_grad(iql.value_loss, (0, 2), has_aux=True)(
         nets.value, NETWORKS, q, batch, hypers
     )
@@ -297,9 +298,7 @@ def scale_of(config: iql.Config) -> float:
 
 def state_of(nets: Nets) -> iql.State:
     """The learner's state with these networks and fresh optimisers."""
-    params = Nets(*(cast(part, jnp.float64) for part in nets))
-    init = optax.adam(0.0).init
-    return iql.State(*params, init(params.actor), init(params.critics), init(params.value))
+    return with_adam(iql.State(*(cast(part, jnp.float64) for part in nets)))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -348,7 +347,7 @@ def test_whole_updates(name: str) -> None:
             )
         act, value = judge(state, jnp.asarray(SOMEWHERE))
     assert ends >= {(False, False), (True, False), (False, True)}
-    assert_moved(Nets(*state[:4]), nets, start, 1e-8)
+    assert_moved(Nets(*params_of(state)), nets, start, 1e-8)
     # Evaluation plays the mean, and values it by the smaller critic, in the units of the recorded rewards.
     obs = shown(SOMEWHERE[None], config.normalize_obs)
     best = np.tanh(forward(nets.actor.net["params"], obs, "relu")[0])
@@ -363,6 +362,7 @@ def test_whole_updates(name: str) -> None:
 def test_starts_with_critics_that_differ_and_with_targets_that_do_not() -> None:
     algorithm = iql.make(CONFIGS["gaussian"])
     state = jax.jit(lambda key: algorithm.init(key, task(), HYPERS))(jax.random.key(0))
+    state = params_of(state)
     for leaf in jax.tree.leaves(state.critics):
         assert leaf.shape[0] == 2 and not np.any(leaf[0] == leaf[1])
     chex.assert_trees_all_equal(state.critics, state.target_critics)

@@ -41,8 +41,11 @@ from envs.core import Box, Discrete, EpisodeState
 from rlsuite.algorithms.on_policy import mdpo
 from rlsuite.core import Clock, Task
 from rlsuite.errors import UserError
+from rlsuite.pieces import on_policy, tsallis
+from rlsuite.pieces.actor_critic import Networks
 from rlsuite.pieces.normalize import RunningStats
 from rlsuite.pieces.rollout import EnvCarry
+from rlsuite.pieces.trained import Trained
 
 HIDDEN = (8, 7)
 OBS_DIM = 3
@@ -239,9 +242,9 @@ def compare_actor(space_name: str, divergence: str, dtype: Any, tolerance: float
         with jax.default_matmul_precision("highest"):
             (loss, metrics), grads = jax_actor_loss(
                 cast(actor, dtype),
-                mdpo.Networks(HIDDEN, space),
+                Networks(HIDDEN, space),
                 cast(critic, dtype),
-                mdpo.Batch(*cast(tuple(samples), dtype)),
+                on_policy.Batch(*cast(tuple(samples), dtype)),
                 cast(KL_WEIGHT, dtype),
                 config,
                 cast(hypers, dtype),
@@ -260,9 +263,9 @@ def compare_critic(clip: bool, dtype: Any, tolerance: float) -> None:
         with jax.default_matmul_precision("highest"):
             (loss, metrics), grads = jax_critic_loss(
                 cast(critic, dtype),
-                mdpo.Networks(HIDDEN, space),
+                Networks(HIDDEN, space),
                 cast(actor, dtype),
-                mdpo.Batch(*cast(tuple(samples), dtype)),
+                on_policy.Batch(*cast(tuple(samples), dtype)),
                 config,
                 cast(HYPERS, dtype),
             )
@@ -353,7 +356,7 @@ def test_sampled_divergence_is_that_of_tsallis_on_average() -> None:
     with jax.enable_x64(True):
         kl = float(mdpo.categorical_kl(jnp.asarray(logits), jnp.asarray(old_logits)))
         for q in (0.4, 1.0, 1.0 + 1e-9, 1.5, 2.0):
-            terms = np.asarray(mdpo.tsallis_divergence(jnp.log(p), jnp.log(old), q))
+            terms = np.asarray(tsallis.tsallis_divergence(jnp.log(p), jnp.log(old), q))
             assert np.all(terms >= 0.0)
             got = np.sum(old * terms)
             if abs(q - 1.0) < 1e-6:
@@ -372,13 +375,15 @@ def test_sampled_divergence_is_that_of_tsallis_on_average() -> None:
 def test_no_order_makes_a_gradient_of_nothing() -> None:
     """Where the two policies are one, the divergence and its gradient are 0; the order 1 is no hole."""
     for q in (0.5, 1.0, 2.0):
-        value, grad = jax.value_and_grad(mdpo.tsallis_divergence)(jnp.float32(-1.3), jnp.float32(-1.3), jnp.float32(q))
+        value, grad = jax.value_and_grad(tsallis.tsallis_divergence)(
+            jnp.float32(-1.3), jnp.float32(-1.3), jnp.float32(q)
+        )
         assert (float(value), float(grad)) == (0.0, 0.0)
 
 
 def test_weight_of_the_divergence_stays_finite() -> None:
-    weights = [float(mdpo.annealed(2.0, jnp.float32(progress))) for progress in (0.0, 0.5, 0.75, 1.0)]
-    assert weights == pytest.approx([2.0, 4.0, 8.0, 2.0 / mdpo.MIN_STEP_SIZE])
+    weights = [float(tsallis.annealed(2.0, jnp.float32(progress))) for progress in (0.0, 0.5, 0.75, 1.0)]
+    assert weights == pytest.approx([2.0, 4.0, 8.0, 2.0 / tsallis.MIN_STEP_SIZE])
 
 
 def test_a_rollout_that_cannot_be_cut_is_refused() -> None:
@@ -553,11 +558,11 @@ def test_one_whole_update(changes: dict[str, bool]) -> None:
             )
             actor, critic, obs_stats, return_stats, discounted_return = cast(tuple(numbers), jnp.float64)
             start, steps = cast((np.tile(START, (NUM_ENVS, 1)), np.zeros(NUM_ENVS, np.int32)), jnp.float64)
-            state = mdpo.State(
-                actor=actor,
-                critic=critic,
-                actor_opt=jax.jit(mdpo.actor_optimizer(hypers, 0.0).init)(actor),
-                critic_opt=jax.jit(optax.adam(0.0).init)(critic),
+            state = on_policy.State(
+                learner=mdpo.Learner(
+                    Trained(actor, jax.jit(mdpo.actor_optimizer(hypers, 0.0).init)(actor)),
+                    Trained(critic, jax.jit(optax.adam(0.0).init)(critic)),
+                ),
                 obs_stats=RunningStats(*obs_stats),
                 return_stats=RunningStats(*return_stats),
                 discounted_return=discounted_return,
@@ -570,8 +575,8 @@ def test_one_whole_update(changes: dict[str, bool]) -> None:
             want, want_metrics, norms = updated(key, numbers, config, hypers)
             clipped += [norm > max_grad_norm for norm in norms]
 
-            assert_moved(new.actor, want.actor, numbers.actor, 1e-8)
-            assert_moved(new.critic, want.critic, numbers.critic, 1e-8)
+            assert_moved(new.learner.actor.params, want.actor, numbers.actor, 1e-8)
+            assert_moved(new.learner.critic.params, want.critic, numbers.critic, 1e-8)
             rest = (tuple(new.obs_stats), tuple(new.return_stats), new.discounted_return)
             assert_close(rest, tuple(want[2:]), 1e-11)
             close(metrics, want_metrics, 1e-9)

@@ -13,7 +13,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from numpy_nets import (
     HIGH,
@@ -36,12 +35,13 @@ from numpy_nets import (
     slope,
     toy_transition,
 )
+from trained_states import params_of, with_adam
 
 from envs.core import EpisodeState
 from rlsuite.algorithms.off_policy import mdpo_off_policy as mdpo
 from rlsuite.core import Clock, Task, Transition
 from rlsuite.errors import UserError
-from rlsuite.pieces import replay
+from rlsuite.pieces import off_policy, replay
 from rlsuite.pieces.rollout import EnvCarry
 
 HIDDEN = (8, 7)
@@ -232,21 +232,21 @@ def problem(seed: int, log_stds: tuple[float, ...]) -> tuple[Nets, Batch, FloatA
 
 def learner(nets: Nets, dtype: Any) -> mdpo.Learner:
     """These networks with fresh optimisers."""
-    actor, old_actor, critics, value, target_value = cast(tuple(nets), dtype)
-    fresh = jax.jit(optax.adam(0.0).init)
-    return mdpo.Learner(actor, old_actor, critics, value, target_value, fresh(actor), fresh(critics), fresh(value))
+    return with_adam(mdpo.Learner(*cast(tuple(nets), dtype)))
 
 
 @jax.jit
 def jax_losses(state: mdpo.Learner, batch: Transition, noise: Any, kl_weight: Any, hypers: mdpo.Hypers) -> Any:
     """The three losses of the learner, their gradients and metrics."""
-    networks = mdpo.networks_of(CONFIG, Toy())
+    networks, params = mdpo.networks_of(CONFIG, Toy()), params_of(state)
     of_critics = jax.value_and_grad(mdpo.critic_loss, has_aux=True)(
-        state.critics, networks, state.target_value, batch, hypers.discount
+        params.critics, networks, state.target_value, batch, hypers.discount
     )
-    of_value = jax.value_and_grad(mdpo.value_loss, has_aux=True)(state.value, networks, state, batch.obs, noise, hypers)
+    of_value = jax.value_and_grad(mdpo.value_loss, has_aux=True)(
+        params.value, networks, state, batch.obs, noise, hypers
+    )
     of_actor = jax.value_and_grad(mdpo.actor_loss, has_aux=True)(
-        state.actor, networks, state, batch.obs, noise, kl_weight, hypers
+        params.actor, networks, state, batch.obs, noise, kl_weight, hypers
     )
     return of_critics, of_value, of_actor
 
@@ -443,7 +443,7 @@ def test_one_whole_update(q: float, sgd_steps: int, renewed: bool, sample_action
             batch = cast(tuple(column[now] for column in past), jnp.float64)
             buffer = add(buffer, batch, jnp.asarray(follows[now]), jnp.int32(step))
         carry = EnvCarry(EpisodeState(jnp.asarray(obs), jnp.asarray(steps, jnp.int32)), jnp.asarray(obs))
-        state = mdpo.State(learner(nets, jnp.float64), buffer, carry)
+        state = off_policy.State(learner(nets, jnp.float64), buffer, carry)
         fresh = jax.eval_shape(algorithm.init, jax.random.key(0), task, hypers)
         chex.assert_trees_all_equal_structs(fresh, state)
 
@@ -475,7 +475,7 @@ def test_one_whole_update(q: float, sgd_steps: int, renewed: bool, sample_action
         kl_weight = KL_WEIGHT / (1.0 - PROGRESS) if anneal_kl else KL_WEIGHT
         want = learned(nets, batches, noise_key, kl_weight, hypers)
 
-    got = Nets(*new.learner[:5])
+    got = Nets(*params_of(new.learner))
     if renewed:
         chex.assert_trees_all_equal(got.old_actor, got.actor)
     else:
@@ -503,5 +503,5 @@ def test_nothing_is_learned_in_the_warmup() -> None:
     assert np.all(np.ptp(actions, axis=0) > 0.4 * (HIGH - LOW))
     state, _ = update(jax.random.key(2), task, state, mdpo.Hypers(), Clock(jnp.int32(5), jnp.float32(0.0)))
     assert not np.array_equal(
-        state.learner.value["params"]["Dense_0"]["bias"], before.value["params"]["Dense_0"]["bias"]
+        state.learner.value.params["params"]["Dense_0"]["bias"], before.value.params["params"]["Dense_0"]["bias"]
     )

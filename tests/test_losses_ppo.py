@@ -38,8 +38,11 @@ from numpy_nets import (
 from envs.core import Box, Discrete, EpisodeState
 from rlsuite.algorithms.on_policy import ppo
 from rlsuite.core import Clock, Task
+from rlsuite.pieces import on_policy
+from rlsuite.pieces.actor_critic import Networks
 from rlsuite.pieces.normalize import RunningStats
 from rlsuite.pieces.rollout import EnvCarry
+from rlsuite.pieces.trained import Trained
 
 HIDDEN = (8, 7)
 OBS_DIM = 3
@@ -185,10 +188,14 @@ def compare(seed: int, space_name: str, config: ppo.Config, dtype: Any, toleranc
     space = SPACES[space_name]
     params, samples = problem(seed, space)
     want = reference(params, samples, config, HYPERS)
-    networks = ppo.Networks(HIDDEN, space)
+    networks = Networks(HIDDEN, space)
     with jax.default_matmul_precision("highest"):
         (loss, metrics), grads = jax_loss(
-            cast(params, dtype), networks, ppo.Batch(*cast(samples, dtype)), config, cast(HYPERS, dtype)
+            cast(params, dtype),
+            networks,
+            on_policy.Batch(dist=(), **cast(samples, dtype)._asdict()),
+            config,
+            cast(HYPERS, dtype),
         )
     assert loss.dtype == dtype
     assert_close(grads, want.grads, tolerance, dtype)
@@ -365,9 +372,8 @@ def test_one_whole_update() -> None:
             hypers = HYPERS._replace(learning_rate=0.01, discount=0.9, gae_lambda=0.8, max_grad_norm=max_grad_norm)
             params, obs_stats, return_stats, discounted_return = cast(tuple(numbers), jnp.float64)
             start, steps = cast((np.tile(START, (NUM_ENVS, 1)), np.zeros(NUM_ENVS, np.int32)), jnp.float64)
-            state = ppo.State(
-                params=params,
-                opt_state=jax.jit(ppo.optimizer(hypers, 0.0).init)(params),
+            state = on_policy.State(
+                learner=Trained(params, jax.jit(ppo.optimizer(hypers, 0.0).init)(params)),
                 obs_stats=RunningStats(*obs_stats),
                 return_stats=RunningStats(*return_stats),
                 discounted_return=discounted_return,
@@ -380,7 +386,7 @@ def test_one_whole_update() -> None:
             want, norms = updated(key, numbers, hypers, progress)
             clipped += [norm > max_grad_norm for norm in norms]
 
-            got = Numbers(new.params, tuple(new.obs_stats), tuple(new.return_stats), new.discounted_return)
+            got = Numbers(new.learner.params, tuple(new.obs_stats), tuple(new.return_stats), new.discounted_return)
             assert_moved(got.params, want.params, numbers.params, 1e-8)
             assert_close(got[1:], want[1:], 1e-11)
     assert any(clipped) and not all(clipped)

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import math
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -45,9 +43,13 @@ from numpy_nets import (
 from test_losses_ppo import HIDDEN, OBS_DIM, SPACES, Samples, merged, policy_terms, random_params, reference
 
 from envs.core import Box, Discrete
-from rlsuite.algorithms.on_policy import ppo, ppo_buffer, props
-from rlsuite.core import Clock, Task, Transition
+from rlsuite.algorithms.on_policy import buffered_ppo, ppo, ppo_buffer, props, ros
+from rlsuite.core import Algorithm, Clock, Task, Transition
 from rlsuite.errors import UserError
+from rlsuite.pieces.actor_critic import Networks, actor_of
+from rlsuite.pieces.minibatches import descend, shuffle
+from rlsuite.pieces.on_policy import Batch
+from rlsuite.pieces.trained import Trained
 
 BATCH = 64
 HYPERS = props.Hypers(behavior_clip_epsilon=0.3, behavior_kl_coef=0.6)
@@ -118,7 +120,7 @@ def ros_reference(actor: Tree, rows: Rows, valid: Any, step_size: float) -> Tree
 def problem(seed: int, space: Discrete | Box, weighted: bool) -> tuple[Tree, Rows, Any]:
     """An actor, rows of a target policy a little away from it, and which of the rows count."""
     rng = np.random.default_rng(seed)
-    actor = props.actor_of(random_params(rng, space))
+    actor = actor_of(random_params(rng, space))
     obs = normal(rng, BATCH, OBS_DIM)
     action: Any = rng.integers(space.n, size=BATCH) if isinstance(space, Discrete) else normal(rng, BATCH, space.dim)
     out = exact(forward(actor["policy"], obs, "tanh")[0] + 0.3 * normal(rng, BATCH, space_dim(space)))
@@ -135,7 +137,13 @@ def space_dim(space: Discrete | Box) -> int:
 
 
 jax_loss = jax.jit(jax.value_and_grad(props.behavior_loss, has_aux=True), static_argnums=1)
-jax_ros = jax.jit(props.ros_actor, static_argnums=1)
+jax_ros = jax.jit(ros.ros_actor, static_argnums=1)
+
+
+def rows_of(past: props.Past) -> Batch:
+    """The same rows as ROS is given them, which reads no more than observations and actions."""
+    nothing = jnp.zeros(len(past.log_prob))
+    return Batch(past.obs, past.action, past.dist, past.log_prob, nothing, nothing, nothing)
 
 
 def compare(seed: int, space_name: str, weighted: bool, dtype: Any, tolerance: float) -> None:
@@ -143,11 +151,12 @@ def compare(seed: int, space_name: str, weighted: bool, dtype: Any, tolerance: f
     space = SPACES[space_name]
     actor, rows, valid = problem(seed, space, weighted)
     want = behavior_reference(actor, rows, valid, HYPERS)
-    networks = ppo.Networks(HIDDEN, space)
+    networks = Networks(HIDDEN, space)
     past = props.Past(*cast(tuple(rows), dtype))
+    recalled = rows_of(past)
     with jax.default_matmul_precision("highest"):
         (loss, metrics), grads = jax_loss(cast(actor, dtype), networks, past, valid, cast(HYPERS, dtype))
-        stepped, likelihood = jax_ros(cast(actor, dtype), networks, past, valid, 64.0)
+        stepped, likelihood = jax_ros(cast(actor, dtype), networks, recalled, valid, 64.0)
     assert loss.dtype == dtype
     assert_close(grads, want.grads, tolerance, dtype)
     assert float(loss) == float(metrics["loss"]) == pytest.approx(want.loss, rel=tolerance)
@@ -201,7 +210,7 @@ def test_the_reference_has_the_gradient_of_its_own_loss(space: str, weighted: bo
 def test_ros_and_props_make_what_is_there_less_likely(space: str) -> None:
     """The sign, without any reference: a small step of either lowers the likelihood of the data."""
     actor, rows, valid = problem(3, SPACES[space], False)
-    networks = ppo.Networks(HIDDEN, SPACES[space])
+    networks = Networks(HIDDEN, SPACES[space])
     # From the target policy itself, where the ratio is 1 and the divergence 0.
     dist = [forward(actor["policy"], rows.obs, "tanh")[0]]
     if "log_std" in actor:
@@ -209,7 +218,7 @@ def test_ros_and_props_make_what_is_there_less_likely(space: str) -> None:
     rows = rows._replace(dist=tuple(dist), log_prob=policy_terms(actor, rows.obs, rows.action)[0])
     past = props.Past(*cast(tuple(rows), jnp.float32))
     before = log_likelihood(actor, rows, valid)
-    stepped, _ = jax_ros(cast(actor, jnp.float32), networks, past, valid, 1e-3)
+    stepped, _ = jax_ros(cast(actor, jnp.float32), networks, rows_of(past), valid, 1e-3)
     assert log_likelihood(cast(stepped, np.float32), rows, valid) < before - 1e-5
     _, grads = jax_loss(cast(actor, jnp.float32), networks, past, valid, HYPERS)
     stepped = jax.tree.map(lambda x, g: x - 1e-3 * np.asarray(g), actor, grads)
@@ -222,7 +231,7 @@ SIZE, COUNT, MINIBATCHES, EPOCHS = 12, 7, 4, 3
 
 
 def toy_descent(max_kl: float, broken_beyond: float = math.inf) -> tuple[Any, Any]:
-    """`props.descend` of x towards the mean of rows of which the first ones are not valid, and its metrics.
+    """`descend` of x towards the mean of rows of which the first ones are not valid, and its metrics.
 
     The divergence is how far x has come, tenfold in the minibatch of the last row: after one that is too far come
     others that are not. Beyond some distance it is NaN, as is the gradient.
@@ -237,17 +246,17 @@ def toy_descent(max_kl: float, broken_beyond: float = math.inf) -> tuple[Any, An
 
     adam = optax.sgd(0.05)
     x = jnp.float32(0.0)
-    got, _, metrics = jax.jit(
-        lambda key: props.descend(key, loss, adam, x, adam.init(x), rows, COUNT, max_kl, EPOCHS, MINIBATCHES)
+    got, metrics = jax.jit(
+        lambda key: descend(key, loss, adam, Trained.start(x, adam), rows, COUNT, max_kl, EPOCHS, MINIBATCHES)
     )(jax.random.key(5))
-    return got, metrics
+    return got.params, metrics
 
 
 def plain_descent(max_kl: float, broken_beyond: float = math.inf) -> tuple[float, list[float], list[float]]:
     """The same as a loop that just stops: x, and the losses and divergences of the steps taken."""
     x, losses, divergences = 0.0, [], []
     for key in jax.random.split(jax.random.key(5), EPOCHS):
-        rows = np.asarray(props.shuffle(key, SIZE, COUNT))[:COUNT]  # row i holds the number i
+        rows = np.asarray(shuffle(key, SIZE, COUNT))[:COUNT]  # row i holds the number i
         for first in range(0, COUNT, SIZE // MINIBATCHES):
             minibatch = rows[first : first + SIZE // MINIBATCHES]
             divergence = abs(x) * (10.0 if SIZE - 1 in minibatch else 1.0)
@@ -287,19 +296,19 @@ def test_nothing_valid_is_nothing_learned() -> None:
 
     adam = optax.adam(0.1)
     x = jnp.float32(0.5)
-    start = adam.init(x)
-    got, opt_state, metrics = props.descend(jax.random.key(0), loss, adam, x, start, rows, 0, 1.0, 2, 3)
-    chex.assert_trees_all_equal((got, opt_state), (x, start))
+    start = Trained.start(x, adam)
+    got, metrics = descend(jax.random.key(0), loss, adam, start, rows, 0, 1.0, 2, 3)
+    chex.assert_trees_all_equal(got, start)
     assert float(metrics["steps_taken"]) == 0.0
 
 
 def test_a_shuffle_puts_the_valid_rows_first_in_any_order() -> None:
-    orders = np.asarray(jax.vmap(lambda key: props.shuffle(key, 10, 4))(jax.random.split(jax.random.key(0), 2000)))
+    orders = np.asarray(jax.vmap(lambda key: shuffle(key, 10, 4))(jax.random.split(jax.random.key(0), 2000)))
     np.testing.assert_array_equal(np.sort(orders, axis=1), np.tile(np.arange(10), (2000, 1)))
     assert orders[:, :4].min() == 6
     for place in range(4):
         np.testing.assert_allclose(np.bincount(orders[:, place] - 6) / 2000, 0.25, atol=0.05)
-    whole = np.asarray(jax.vmap(lambda key: props.shuffle(key, 10, 10))(jax.random.split(jax.random.key(0), 2000)))
+    whole = np.asarray(jax.vmap(lambda key: shuffle(key, 10, 10))(jax.random.split(jax.random.key(0), 2000)))
     np.testing.assert_allclose(np.bincount(whole[:, 0]) / 2000, 0.1, atol=0.03)
 
 
@@ -312,7 +321,7 @@ def test_the_buffer_is_a_plain_ring() -> None:
         new, new_ends = normal(rng, 2, 2, 3), rng.random((2, 2)) < 0.5
         ring.extend(new)
         ends.extend(new_ends)
-        buffer = props.store(buffer, {"obs": jnp.asarray(new, jnp.float32), "end": jnp.asarray(new_ends)})  # type: ignore[arg-type]
+        buffer = buffered_ppo.store(buffer, {"obs": jnp.asarray(new, jnp.float32), "end": jnp.asarray(new_ends)})  # type: ignore[arg-type]
         np.testing.assert_array_equal(buffer["obs"], np.stack(ring))
         np.testing.assert_array_equal(buffer["end"], np.stack(ends))
 
@@ -331,8 +340,8 @@ CONFIG = props.Config(
     behavior_minibatches=2,
     hidden_sizes=HIDDEN,
 )
-ROUNDS, KEPT = 2, 8
-"""rounds in one update, and steps of each environment in the buffer"""
+KEPT = 8
+"""steps of each environment in the buffer"""
 UPDATE_HYPERS = props.Hypers(
     learning_rate=0.01,
     discount=0.9,
@@ -345,8 +354,51 @@ UPDATE_HYPERS = props.Hypers(
     behavior_clip_epsilon=0.05,
     behavior_target_kl=0.012,
     behavior_kl_coef=0.4,
-    ros_step_size=0.3,
 )
+
+
+class Case(NamedTuple):
+    """A method on the buffer, and what its reference is told."""
+
+    algorithm: Algorithm
+    hypers: Any
+    behavior_steps: int
+    """steps of each environment in one round"""
+    behavior: str
+    """whose policy collects: of props, of ros, or the target"""
+    stale_reference: bool = False
+    advantage_weighting: bool = False
+
+    @property
+    def rounds(self) -> int:
+        """In one update."""
+        return CONFIG.num_steps // self.behavior_steps
+
+
+def fields_of(kind: Any, given: Any) -> dict[str, Any]:
+    """Those of the given settings that the other kind has, too."""
+    names = kind._fields if hasattr(kind, "_fields") else [field.name for field in dataclasses.fields(kind)]
+    values = given._asdict() if hasattr(given, "_asdict") else dataclasses.asdict(given)
+    return {name: values[name] for name in names if name in values}
+
+
+FLAGS = {"stale_reference": True, "advantage_weighting": True}
+CASES = {
+    "props": Case(props.make(CONFIG), UPDATE_HYPERS, 2, "props"),
+    "stale and weighted": Case(props.make(dataclasses.replace(CONFIG, **FLAGS)), UPDATE_HYPERS, 2, "props", **FLAGS),
+    "ros": Case(
+        ros.make(ros.Config(**fields_of(ros.Config, CONFIG))),
+        ros.Hypers(**fields_of(ros.Hypers, UPDATE_HYPERS), ros_step_size=0.3),
+        2,
+        "ros",
+    ),
+    "target": Case(
+        ppo_buffer.make(ppo_buffer.Config(**fields_of(ppo_buffer.Config, CONFIG))),
+        ppo_buffer.Hypers(**fields_of(ppo_buffer.Hypers, UPDATE_HYPERS)),
+        4,
+        "target",
+    ),
+}
 
 
 class Numbers(NamedTuple):
@@ -390,7 +442,7 @@ def descended(
     """Epochs over shuffled rows until the divergence is too large: parameters, and steps taken."""
     steps, each = 0, size // minibatches
     for epoch_key in jax.random.split(key, epochs):
-        order = np.asarray(props.shuffle(epoch_key, size, count))[:count] - (size - count)
+        order = np.asarray(shuffle(epoch_key, size, count))[:count] - (size - count)
         for first in range(0, count, each):
             grads, kl = gradient(params, order[first : first + each])
             if kl > max_kl:
@@ -403,16 +455,16 @@ def descended(
     return params, steps
 
 
-def traced(seed: int, params: Tree, config: props.Config) -> Trace:
+def traced(seed: int, params: Tree, case: Case) -> Trace:
     """All updates in the order of the paper: collect, judge, perhaps PPO, then a new behaviour policy.
 
     Random numbers come from JAX by the learner's own key schedule: they are the only thing that the two share.
     """
-    hypers = UPDATE_HYPERS
+    config, hypers, rounds = CONFIG, UPDATE_HYPERS, case.rounds
     round_keys, learn_keys = [], []
     for update in range(UPDATES):
         rounds_key, learn_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), update))
-        round_keys += [jax.random.split(key) for key in jax.random.split(rounds_key, ROUNDS)]
+        round_keys += [jax.random.split(key) for key in jax.random.split(rounds_key, rounds)]
         learn_keys.append(learn_key)
 
     # The first weight is next to nothing, but no more than float32 holds of it: ROS makes much of small differences.
@@ -420,7 +472,7 @@ def traced(seed: int, params: Tree, config: props.Config) -> Trace:
     return_stats = (np.zeros(()), np.ones(()), float(exact(1e-4)))
     obs, steps, running = np.tile(START, (config.num_envs, 1)), np.zeros(config.num_envs), np.zeros(config.num_envs)
     past: list[Transition] = []
-    behavior = props.actor_of(params)
+    behavior = actor_of(params)
     ppo_adam, behavior_adam = Adam(params, eps=1e-5), Adam(behavior, eps=1e-5)
     ppo_steps, behavior_steps = [], []
 
@@ -451,10 +503,10 @@ def traced(seed: int, params: Tree, config: props.Config) -> Trace:
         return Judged(rows._replace(log_prob=log_prob, advantage=flat, target=flat + rows.value), dist)
 
     for index, (_, collect_key) in enumerate(round_keys):
-        update, round_of_update = divmod(index, ROUNDS)
+        update, round_of_update = divmod(index, rounds)
         # Collect with the behaviour policy.
         visited, sums = [], []
-        for step_key in jax.random.split(collect_key, config.behavior_steps):
+        for step_key in jax.random.split(collect_key, case.behavior_steps):
             policy_key, _ = jax.random.split(step_key)
             noise = np.asarray(jax.random.normal(policy_key, (config.num_envs, 3)))
             action = forward(behavior["policy"], seen(obs), "tanh")[0] + np.exp(behavior["log_std"]) * noise
@@ -472,7 +524,7 @@ def traced(seed: int, params: Tree, config: props.Config) -> Trace:
         return_stats = merged(return_stats, np.concatenate(sums))
 
         now = judged()
-        if round_of_update == ROUNDS - 1:
+        if round_of_update == rounds - 1:
 
             def of_ppo(params: Tree, chosen: Any, now: Judged = now) -> tuple[Tree, float]:
                 minibatch = Samples(*(column[chosen] for column in now.samples))
@@ -496,22 +548,22 @@ def traced(seed: int, params: Tree, config: props.Config) -> Trace:
             break
 
         # A new behaviour policy, for the next round. What that will push out of the buffer does not count.
-        behavior = props.actor_of(params)
-        if config.behavior == "target":
+        behavior = actor_of(params)
+        if case.behavior == "target":
             continue
-        if not config.stale_reference:
+        if not case.stale_reference:
             now = judged()
-        oldest = config.behavior_steps * config.num_envs if len(past) >= KEPT else 0
+        oldest = case.behavior_steps * config.num_envs if len(past) >= KEPT else 0
         samples = Samples(*(column[oldest:] for column in now.samples))
         weight = None
-        if config.advantage_weighting:
+        if case.advantage_weighting:
             weight = np.abs(samples.advantage) / (np.std(samples.advantage) + 1e-8)
         rows = Rows(
             samples.obs, samples.action, tuple(column[oldest:] for column in now.dist), samples.log_prob, weight
         )
         everywhere = np.ones(len(rows.obs), bool)
-        if config.behavior == "ros":
-            behavior = ros_reference(behavior, rows, everywhere, hypers.ros_step_size)
+        if case.behavior == "ros":
+            behavior = ros_reference(behavior, rows, everywhere, case.hypers.ros_step_size)
             continue
 
         def of_behavior(actor: Tree, chosen: Any, rows: Rows = rows) -> tuple[Tree, float]:
@@ -525,7 +577,7 @@ def traced(seed: int, params: Tree, config: props.Config) -> Trace:
             behavior,
             behavior_adam,
             hypers.behavior_learning_rate,
-            (KEPT - config.behavior_steps) * config.num_envs,
+            (KEPT - case.behavior_steps) * config.num_envs,
             len(rows.obs),
             hypers.behavior_target_kl,
             config.behavior_epochs,
@@ -537,43 +589,37 @@ def traced(seed: int, params: Tree, config: props.Config) -> Trace:
     return Trace(Numbers(params, obs_stats, return_stats, running, buffer), ppo_steps, behavior_steps)
 
 
-def in_float64(state: props.State, params: Tree) -> props.State:
+def in_float64(state: buffered_ppo.State, params: Tree, case: Case) -> buffered_ppo.State:
     """A fresh state with these parameters. Only inside `jax.enable_x64(True)`."""
     state, params = cast(state, jnp.float64), cast(params, jnp.float64)
-    return state._replace(params=params, stale_params=None if state.stale_params is None else params)
+    if case.stale_reference:
+        state = state._replace(carry=state.carry._replace(stale_params=params))
+    return state._replace(learner=state.learner._replace(params=params))
 
 
 @pytest.mark.parametrize(
-    "flags",
-    [
-        {"behavior": "props"},
-        pytest.param(
-            {"behavior": "props", "stale_reference": True, "advantage_weighting": True}, marks=pytest.mark.slow
-        ),
-        pytest.param({"behavior": "ros"}, marks=pytest.mark.slow),
-        pytest.param({"behavior": "target"}, marks=pytest.mark.slow),
-    ],
-    ids=["props", "stale and weighted", "ros", "target"],
+    "name",
+    [name if name == "props" else pytest.param(name, marks=pytest.mark.slow) for name in CASES],
 )
-def test_whole_updates_in_the_order_of_the_paper(flags: dict[str, Any]) -> None:
-    config = dataclasses.replace(CONFIG, **flags)
-    algorithm, task = props.make(config), Task(Toy())
+def test_whole_updates_in_the_order_of_the_paper(name: str) -> None:
+    case, config = CASES[name], CONFIG
+    algorithm, task = case.algorithm, Task(Toy())
     stops: list[bool] = []
     ends: list[tuple[Any, Any]] = []
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         update = jax.jit(algorithm.update, compiler_options=QUICK_TO_COMPILE)
-        start = jax.jit(algorithm.init)(jax.random.key(0), task, UPDATE_HYPERS)
+        start = jax.jit(algorithm.init)(jax.random.key(0), task, case.hypers)
         for seed in range(3):
             params = random_params(np.random.default_rng(seed), SPACES["continuous"])
-            state, shares = in_float64(start, params), []
+            state, shares = in_float64(start, params, case), []
             for i in range(UPDATES):
                 key = jax.random.fold_in(jax.random.key(seed), i)
                 clock = Clock(jnp.int32(i), jnp.asarray(i / UPDATES))
-                state, metrics = update(key, task, state, cast(UPDATE_HYPERS, jnp.float64), clock)
+                state, metrics = update(key, task, state, cast(case.hypers, jnp.float64), clock)
                 shares.append((float(metrics["steps_taken"]), float(metrics.get("behavior_steps_taken", math.nan))))
-            want = traced(seed, params, config)
+            want = traced(seed, params, case)
 
-            assert_moved(state.params, want.numbers.params, params, 1e-7)
+            assert_moved(state.learner.params, want.numbers.params, params, 1e-7)
             memory = state.memory
             ends.append((want.numbers.buffer.terminated, want.numbers.buffer.truncated))
             got = (tuple(memory.obs_stats), tuple(memory.return_stats), memory.discounted_return)
@@ -586,56 +632,63 @@ def test_whole_updates_in_the_order_of_the_paper(flags: dict[str, Any]) -> None:
                 [taken / of for taken, of in zip(want.ppo_steps, possible, strict=True)]
             )
             stops += [taken < of for taken, of in zip(want.ppo_steps, possible, strict=True)]
-            if config.behavior == "props":
+            if case.behavior == "props":
                 of_rounds = [0.0] + [
                     taken / (config.behavior_epochs * n)
                     for taken, n in zip(want.behavior_steps, (1, 2, 2, 2, 2), strict=True)
                 ]
-                assert [share for _, share in shares] == pytest.approx(np.reshape(of_rounds, (-1, ROUNDS)).mean(axis=1))
+                assert [share for _, share in shares] == pytest.approx(
+                    np.reshape(of_rounds, (-1, case.rounds)).mean(axis=1)
+                )
                 stops += [0.0 < share < 1.0 for share in of_rounds[1:]]
     assert any(stops) and not all(stops)
     terminated, truncated = np.array(ends).swapaxes(0, 1)
-    for case in (terminated & ~truncated, truncated & ~terminated, ~terminated & ~truncated):
-        assert np.any(case[:, :-1]), "no such end before the last step"
+    for ended in (terminated & ~truncated, truncated & ~terminated, ~terminated & ~truncated):
+        assert np.any(ended[:, :-1]), "no such end before the last step"
 
 
-def test_ppo_buffer_is_props_that_collects_with_its_target() -> None:
-    config = ppo_buffer.Config(num_envs=2, num_steps=4, num_epochs=2, num_minibatches=4, hidden_sizes=HIDDEN)
-    own = ppo_buffer.make(config)
-    of_props = props.make(dataclasses.replace(CONFIG, behavior="target", behavior_steps=4))
-    task, key, clock = Task(Toy()), jax.random.key(3), Clock(jnp.int32(0), jnp.float32(0.0))
-    hypers = ppo_buffer.Hypers(learning_rate=0.02, target_kl=0.5)
-    programs = []
-    for algorithm, settings in ((own, hypers), (of_props, props.Hypers(learning_rate=0.02, target_kl=0.5))):
-        init = functools.partial(algorithm.init, task=task, hypers=settings)
-        update = functools.partial(algorithm.update, key, task, hypers=settings, clock=clock)
-        state = jax.eval_shape(init, key)
-        traced = (jax.make_jaxpr(init)(key), jax.make_jaxpr(lambda state, update=update: update(state=state))(state))
-        programs.append(re.sub("0x[0-9a-f]+", "", str(traced)))
-    assert programs[0] == programs[1]
+def test_ppo_buffer_is_ros_without_a_step() -> None:
+    """To the bit, where ROS has one round an update."""
+    shared = fields_of(ppo_buffer.Config, CONFIG) | {"num_steps": 2, "buffer_batches": 2, "num_minibatches": 4}
+    pair = [
+        (ppo_buffer.make(ppo_buffer.Config(**shared)), ppo_buffer.Hypers(learning_rate=0.02, target_kl=0.5)),
+        (
+            ros.make(ros.Config(**shared, behavior_steps=2)),
+            ros.Hypers(learning_rate=0.02, target_kl=0.5, ros_step_size=0.0),
+        ),
+    ]
+    ends = []
+    for algorithm, hypers in pair:
+        task, update = Task(Toy()), jax.jit(algorithm.update, compiler_options=QUICK_TO_COMPILE)
+        state = jax.jit(algorithm.init)(jax.random.key(0), task, hypers)
+        for i in range(2):
+            state, _ = update(jax.random.key(i), task, state, hypers, Clock(jnp.int32(i), jnp.float32(0.5 * i)))
+        ends.append((state.learner, state.memory, state.envs))
+    chex.assert_trees_all_equal(*ends)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"behavior": "prop"}, "behavior='prop' is unknown; choose one of props, ros, target"),
         ({"behavior_steps": 3}, "behavior_steps=3 does not divide num_steps=4"),
         ({"num_minibatches": 5}, "num_minibatches=5 must be a multiple of buffer_batches=2"),
         ({"num_minibatches": 6}, "num_minibatches=6 .* divide the whole buffer, .* = 16"),
         ({"num_minibatches": 16}, "num_minibatches=16 leaves minibatches of one sample"),
         ({"behavior_minibatches": 5}, "behavior_minibatches=5 does not divide the 12 transitions"),
         ({"buffer_batches": 1, "behavior_steps": 4}, "behavior_steps=4 replaces the whole buffer"),
-        ({"behavior": "ros", "stale_reference": True}, "stale_reference=True is for behavior='props'"),
-        ({"behavior": "target", "advantage_weighting": True}, "advantage_weighting=True is for behavior='props'"),
         ({"sampling_error_epochs": -1}, "sampling_error_epochs=-1 must be at least 0"),
         ({"sampling_error_interval": 0}, "sampling_error_interval=0 must be at least 1"),
         ({"buffer_batches": 0}, "buffer_batches=0 must be at least 1"),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(changes: dict[str, Any], message: str) -> None:
-    props.make(CONFIG)
+    changed = dataclasses.replace(CONFIG, **changes)
     with pytest.raises(UserError, match=message):
-        props.make(dataclasses.replace(CONFIG, **changes))
+        props.make(changed)
+    # What ROS shares with it is refused alike.
+    if "behavior_minibatches" not in changes:
+        with pytest.raises(UserError, match=message):
+            ros.make(ros.Config(**fields_of(ros.Config, changed)))
 
 
 @pytest.mark.parametrize("module", [props, ppo_buffer])

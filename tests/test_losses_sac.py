@@ -13,7 +13,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from numpy_nets import (
     HIGH,
@@ -36,11 +35,12 @@ from numpy_nets import (
     slope,
     toy_transition,
 )
+from trained_states import params_of, with_adam
 
 from envs.core import EpisodeState
 from rlsuite.algorithms.off_policy import sac
 from rlsuite.core import Clock, Task, Transition
-from rlsuite.pieces import replay
+from rlsuite.pieces import off_policy, replay
 from rlsuite.pieces.rollout import EnvCarry
 
 HIDDEN = (8, 7)
@@ -192,10 +192,7 @@ def problem(seed: int, log_stds: tuple[float, ...] = WIDE) -> tuple[Nets, Batch,
 
 def learner(nets: Nets, dtype: Any) -> sac.Learner:
     """The learner's state with these networks and fresh optimisers."""
-    actor, critics, targets, log_alpha = cast(tuple(nets), dtype)
-    adam = optax.adam(0.0)
-    opt_states = jax.jit(lambda *params: [adam.init(p) for p in params])(actor, critics, log_alpha)
-    return sac.Learner(actor, critics, targets, log_alpha, *opt_states)
+    return with_adam(sac.Learner(*cast(tuple(nets), dtype)))
 
 
 Results = tuple[tuple[Any, Tree], tuple[Any, Tree, Any], tuple[Any, Any]]
@@ -204,14 +201,14 @@ Results = tuple[tuple[Any, Tree], tuple[Any, Tree, Any], tuple[Any, Any]]
 @jax.jit
 def jax_losses(state: sac.Learner, batch: Transition, noise: Any, discount: Any, target_entropy: Any) -> Results:
     """The three losses of the learner and their gradients."""
-    networks = sac.networks_of(CONFIG, Toy())
+    networks, params = sac.networks_of(CONFIG, Toy()), params_of(state)
     (critic_loss, _), critic_grads = jax.value_and_grad(sac.critic_loss, has_aux=True)(
-        state.critics, networks, state, batch, noise, discount
+        params.critics, networks, state, batch, noise, discount
     )
     (actor_loss, log_prob), actor_grads = jax.value_and_grad(sac.actor_loss, has_aux=True)(
-        state.actor, networks, state.critics, state.log_alpha, batch.obs, noise
+        params.actor, networks, params.critics, params.log_alpha, batch.obs, noise
     )
-    alpha = jax.value_and_grad(sac.alpha_loss)(state.log_alpha, log_prob, target_entropy)
+    alpha = jax.value_and_grad(sac.alpha_loss)(params.log_alpha, log_prob, target_entropy)
     return (critic_loss, critic_grads), (actor_loss, actor_grads, log_prob), alpha
 
 
@@ -374,7 +371,7 @@ def test_one_whole_update(policy_delay: int, learn_alpha: bool) -> None:
             batch = cast(tuple(column[now] for column in past), jnp.float64)
             buffer = add(buffer, batch, jnp.asarray(follows[now]), jnp.int32(step))
         carry = EnvCarry(EpisodeState(jnp.asarray(obs), jnp.asarray(steps, jnp.int32)), jnp.asarray(obs))
-        state = sac.State(learner(nets, jnp.float64), buffer, carry)
+        state = off_policy.State(learner(nets, jnp.float64), buffer, carry)
         fresh = jax.eval_shape(algorithm.init, jax.random.key(0), task, hypers)
         chex.assert_trees_all_equal_structs(fresh, state)
 
@@ -403,7 +400,7 @@ def test_one_whole_update(policy_delay: int, learn_alpha: bool) -> None:
         batches = [Batch(*(x[chosen] for x in rows)) for chosen in index]
         want = learned(nets, batches, noise_key, policy_delay, learn_alpha)
 
-    got = Nets(new.learner.actor, new.learner.critics, new.learner.target_critics, new.learner.log_alpha)
+    got = Nets(*params_of(new.learner))
     assert_moved(got, want, nets, 1e-8)
     assert float(metrics["alpha"]) == pytest.approx(np.exp(want.log_alpha), rel=1e-12)
     for got_part, want_part in zip(new.buffer, want_buffer, strict=True):

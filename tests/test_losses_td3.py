@@ -14,7 +14,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from numpy_nets import (
     HIGH,
@@ -37,12 +36,13 @@ from numpy_nets import (
     slope,
     toy_transition,
 )
+from trained_states import params_of, with_adam
 
 from envs.core import EpisodeState
 from rlsuite.algorithms.off_policy import ddpg, td3
 from rlsuite.core import Algorithm, Clock, Task, Transition
 from rlsuite.errors import UserError
-from rlsuite.pieces import replay
+from rlsuite.pieces import off_policy, replay
 from rlsuite.pieces.rollout import EnvCarry
 
 HIDDEN = (8, 7)
@@ -185,9 +185,7 @@ def problem(seed: int, num_critics: int) -> tuple[Nets, Batch, FloatArray]:
 
 def learner(nets: Nets, dtype: Any) -> td3.Learner:
     """The learner's state with these networks and fresh optimisers."""
-    params = Nets(*cast(tuple(nets), dtype))
-    opt_states = jax.jit(lambda *trees: [optax.adam(0.0).init(tree) for tree in trees])(params.actor, params.critics)
-    return td3.Learner(*params, *opt_states)
+    return with_adam(td3.Learner(*cast(tuple(nets), dtype)))
 
 
 Results = tuple[tuple[Any, Tree], tuple[Any, Tree], Tree]
@@ -196,17 +194,17 @@ Results = tuple[tuple[Any, Tree], tuple[Any, Tree], Tree]
 @jax.jit
 def jax_losses(state: td3.Learner, batch: Transition, noise: Any, hypers: td3.Hypers) -> Results:
     """The two losses of the learner and their gradients, and the gradient of the critics' loss by the targets."""
-    networks = td3.networks_of(td3.Config(hidden_sizes=HIDDEN), Toy())
+    networks, params = td3.networks_of(td3.Config(hidden_sizes=HIDDEN), Toy()), params_of(state)
     (critic_loss, _), critic_grads = jax.value_and_grad(td3.critic_loss, has_aux=True)(
-        state.critics, networks, state, batch, noise, hypers
+        params.critics, networks, state, batch, noise, hypers
     )
 
     def by_targets(target_actor: Tree, target_critics: Tree) -> Any:
         moved = state._replace(target_actor=target_actor, target_critics=target_critics)
-        return td3.critic_loss(state.critics, networks, moved, batch, noise, hypers)[0]
+        return td3.critic_loss(params.critics, networks, moved, batch, noise, hypers)[0]
 
     target_grads = jax.grad(by_targets, (0, 1))(state.target_actor, state.target_critics)
-    actor = jax.value_and_grad(td3.actor_loss)(state.actor, networks, state.critics, batch.obs)
+    actor = jax.value_and_grad(td3.actor_loss)(params.actor, networks, params.critics, batch.obs)
     return (critic_loss, critic_grads), actor, target_grads
 
 
@@ -372,7 +370,7 @@ class Past(NamedTuple):
     rows: Batch
     obs: FloatArray
     steps: Any
-    state: td3.State
+    state: off_policy.State
 
 
 def add(buffer: replay.Replay, rows: Batch, obs: FloatArray, step: int) -> replay.Replay:
@@ -401,7 +399,7 @@ def past(name: str) -> Past:
         now = slice(step * NUM_ENVS, (step + 1) * NUM_ENVS)
         buffer = add(buffer, Batch(*(column[now] for column in rows)), follows[now], step)
     carry = EnvCarry(EpisodeState(jnp.asarray(obs), jnp.asarray(steps, jnp.int32)), jnp.asarray(obs))
-    return Past(nets, rows, obs, steps, td3.State(learner(nets, jnp.float64), buffer, carry))
+    return Past(nets, rows, obs, steps, off_policy.State(learner(nets, jnp.float64), buffer, carry))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -438,7 +436,7 @@ def test_one_whole_update(name: str) -> None:
             lambda state, obs: tuple(f(key, TASK, state, obs) for f in (case.algorithm.act, case.algorithm.value))
         )(new, jnp.asarray(obs[1]))
 
-    assert_moved(Nets(*new.learner[:4]), want, nets, 1e-8)
+    assert_moved(Nets(*params_of(new.learner)), want, nets, 1e-8)
     assert np.isfinite(metrics["critic_loss"]) and np.isfinite(metrics["q"])
     for got_part, want_part in zip(new.buffer, want_buffer, strict=True):
         np.testing.assert_allclose(got_part, want_part, rtol=1e-6)  # NaN where NaN is expected, too
@@ -475,6 +473,7 @@ def test_warmup_acts_uniformly_and_learns_nothing(name: str) -> None:
 def test_starts_with_critics_that_differ_and_with_targets_that_do_not(name: str) -> None:
     case = CASES[name]
     state = jax.jit(lambda key: case.algorithm.init(key, TASK, case.hypers).learner)(jax.random.key(0))
+    state = params_of(state)
     for leaf in jax.tree.leaves(state.critics):
         assert leaf.shape[0] == case.num_critics
         assert all(not np.any(leaf[0] == other) for other in leaf[1:])

@@ -14,7 +14,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from numpy_nets import (
     Adam,
@@ -50,11 +49,13 @@ from numpy_offline import (
     task,
     twins,
 )
+from trained_states import params_of, with_adam
 
 from envs import datasets
 from rlsuite.algorithms.offline import bc, td3_bc
 from rlsuite.core import Clock
 from rlsuite.errors import UserError
+from rlsuite.pieces import offline_td3
 from rlsuite.pieces.networks import MLP
 
 HYPERS = td3_bc.Hypers(
@@ -141,31 +142,32 @@ def problem(seed: int) -> tuple[Nets, Batch, FloatArray]:
     return random_nets(rng), random_batch(rng), normal(rng, BATCH, ACTION_DIM)
 
 
-def learner(nets: Nets, dtype: Any) -> td3_bc.State:
+def learner(nets: Nets, dtype: Any) -> offline_td3.State:
     """The learner's state with these networks and fresh optimisers."""
-    params = Nets(*cast(tuple(nets), dtype))
-    opt_states = jax.jit(lambda *trees: [optax.adam(0.0).init(tree) for tree in trees])(params.actor, params.critics)
-    return td3_bc.State(*params, *opt_states)
+    return with_adam(offline_td3.State(*cast(tuple(nets), dtype)))
 
 
 ACTOR, CRITIC = MLP((*HIDDEN, ACTION_DIM)), MLP((*HIDDEN, 1))
-NETWORKS = td3_bc.Networks(ACTOR, CRITIC)
+NETWORKS = offline_td3.Networks(ACTOR, CRITIC)
 
 
 @jax.jit
-def jax_losses(state: td3_bc.State, batch: datasets.Batch, noise: Any, hypers: td3_bc.Hypers) -> Any:
+def jax_losses(state: offline_td3.State, batch: datasets.Batch, noise: Any, hypers: td3_bc.Hypers) -> Any:
     """All losses and their gradients, the gradient of the critics' loss by the targets, and the metrics."""
-    (critic_loss, metrics), critic_grads = jax.value_and_grad(td3_bc.critic_loss, has_aux=True)(
-        state.critics, NETWORKS, state, batch, noise, hypers
+    params = params_of(state)
+    (critic_loss, metrics), critic_grads = jax.value_and_grad(offline_td3.critic_loss, has_aux=True)(
+        params.critics, NETWORKS, state, batch, noise, hypers
     )
 
     def by_targets(target_actor: Tree, target_critics: Tree) -> Any:
         other = state._replace(target_actor=target_actor, target_critics=target_critics)
-        return td3_bc.critic_loss(state.critics, NETWORKS, other, batch, noise, hypers)[0]
+        return offline_td3.critic_loss(params.critics, NETWORKS, other, batch, noise, hypers)[0]
 
     target_grads = jax.grad(by_targets, (0, 1))(state.target_actor, state.target_critics)
-    actor = jax.value_and_grad(td3_bc.actor_loss)(state.actor, NETWORKS, state.critics, batch, hypers)
-    imitation = jax.value_and_grad(bc.loss)(state.actor, ACTOR, batch)
+    actor = jax.value_and_grad(offline_td3.actor_loss)(
+        params.actor, NETWORKS, params.critics, batch.obs, batch.action, hypers
+    )
+    imitation = jax.value_and_grad(bc.loss)(params.actor, ACTOR, batch)
     return (critic_loss, critic_grads), actor, imitation, target_grads, metrics
 
 
@@ -304,14 +306,14 @@ def test_whole_updates(name: str) -> None:
                     target_critics=moved(nets.target_critics, nets.critics, HYPERS.tau),
                 )
             else:
-                still = ("actor", "actor_opt", "target_actor", "target_critics")
+                still = ("actor", "target_actor", "target_critics")
                 chex.assert_trees_all_equal(*([getattr(s, field) for field in still] for s in (state, last)))
             assert float(metrics["critic_loss"]) == pytest.approx(loss, rel=1e-9)
             assert float(metrics["q"]) == pytest.approx(
                 float(np.mean(q_values(before.critics, batch.obs, batch.action))), rel=1e-9
             )
         act, value = judge(state, jnp.asarray(SOMEWHERE))
-    assert_moved(Nets(*state[:4]), nets, start, 1e-8)
+    assert_moved(Nets(*params_of(state)), nets, start, 1e-8)
     # Evaluation plays the actor without noise, and values it by the smaller critic.
     obs = shown(SOMEWHERE[None], config.normalize_obs)
     best = squashed(nets.actor, obs)[0]
@@ -327,7 +329,7 @@ def test_whole_updates_of_bc(normalize: bool) -> None:
         update, judge = compiled(algorithm, bc.Hypers(learning_rate=0.003))
         actor = start = random_nets(np.random.default_rng(0)).actor
         adam, params = Adam(actor), cast(actor, jnp.float64)
-        state = bc.State(params, optax.adam(0.0).init(params))
+        state = with_adam(bc.State(params))
         for done in range(3):
             key = jax.random.key(done)
             loss, grads = imitation_reference(actor, drawn(rows_of(key, UPDATE_BATCH), normalize))
@@ -335,7 +337,7 @@ def test_whole_updates_of_bc(normalize: bool) -> None:
             actor = adam.step(actor, grads, 0.003)
             assert float(metrics["actor_loss"]) == pytest.approx(loss, rel=1e-9)
         act, _ = judge(state, jnp.asarray(SOMEWHERE))
-    assert_moved(state.actor, actor, start, 1e-8)
+    assert_moved(state.actor.params, actor, start, 1e-8)
     np.testing.assert_allclose(act, in_box(squashed(actor, shown(SOMEWHERE[None], normalize))[0])[0], rtol=1e-8)
 
 

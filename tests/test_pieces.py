@@ -15,9 +15,9 @@ from numpy_nets import Toy, cast
 
 from envs.core import Box, Discrete
 from rlsuite.algorithms.off_policy import sac
-from rlsuite.algorithms.on_policy import ppo
 from rlsuite.core import Task, Transition
 from rlsuite.pieces import distributions, networks, normalize, replay, returns
+from rlsuite.pieces.actor_critic import Networks
 
 Array = jax.Array
 
@@ -330,7 +330,7 @@ def test_orthogonal_initialisation() -> None:
 @pytest.mark.parametrize("space", [Discrete(3), Box((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0))])
 def test_ppo_starts_with_the_published_gains(space: Discrete | Box) -> None:
     """sqrt 2 in hidden layers, 0.01 at the policy's output, 1 at the value; log std 0 (CleanRL)."""
-    net = ppo.Networks((16, 16), space)
+    net = Networks((16, 16), space)
     params = jax.jit(net.init)(jax.random.key(0), jnp.zeros(9))["params"]
     for head, last in (("policy", 0.01), ("critic", 1.0)):
         for i, gain in enumerate((2.0**0.5, 2.0**0.5, last)):

@@ -13,9 +13,10 @@ import pytest
 
 import envs
 from envs.core import Box, Discrete
-from rlsuite.algorithms.on_policy import ppo, props
+from rlsuite.algorithms.on_policy import buffered_ppo, props, ros
 from rlsuite.core import Task
 from rlsuite.pieces import distributions
+from rlsuite.pieces.actor_critic import Networks, actor_of
 from rlsuite.pieces.sampling_error import sampling_error
 from rlsuite.training import train
 
@@ -75,15 +76,15 @@ def test_the_fit_keeps_to_its_bounds() -> None:
 
 def test_of_an_actor_the_hidden_layers_stay_and_its_spread_is_bounded() -> None:
     for space in (Discrete(2), Box((-1.0,) * 3, (1.0,) * 3)):
-        actor = props.actor_of(ppo.Networks((4, 5), space).init(jax.random.key(0), jnp.zeros(2)))
-        learns = props.learns_in_fit(actor)
+        actor = actor_of(Networks((4, 5), space).init(jax.random.key(0), jnp.zeros(2)))
+        learns = buffered_ppo.learns_in_fit(actor)
         moving = {jax.tree_util.keystr(path) for path, moves in jax.tree.leaves_with_path(learns) if moves}
         spread = {"['log_std']"} if isinstance(space, Box) else set()
         assert moving == {"['policy']['Dense_2']['kernel']", "['policy']['Dense_2']['bias']"} | spread
     np.testing.assert_array_equal(
-        props.within_bounds({**actor, "log_std": jnp.asarray([-5.0, 0.5, 2.0])})["log_std"], [-3.0, 0.5, 1.0]
+        buffered_ppo.within_bounds({**actor, "log_std": jnp.asarray([-5.0, 0.5, 2.0])})["log_std"], [-3.0, 0.5, 1.0]
     )
-    assert "log_std" not in props.within_bounds({"policy": actor["policy"]})
+    assert "log_std" not in buffered_ppo.within_bounds({"policy": actor["policy"]})
 
 
 # --- With a target policy that stays as it is -------------------------------------------------------------------------
@@ -103,6 +104,7 @@ CONFIG = props.Config(
     normalize_reward=False,
 )
 HYPERS = props.Hypers(learning_rate=0.0, behavior_learning_rate=1e-2, behavior_kl_coef=0.1)
+ROS_HYPERS = ros.Hypers(learning_rate=0.0)
 STEP_SIZES = {"probe/action/discrete": 5.0, "probe/action/continuous": 1.0}
 
 
@@ -111,22 +113,23 @@ class Trained(NamedTuple):
 
     start: Any
     """the target's parameters before the first update"""
-    state: props.State
+    state: buffered_ppo.State
     sums: Any
     """of the metrics, over all updates"""
 
 
 @functools.cache
-def trained(env_id: str, config: props.Config, step_sizes: tuple[float, ...] = (0.0,)) -> Trained:
-    """64 runs of each of these step sizes of ROS, with learning rate 0, in one program."""
-    algorithm, task = props.make(config), Task(envs.make(env_id))
+def trained(env_id: str, config: props.Config | ros.Config, step_sizes: tuple[float, ...] = (0.0,)) -> Trained:
+    """64 runs of each of these step sizes, which ROS alone has, with learning rate 0, in one program."""
+    algorithm = ros.make(config) if isinstance(config, ros.Config) else props.make(config)
+    task = Task(envs.make(env_id))
 
     def run(step_size: Any, seed: Any) -> Trained:
-        hypers = HYPERS._replace(ros_step_size=step_size)
+        hypers = ROS_HYPERS._replace(ros_step_size=step_size) if isinstance(config, ros.Config) else HYPERS
         zero, updates = jnp.int32(0), jnp.int32(UPDATES)
         before = train.init(algorithm, task, seed, hypers)
         after = train.segment(algorithm, task, before, seed, hypers, zero, updates, updates, zero)
-        return Trained(before.state.params, after.state, after.sums)
+        return Trained(before.state.learner.params, after.state, after.sums)
 
     of_runs = jax.vmap(jax.vmap(run, (None, 0)), (0, None))
     return jax.jit(of_runs)(jnp.asarray(step_sizes, jnp.float32), jnp.arange(RUNS, dtype=jnp.uint32))
@@ -137,7 +140,8 @@ def with_ros(env_id: str) -> Trained:
 
     Errors are measured at updates 0 and 7.
     """
-    config = dataclasses.replace(CONFIG, behavior="ros", sampling_error_epochs=600, sampling_error_interval=7)
+    shared = {f.name: getattr(CONFIG, f.name) for f in dataclasses.fields(ros.Config)}
+    config = ros.Config(**shared | {"sampling_error_epochs": 600, "sampling_error_interval": 7})
     alpha = STEP_SIZES[env_id]
     return trained(env_id, config, (0.0, alpha, -0.2 * alpha))
 
@@ -147,9 +151,9 @@ def exact_errors(env_id: str, trained: Trained) -> np.ndarray[Any, Any]:
     buffer = trained.state.memory.buffer
     shape = np.shape(buffer.reward)[:2]
     obs, action = (np.asarray(x, np.float64).reshape(*shape, -1) for x in (buffer.obs, buffer.action))
-    networks = ppo.Networks(CONFIG.hidden_sizes, envs.make(env_id).action_space)
+    networks = Networks(CONFIG.hidden_sizes, envs.make(env_id).action_space)
     both = jax.vmap(jax.vmap(lambda params: networks.apply(params, jnp.asarray([[-1.0], [1.0]]))[0]))
-    dists = [np.asarray(x, np.float64) for x in both(trained.state.params)]
+    dists = [np.asarray(x, np.float64) for x in both(trained.state.learner.params)]
     errors = np.zeros(shape)
     for run in np.ndindex(*shape):
         side = (obs[run] > 0).astype(int)
@@ -169,7 +173,9 @@ def exact_errors(env_id: str, trained: Trained) -> np.ndarray[Any, Any]:
 
 
 def assert_target_stayed(trained: Trained) -> None:
-    for before, after in zip(jax.tree.leaves(trained.start), jax.tree.leaves(trained.state.params), strict=True):
+    for before, after in zip(
+        jax.tree.leaves(trained.start), jax.tree.leaves(trained.state.learner.params), strict=True
+    ):
         np.testing.assert_array_equal(before, after)
 
 
