@@ -156,9 +156,9 @@ def _card(method: str) -> Card:
     actions = (
         tuple(name.id for name in ast.walk(spaces) if isinstance(name, ast.Name)) if spaces else ("Discrete", "Box")
     )
-    of_source = given["source"]
-    assert isinstance(of_source, ast.Call)
-    fields = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in of_source.keywords}
+    declared_source = given["source"]
+    assert isinstance(declared_source, ast.Call)
+    fields = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in declared_source.keywords}
     name = CORRECTED_EXAMPLE if module == "cdsa" else module
     return Card(name, room, literal("summary", ""), actions, literal("offline", False), Source(**fields))
 

@@ -57,20 +57,20 @@ def nearest(blocks: Blocks, query: Array, weight: Array, k: int = 1, width: int 
 
     @custom_vmap
     def search(blocks: Blocks, query: Array, weight: Array) -> Array:
-        def one(of_query: tuple[Array, Array]) -> Array:
-            return _search(blocks, *of_query, k)
+        def one(query_and_weight: tuple[Array, Array]) -> Array:
+            return _search(blocks, *query_and_weight, k)
 
         rows: Array = jax.lax.map(one, (query, weight), batch_size=None if width == 1 else width)
         return rows
 
     @search.def_vmap
-    def of_runs(runs: int, batched: Any, blocks: Blocks, query: Array, weight: Array) -> tuple[Array, bool]:
+    def search_all_runs(runs: int, batched: Any, blocks: Blocks, query: Array, weight: Array) -> tuple[Array, bool]:
         """All queries of all runs side by side."""
         if any(jax.tree.leaves(batched[0])):
             raise NotImplementedError("a batch of runs shares one dataset")
         query, weight = (
-            x if of_run else jnp.broadcast_to(x, (runs, *x.shape))
-            for x, of_run in zip((query, weight), batched[1:], strict=True)
+            x if is_batched else jnp.broadcast_to(x, (runs, *x.shape))
+            for x, is_batched in zip((query, weight), batched[1:], strict=True)
         )
         found = search(blocks, *(x.reshape(-1, x.shape[-1]) for x in (query, weight)))
         return found.reshape(query.shape[:-1]), True
@@ -106,7 +106,7 @@ def _search(blocks: Blocks, query: Array, weight: Array, k: int) -> Array:
     _, groups, members = blocks.low.shape
     size = blocks.row.shape[1]
     place = jnp.arange(k + size, dtype=jnp.int32)
-    of_groups = _keys(query, weight, blocks.group_low, blocks.group_high)
+    group_keys = _keys(query, weight, blocks.group_low, blocks.group_high)
 
     def may_hold(key: Array, count: int, distances: Array) -> Array:
         """Whether what has this key, one of so many, may hold a row that is nearer than those that are known."""
@@ -122,7 +122,7 @@ def _search(blocks: Blocks, query: Array, weight: Array, k: int) -> Array:
         opened = search.group & _numbers(groups)
         low, high = (jax.lax.dynamic_index_in_dim(x, opened, 1, keepdims=False) for x in (blocks.low, blocks.high))
         keys = _keys(query, weight, low, high)
-        return search._replace(group=_after(of_groups, search.group), block=jnp.min(keys), opened=opened, blocks=keys)
+        return search._replace(group=_after(group_keys, search.group), block=jnp.min(keys), opened=opened, blocks=keys)
 
     def look(search: _Search) -> _Search:
         """Into the next block, and keep the k nearest of its rows and of those that were kept before."""
@@ -140,7 +140,7 @@ def _search(blocks: Blocks, query: Array, weight: Array, k: int) -> Array:
         return search._replace(block=_after(search.blocks, search.block), distances=distances, where=where)
 
     start = _Search(
-        group=jnp.min(of_groups),
+        group=jnp.min(group_keys),
         block=jnp.int32(NEVER),
         opened=jnp.int32(0),
         blocks=jnp.full(members, NEVER),
@@ -160,8 +160,8 @@ def _keys(query: Array, weight: Array, low: Array, high: Array) -> Array:
     the least that is larger.
     """
     gaps = [
-        jnp.maximum(jnp.maximum(of_low - x, x - of_high), 0.0)
-        for x, of_low, of_high in zip(query, low, high, strict=True)
+        jnp.maximum(jnp.maximum(box_low - x, x - box_high), 0.0)
+        for x, box_low, box_high in zip(query, low, high, strict=True)
     ]
     count = low.shape[1]
     bits = _bits((1.0 - SLACK) * _sum_of_squares(gaps, weight))

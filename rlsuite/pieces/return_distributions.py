@@ -76,6 +76,6 @@ def clip_target(mean: Array, target: Array, bound: Array | float) -> Array:
 def gaussian_loss(mean: Array, std: Array, target: Array, clipped_target: Array) -> Array:
     """A loss of each sample with the gradients that the module states, all `[...]`. Its value has no meaning."""
     frozen_mean, frozen_std = jax.lax.stop_gradient((mean, std))
-    of_mean = (target - frozen_mean) / (frozen_std**2 + BIAS)
-    of_std = ((frozen_mean - clipped_target) ** 2 - frozen_std**2) / (frozen_std**3 + BIAS)
-    return -of_mean * mean - of_std * std
+    mean_slope = (target - frozen_mean) / (frozen_std**2 + BIAS)
+    std_slope = ((frozen_mean - clipped_target) ** 2 - frozen_std**2) / (frozen_std**3 + BIAS)
+    return -mean_slope * mean - std_slope * std

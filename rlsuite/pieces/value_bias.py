@@ -104,9 +104,9 @@ def reporter(num_episodes: int, critique: Callable[[Array, Task, State, Array], 
         raise UserError(f"value_bias_episodes={num_episodes} must be at least 0, which is for no such metric")
 
     def report(key: Array, task: Task, state: State, hypers: Any) -> Metrics:
-        def of_run(key: Array, obs: Array) -> Critique:
+        def critique_of_run(key: Array, obs: Array) -> Critique:
             return critique(key, task, state, obs)
 
-        return value_bias(key, task.env, of_run, hypers.discount, num_episodes)
+        return value_bias(key, task.env, critique_of_run, hypers.discount, num_episodes)
 
     return report if num_episodes else None

@@ -68,23 +68,23 @@ class Config:
     """What shapes the program."""
 
     num_envs: int = 1
-    """environments stepped side by side in each run; one update steps each of them once"""
+    """environments stepped side by side in each run"""
     gradient_steps: int = 1
     """gradient steps in one update"""
     batch_size: int = 256
     """transitions in one gradient step"""
     buffer_size: int = 1_000_000
-    """transitions kept; a budget that is smaller takes less memory"""
+    """transitions kept; a smaller budget takes less memory"""
     warmup_steps: int = 10_000
     """environment steps with uniform actions before learning starts"""
     hidden_sizes: tuple[int, ...] = (256, 256)
-    """hidden layers of the actor, of each Q function and of V"""
+    """hidden layers of every network that has no option of its own"""
     sgd_steps: int = 1_000
     """environment steps from one renewal of the old policy to the next"""
     sample_actions: bool = False
     """collect with actions drawn from the policy, as the paper does; else with its mean, as the code does"""
     anneal_kl: bool = False
-    """let the weight of the KL divergence grow as kl_coef / (1 - share of the budget)"""
+    """let the weight of the divergence grow as kl_coef / (1 - share of the budget); else it stays at kl_coef"""
     mean_log_prob: bool = added(False)
     """subtract the batch's mean log-probability from V's target, as the code does; else each sample's, as the paper"""
 
@@ -93,14 +93,17 @@ class Hypers(NamedTuple):
     """What may differ between the runs of one program."""
 
     actor_learning_rate: float = 3e-4
+    """learning rate of the actor"""
     critic_learning_rate: float = 3e-4
-    """of both Q functions and of V"""
+    """learning rate of both Q functions and of V"""
     discount: float = 0.99
+    """discount factor of future rewards"""
     tau: float = 0.005
-    """share of V that moves into its target at each gradient step"""
+    """share of an online network that moves into its target whenever the target moves"""
     kl_coef: float = 1.0
-    """weight of the divergence from the old policy, 1 / t_k"""
+    """weight of the divergence from the old policy at the start of the budget, 1 / t_0"""
     entropy_coef: float = 0.2
+    """weight of the policy's entropy in V's target and in the actor's loss"""
     tsallis_q: float = 1.0
     """order of the divergence and of the entropy, where 1 is KL and Shannon's"""
     regularization: float = 1e-3
@@ -225,9 +228,9 @@ def actor_loss(
     log_prob = log_q_prob(drawn.log_density, hypers.tsallis_q)
     old_log_prob = log_q_prob(old_log_density, hypers.tsallis_q)
     q = first_q(networks.critic, learner.critics.params, obs, drawn.action)
-    of_old = hypers.tsallis_q * (hypers.entropy_coef - kl_weight) * old_log_prob
+    old_policy_term = hypers.tsallis_q * (hypers.entropy_coef - kl_weight) * old_log_prob
     penalty = hypers.regularization * (jnp.mean(drawn.mean**2) + jnp.mean(drawn.log_std**2))
-    loss = jnp.mean(kl_weight * log_prob + of_old - q) + penalty
+    loss = jnp.mean(kl_weight * log_prob + old_policy_term - q) + penalty
     return loss, {"policy_loss": loss, "log_ratio": jnp.mean(log_prob - old_log_prob)}
 
 

@@ -62,19 +62,19 @@ class Config:
     batch_size: int = 256
     """transitions in one gradient step"""
     hidden_sizes: tuple[int, ...] = (256, 256, 256)
-    """hidden layers of the actor"""
+    """hidden layers of every network that has no option of its own"""
     critic_hidden_sizes: tuple[int, ...] = (256, 256, 256, 256)
     """hidden layers of each critic"""
     value_hidden_sizes: tuple[int, ...] = (256, 256, 256, 256)
-    """hidden layers of the state's value"""
+    """hidden layers of V, the value of a state"""
     vae_hidden_sizes: tuple[int, ...] = (750, 750)
     """hidden layers of the VAE's encoder and of its decoder"""
     policy_delay: int = 2
-    """actor and targets move at every so-many-th gradient step"""
+    """gradient steps of the critics for each step of the actor and of all targets"""
     normalize_obs: bool = True
-    """give the networks observations in standard deviations of the dataset"""
+    """standardise observations by the mean and standard deviation of the dataset"""
     detach_reconstruction: bool = False
-    """hold what the VAE makes of the actor's action constant in the actor's gradient; the authors' code does not"""
+    """let no gradient pass through the VAE's reconstruction of the actor's action; the authors' code lets it pass"""
     sample_candidates: bool = False
     """let the VAE offer a sample instead of a reconstruction of the actor's action: our reading of the paper"""
 
@@ -83,22 +83,27 @@ class Hypers(NamedTuple):
     """What may differ between the runs of one program."""
 
     actor_learning_rate: float = 3e-4
+    """learning rate of the actor"""
     critic_learning_rate: float = 3e-4
+    """learning rate of the critics"""
     value_learning_rate: float = 3e-4
+    """learning rate of V, the value of a state"""
     vae_learning_rate: float = 1e-3
+    """learning rate of the VAE"""
     discount: float = 0.99
+    """discount factor of future rewards"""
     tau: float = 0.005
-    """share of the online networks that moves into their targets whenever those move"""
+    """share of an online network that moves into its target whenever the target moves"""
     alpha: float = 2.5
-    """how hard the critic pulls, against the action that is imitated"""
+    """weight of the Q term in the actor's loss, relative to the imitation of the chosen action"""
     mask: float = 0.5
-    """weight of the distance to the action that is imitated, where one is good enough"""
+    """weight of the imitation where one of the two actions is better than V"""
     vae_weight: float = 1.0
-    """weight of the VAE's reconstruction of an action that is better than the state's value"""
+    """weight of the VAE's reconstruction of an action that is better than V"""
     target_noise: float = 0.2
-    """standard deviation of what is added to the target actor's actions, in half widths of the action box"""
+    """standard deviation of the noise on the target actor's actions, in half widths of the action box"""
     target_noise_clip: float = 0.5
-    """bound of that noise, in the same units"""
+    """bound of the noise on the target actor's actions, in half widths of the action box"""
 
 
 class State(NamedTuple):
@@ -276,7 +281,7 @@ def make(config: Config) -> Algorithm:
         # The same next action, valued by the critics that have just learned as well. Whoever needs V(s) below takes it
         # from before this step.
         online_target = q_target(networks, state.critics.params, batch, next_action, hypers)
-        (of_value, v), grads = jax.value_and_grad(value_loss, has_aux=True)(
+        (value_error, v), grads = jax.value_and_grad(value_loss, has_aux=True)(
             state.value.params, networks, batch, jnp.minimum(online_target, target)
         )
         state = state._replace(value=state.value.step(grads, optax.adam(hypers.value_learning_rate)))
@@ -298,7 +303,7 @@ def make(config: Config) -> Algorithm:
         due = clock.update % config.policy_delay == 0
         return jax.lax.cond(due, learn_actor, lambda state: state, state), {
             **metrics,
-            "value_loss": of_value,
+            "value_loss": value_error,
             **vae_metrics,
             "better_than_value": jnp.mean(q_data > v),
         }

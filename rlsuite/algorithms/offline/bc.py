@@ -35,15 +35,16 @@ class Config:
     batch_size: int = 256
     """transitions in one gradient step"""
     hidden_sizes: tuple[int, ...] = (256, 256)
-    """hidden layers of the policy"""
+    """hidden layers of every network that has no option of its own"""
     normalize_obs: bool = True
-    """give the policy observations in standard deviations of the dataset"""
+    """standardise observations by the mean and standard deviation of the dataset"""
 
 
 class Hypers(NamedTuple):
     """What may differ between the runs of one program."""
 
     learning_rate: float = 3e-4
+    """learning rate of Adam"""
 
 
 class State(NamedTuple):

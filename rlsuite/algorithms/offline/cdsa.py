@@ -64,7 +64,7 @@ class Config:
     dynamics_hidden_sizes: tuple[int, ...] = (256, 256, 256)
     """CDSA-style: hidden layers of the inverse and of the forward dynamics"""
     forward_model: bool = True
-    """CDSA-style: take the score of states where a forward model says that the action leads, not where it is done"""
+    """CDSA-style: take the score of states at the state that a forward model predicts, instead of at the present one"""
     correction_steps: int = 1
     """CDSA-style: corrections of an action, one after the other"""
 
@@ -73,23 +73,24 @@ class Hypers(NamedTuple):
     """What may differ between the runs of one program, beside the base's own."""
 
     score_learning_rate: float = 3e-4
-    """CDSA-style: of the score network"""
+    """CDSA-style: learning rate of the score network"""
     dynamics_learning_rate: float = 3e-4
-    """CDSA-style: of the inverse and of the forward dynamics"""
+    """CDSA-style: learning rate of the inverse and of the forward dynamics"""
     sigma_min: float = 0.01
-    """CDSA-style: least noise that the score is learned at, log-uniform up to sigma_max; as large for one level"""
+    """CDSA-style: smallest noise that the score is learned at, log-uniform up to sigma_max; equal to it for one
+    level"""
     sigma_max: float = 1.0
-    """CDSA-style: most noise"""
+    """CDSA-style: largest noise that the score is learned at"""
     score_ema: float = 0.999
     """CDSA-style: share of the averaged score network that stays at each update"""
     sigma_eval: float = 0.1
     """CDSA-style: noise at which the score corrects actions"""
     action_coef: float = 0.05
-    """CDSA-style: how far the action follows its score, in sigma_eval^2; 0 is not at all"""
+    """CDSA-style: step of the action along its score, in sigma_eval^2; 0 turns this off"""
     state_coef: float = 0.1
-    """CDSA-style: share of the action's change towards likelier states; 0 is not at all"""
+    """CDSA-style: share of the action's change towards likelier states; 0 turns this off"""
     state_eta: float = 0.05
-    """CDSA-style: how far the state is to follow its score"""
+    """CDSA-style: step of the state along its score"""
 
 
 class Guidance(NamedTuple):
@@ -183,18 +184,18 @@ def correction(networks: Networks, state: State, policy: Callable[[Array], Array
     guidance, dynamics = state.guidance, state.models.dynamics.params
 
     def scores(obs: Array, action: Array) -> tuple[Array, Array]:
-        of_both = score(networks, state.models.score_ema, jnp.concatenate([obs, action]), guidance.sigma)
-        return of_both[: obs.shape[0]], of_both[obs.shape[0] :]
+        joint_score = score(networks, state.models.score_ema, jnp.concatenate([obs, action]), guidance.sigma)
+        return joint_score[: obs.shape[0]], joint_score[obs.shape[0] :]
 
-    of_state, of_action = scores(obs, action)
+    state_score, action_score = scores(obs, action)
     if "forward" in dynamics:
         change = predict(networks, dynamics, obs, action)
-        of_state, _ = scores(obs + change, policy(obs + change))
-        wanted = invert(networks, dynamics, obs, change + guidance.state_eta * of_state)
+        state_score, _ = scores(obs + change, policy(obs + change))
+        wanted = invert(networks, dynamics, obs, change + guidance.state_eta * state_score)
         steered = wanted - invert(networks, dynamics, obs, change)
     else:
-        steered = invert(networks, dynamics, obs, guidance.state_eta * of_state)
-    return guidance.action_coef * guidance.sigma**2 * of_action + guidance.state_coef * steered
+        steered = invert(networks, dynamics, obs, guidance.state_eta * state_score)
+    return guidance.action_coef * guidance.sigma**2 * action_score + guidance.state_coef * steered
 
 
 def make(config: Config, base: Algorithm, split: Callable[[Any], Any]) -> Algorithm:
@@ -235,7 +236,7 @@ def make(config: Config, base: Algorithm, split: Callable[[Any], Any]) -> Algori
         )
 
     def update(key: Array, task: Task, state: State, hypers: Any, clock: Clock) -> tuple[State, Metrics]:
-        of_base, metrics = base.update(key, task, state.base, split(hypers), clock)
+        base_state, metrics = base.update(key, task, state.base, split(hypers), clock)
         networks, models = networks_of(task), state.models
         batch_key, sigma_key, noise_key = jax.random.split(jax.random.fold_in(key, MODELS), 3)
         batch = offline.sample(batch_key, task, (config.model_batch_size,), normalize_obs=True)
@@ -243,15 +244,15 @@ def make(config: Config, base: Algorithm, split: Callable[[Any], Any]) -> Algori
         width = batch.obs.shape[-1] + batch.action.shape[-1]
         noise = jax.random.normal(noise_key, (config.model_batch_size, width))
 
-        of_score, grads = jax.value_and_grad(score_loss)(models.score.params, networks, batch, sigma, noise)
+        score_error, grads = jax.value_and_grad(score_loss)(models.score.params, networks, batch, sigma, noise)
         trained_score = models.score.step(grads, optax.adam(hypers.score_learning_rate))
-        grads, of_dynamics = jax.grad(dynamics_loss, has_aux=True)(models.dynamics.params, networks, batch)
+        grads, dynamics_metrics = jax.grad(dynamics_loss, has_aux=True)(models.dynamics.params, networks, batch)
         models = Models(
             score=trained_score,
             score_ema=optax.incremental_update(trained_score.params, models.score_ema, 1.0 - hypers.score_ema),
             dynamics=models.dynamics.step(grads, optax.adam(hypers.dynamics_learning_rate)),
         )
-        return State(of_base, models, state.guidance), metrics | {"score_loss": of_score} | of_dynamics
+        return State(base_state, models, state.guidance), metrics | {"score_loss": score_error} | dynamics_metrics
 
     def act(key: Array, task: Task, state: State, obs: Array) -> Array:
         networks, dataset, space = networks_of(task), offline.dataset_of(task), task.env.action_space

@@ -54,31 +54,36 @@ class Config:
     batch_size: int = 256
     """transitions in one gradient step"""
     num_critics: int = 10
-    """critics, of which the smallest counts"""
+    """number of critics; targets take the smallest of their values"""
     diversity: bool = True
-    """keep the critics apart; without, this is SAC-N"""
+    """add the diversity term to the critics' loss; without it this is SAC-N"""
     hidden_sizes: tuple[int, ...] = (256, 256, 256)
-    """hidden layers of the actor and of each critic"""
+    """hidden layers of every network that has no option of its own"""
     learn_alpha: bool = True
-    """learn the temperature; else it stays at its initial value"""
+    """learn the temperature; else it stays at initial_alpha"""
     normalize_obs: bool = False
-    """give the networks observations in standard deviations of the dataset"""
+    """standardise observations by the mean and standard deviation of the dataset"""
 
 
 class Hypers(NamedTuple):
     """What may differ between the runs of one program."""
 
     actor_learning_rate: float = 3e-4
+    """learning rate of the actor"""
     critic_learning_rate: float = 3e-4
+    """learning rate of the critics"""
     alpha_learning_rate: float = 3e-4
+    """learning rate of the temperature, with learn_alpha"""
     discount: float = 0.99
+    """discount factor of future rewards"""
     tau: float = 0.005
-    """share of the online critics that moves into their targets at each gradient step"""
+    """share of an online network that moves into its target whenever the target moves"""
     eta: float = 1.0
-    """weight of the diversity term, beside the sum of the critics' errors"""
+    """weight of the diversity term relative to the sum of the critics' errors"""
     initial_alpha: float = 1.0
+    """temperature at the start of training"""
     target_entropy_scale: float = 1.0
-    """target entropy = -scale * action_dim, in nats and units of the box"""
+    """target entropy = -scale * action_dim, in nats, of actions in units of the box"""
 
 
 class State(NamedTuple):

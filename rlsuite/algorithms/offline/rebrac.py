@@ -42,35 +42,38 @@ class Config:
     batch_size: int = 1024
     """transitions in one gradient step"""
     hidden_sizes: tuple[int, ...] = (256, 256, 256)
-    """hidden layers of the actor and of each critic"""
+    """hidden layers of every network that has no option of its own"""
     policy_delay: int = 2
-    """actor and targets move at every so-many-th gradient step"""
+    """gradient steps of the critics for each step of the actor and of all targets"""
     normalize_obs: bool = False
-    """give the networks observations in standard deviations of the dataset"""
+    """standardise observations by the mean and standard deviation of the dataset"""
     actor_layer_norm: bool = False
-    """layer norms in the actor"""
+    """use layer norms in the actor"""
     critic_layer_norm: bool = True
-    """layer norms in the critics"""
+    """use layer norms in the critics"""
 
 
 class Hypers(NamedTuple):
     """What may differ between the runs of one program."""
 
     actor_learning_rate: float = 1e-3
+    """learning rate of the actor"""
     critic_learning_rate: float = 1e-3
+    """learning rate of the critics"""
     discount: float = 0.99
+    """discount factor of future rewards"""
     tau: float = 0.005
-    """share of the online networks that moves into their targets whenever those move"""
+    """share of an online network that moves into its target whenever the target moves"""
     actor_penalty: float = 0.01
-    """what the actor pays for a squared distance of 1 to the dataset's action"""
+    """weight of the squared distance to the dataset's action in the actor's loss"""
     critic_penalty: float = 0.01
-    """what the target pays for a squared distance of 1 to the dataset's next action"""
+    """weight of the squared distance to the dataset's next action, subtracted in the critics' target"""
     target_noise: float = 0.2
-    """standard deviation of what is added to the target actor's actions, in half widths of the action box"""
+    """standard deviation of the noise on the target actor's actions, in half widths of the action box"""
     target_noise_clip: float = 0.5
-    """bound of that noise, in the same units"""
+    """bound of the noise on the target actor's actions, in half widths of the action box"""
     reward_shift: float = 0.0
-    """what learns is reward + reward_shift"""
+    """constant added to every reward, after any scaling"""
 
 
 def networks(config: Config, action_dim: int) -> Networks:

@@ -314,8 +314,8 @@ def make(config: Config, method: Method, behavior_steps: int) -> Algorithm:
                 count = jnp.minimum(stored * config.num_envs, size)
                 return Recall(rows, jnp.arange(size) >= size - count, count)
 
-            of_round = Round(params, number, recall)
-            actor, carry, metrics = method.behave(config, behavior_key, networks, of_round, carry, hypers)
+            current_round = Round(params, number, recall)
+            actor, carry, metrics = method.behave(config, behavior_key, networks, current_round, carry, hypers)
             memory, envs = collect(
                 config, collect_key, task, networks, actor, memory, envs, behavior_steps, hypers.discount
             )

@@ -57,7 +57,7 @@ class Config:
     num_envs: int = 8
     """environments stepped side by side in each run"""
     num_steps: int = 256
-    """steps of each environment between two updates"""
+    """steps of each environment in one update"""
     sgd_steps: int = 10
     """full-batch gradient steps of the policy in one update"""
     num_epochs: int = 5
@@ -65,17 +65,17 @@ class Config:
     num_minibatches: int = 16
     """minibatches of the value network in one pass"""
     hidden_sizes: tuple[int, ...] = (64, 64)
-    """hidden layers of the policy and of the value network"""
+    """hidden layers of every network that has no option of its own"""
     normalize_obs: bool = True
     """standardise observations by running statistics"""
     normalize_reward: bool = True
-    """divide rewards by the running spread of the discounted return"""
+    """divide rewards by the running standard deviation of the discounted return"""
     normalize_advantage: bool = True
-    """standardise advantages over the rollout"""
+    """standardise advantages over the whole rollout"""
     clip_value: bool = True
-    """clip the value loss as PPO does"""
+    """clip the value loss as PPO does, with clip_epsilon"""
     anneal_kl: bool = True
-    """let the weight of the KL divergence grow as kl_coef / (1 - share of the budget); else it is kl_coef"""
+    """let the weight of the divergence grow as kl_coef / (1 - share of the budget); else it stays at kl_coef"""
     anneal_learning_rate: bool = False
     """let the learning rate fall linearly to 0 over the budget"""
     tsallis: bool = False
@@ -91,17 +91,19 @@ class Hypers(NamedTuple):
     """What may differ between the runs of one program."""
 
     learning_rate: float = 3e-4
-    """of the policy and of the value network"""
+    """learning rate of Adam"""
     discount: float = 0.99
+    """discount factor of future rewards"""
     gae_lambda: float = 0.95
+    """lambda of generalised advantage estimation: 0 is the one-step error, 1 the full return"""
     kl_coef: float = 1.0
-    """weight of the divergence in the first update, 1 / t_0"""
+    """weight of the divergence from the old policy at the start of the budget, 1 / t_0"""
     tsallis_q: float = 1.0
     """order of the Tsallis divergence, where 1 is KL; read only with tsallis"""
     clip_epsilon: float = 0.2
-    """how far the value may move before its loss is clipped"""
+    """clip range of the value around its old one, with clip_value; the policy's loss has no clip"""
     max_grad_norm: float = 0.5
-    """of the policy"""
+    """the policy's gradients are clipped to this global norm, the value network's are not"""
 
 
 class Learner(NamedTuple):

@@ -49,60 +49,69 @@ class Config:
     num_envs: int = 8
     """environments stepped side by side in each run"""
     num_steps: int = 256
-    """steps of each environment between two PPO updates"""
+    """steps of each environment in one update"""
     behavior_steps: int = 32
     """steps of each environment between two updates of the behaviour policy; divides num_steps"""
     buffer_batches: int = 2
     """batches of num_envs * num_steps transitions that are kept and learned from"""
     num_epochs: int = 10
-    """passes of PPO over the buffer in one update"""
+    """passes over the rollout or the buffer in one update"""
     num_minibatches: int = 32
     """minibatches in one pass over the full buffer; a multiple of buffer_batches"""
     behavior_epochs: int = 16
     """passes over the buffer in one update of the behaviour policy"""
     behavior_minibatches: int = 16
-    """minibatches in one of these"""
+    """minibatches in one pass of the behaviour policy's update"""
     hidden_sizes: tuple[int, ...] = (64, 64)
-    """hidden layers of the policy and of the value network"""
+    """hidden layers of every network that has no option of its own"""
     normalize_obs: bool = True
     """standardise observations by running statistics"""
     normalize_reward: bool = True
-    """divide rewards by the running spread of the discounted return"""
+    """divide rewards by the running standard deviation of the discounted return"""
     normalize_advantage: bool = True
     """standardise advantages per minibatch"""
     clip_value: bool = True
-    """clip the value loss like the policy loss"""
+    """clip the value loss as PPO does, with clip_epsilon"""
     anneal_learning_rate: bool = True
-    """let PPO's learning rate fall linearly to 0 over the budget"""
+    """let the learning rate fall linearly to 0 over the budget"""
     advantage_weighting: bool = False
-    """weigh the behaviour policy's loss by the size of the advantage"""
+    """weight the behaviour policy's loss by the size of the advantage"""
     stale_reference: bool = False
-    """after a PPO update, compare the behaviour policy with the one from before it, as the authors' code does"""
+    """after a PPO update, compare the behaviour policy with the target policy from before it, as the authors' code
+    does"""
     sampling_error_epochs: int = 0
-    """steps of the fit that measures the sampling error (the authors: 1000 or 2000); 0 for no such metric"""
+    """steps of the fit that measures the sampling error (the authors: 1000 or 2000); 0 turns this off"""
     sampling_error_interval: int = 1
-    """updates between two measurements; the metric repeats the last one"""
+    """updates between two measurements of the sampling error; the metric repeats the last one"""
 
 
 class Hypers(NamedTuple):
     """What may differ between the runs of one program."""
 
     learning_rate: float = 1e-3
+    """learning rate of Adam"""
     discount: float = 0.99
+    """discount factor of future rewards"""
     gae_lambda: float = 0.95
+    """lambda of generalised advantage estimation: 0 is the one-step error, 1 the full return"""
     clip_epsilon: float = 0.2
+    """clip range of the probability ratio around 1, and with clip_value of the value around its old one"""
     entropy_coef: float = 0.01
+    """weight of the policy's entropy, which the loss rewards"""
     value_coef: float = 0.5
+    """weight of the value loss in the whole loss"""
     max_grad_norm: float = 0.5
+    """gradients are clipped to this global norm"""
     target_kl: float = 0.03
     """approximate KL divergence at which a PPO update ends"""
     behavior_learning_rate: float = 1e-3
+    """learning rate of the behaviour policy"""
     behavior_clip_epsilon: float = 0.3
-    """how far the behaviour policy may lower a probability, as a share of it"""
+    """largest share by which the behaviour policy may lower a probability"""
     behavior_target_kl: float = 0.05
     """approximate KL divergence at which an update of the behaviour policy ends"""
     behavior_kl_coef: float = 0.3
-    """weight of the mean KL divergence over the action dimensions in the behaviour policy's loss"""
+    """weight of the KL divergence, averaged over the action dimensions, in the behaviour policy's loss"""
 
 
 class Carry(NamedTuple):
@@ -164,19 +173,19 @@ def start(config: Config, params: Params, hypers: Hypers) -> Carry:
 
 
 def behave(
-    config: Config, key: Array, networks: Networks, of_round: Round, carry: Carry, hypers: Hypers
+    config: Config, key: Array, networks: Networks, current_round: Round, carry: Carry, hypers: Hypers
 ) -> tuple[Params, Carry, Metrics]:
     """theta after epochs of `behavior_loss` on what the buffer will hold."""
-    reference = of_round.params
+    reference = current_round.params
     if config.stale_reference:
-        is_first = of_round.number == 0
-        reference = jax.tree.map(lambda x, y: jnp.where(is_first, x, y), carry.stale_params, of_round.params)
-    recall = of_round.recall(reference)
+        is_first = current_round.number == 0
+        reference = jax.tree.map(lambda x, y: jnp.where(is_first, x, y), carry.stale_params, current_round.params)
+    recall = current_round.recall(reference)
     behavior, metrics = descend(
         key,
         lambda actor, past, valid: behavior_loss(actor, networks, past, valid, hypers),
         ppo.optimizer(hypers, hypers.behavior_learning_rate),
-        Trained(actor_of(of_round.params), carry.opt_state),
+        Trained(actor_of(current_round.params), carry.opt_state),
         past_of(recall, config),
         recall.num_valid,
         hypers.behavior_target_kl,
@@ -184,7 +193,7 @@ def behave(
         config.behavior_minibatches,
     )
     # The next update's first round takes it for its reference.
-    stale_params = of_round.params if config.stale_reference else None
+    stale_params = current_round.params if config.stale_reference else None
     metrics = {f"behavior_{name}": value for name, value in metrics.items()}
     return behavior.params, Carry(stale_params, behavior.opt_state), metrics
 
