@@ -197,7 +197,8 @@ def critic_loss(
     mean_difference = jnp.mean(difference, axis=1)
     conservative = hypers.cql_alpha * jnp.sum(mean_difference)
     if config.lagrange:
-        conservative = multiplier(state.log_multiplier.params) * hypers.cql_alpha * jnp.sum(mean_difference - hypers.target_gap)
+        weight = multiplier(state.log_multiplier.params) * hypers.cql_alpha
+        conservative = weight * jnp.sum(mean_difference - hypers.target_gap)
     metrics = {"critic_loss": bellman, "cql_difference": jnp.mean(mean_difference), "q": jnp.mean(q)}
     return bellman + conservative, (mean_difference, metrics)
 
