@@ -1,7 +1,7 @@
 """DDPG: deep deterministic policy gradient (Lillicrap et al. 2015, arXiv 1509.02971).
 
-TD3 with a single critic, no delay and no smoothing of the target, so this file only says what is left of TD3's
-settings; the losses and the learning loop are those of `td3.py`.
+DDPG is TD3 with a single critic, no delay and no smoothing of the target. This file declares the remaining settings;
+the losses and the learning loop are those of `td3.py`.
 
 Deviations from the paper:
 - Exploration is uncorrelated Gaussian noise in units of half the width of the action box, not an Ornstein-Uhlenbeck
@@ -33,7 +33,7 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     num_envs: int = 1
     """environments stepped side by side in each run"""
@@ -52,7 +52,7 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     actor_learning_rate: float = 3e-4
     """learning rate of the actor"""

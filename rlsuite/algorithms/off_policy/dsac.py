@@ -10,7 +10,7 @@ target of both; for sigma it is clipped to within `td_bound` of Q:
 a' is drawn from a target policy. The policy, the temperature and all targets move at every second gradient step. All
 gradients of a gradient step are taken at the same parameters: that of the policy sees the critic before its own step.
 
-This is the form that the authors keep beside its successor (`dsac_v1.py` of their repository DSAC-v2), with that
+This is the form that the authors keep next to its successor (`dsac_v1.py` of their repository DSAC-v2), with that
 repository's networks (three layers of 256, exact GELU, PyTorch's initialisation) and settings. It departs from the
 paper and from its first code: no layers shared by mean and sigma, sigma by softplus instead of a bounded log sigma,
 0.1 in the denominators, constant learning rates, one replay buffer and one learner instead of four asynchronous ones.
@@ -58,7 +58,7 @@ Params = Any
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     num_envs: int = 1
     """environments stepped side by side in each run"""
@@ -88,7 +88,7 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     actor_learning_rate: float = 1e-4
     """learning rate of the actor"""
@@ -109,7 +109,7 @@ class Hypers(NamedTuple):
 
 
 class Learner(NamedTuple):
-    """What gradient steps change."""
+    """The part of the state that gradient steps change."""
 
     actor: Trained
     target_actor: Params
@@ -151,7 +151,7 @@ def actor_loss(
 
 
 def init(config: Config, keys: Array, env: Env, hypers: Hypers) -> Learner:
-    """New networks, each target like its own, and their optimisers, from keys `[2]`."""
+    """New networks, each with a target of equal parameters, and their optimisers, from keys `[2]`."""
     networks, obs = networks_of(config.hidden_sizes, env), jnp.zeros(env.obs_dim)
     actor = networks.policy.network.init(keys[0], obs)
     critic = networks.critic.init(keys[1], jnp.concatenate([obs, jnp.zeros_like(networks.policy.low)]))

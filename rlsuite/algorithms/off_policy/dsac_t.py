@@ -1,7 +1,6 @@
 """DSAC-T, also DSACv2: DSAC with three refinements (Duan et al. 2023, arXiv 2310.05858).
 
-Everything of `dsac.py` that is not said here holds: networks, target policy, delays, and the order of a gradient step.
-What differs is the critic's loss:
+Networks, target policy, delays and the order of a gradient step are those of `dsac.py`. The critic's loss differs:
 
     y   = r + discount (1 - terminated) (min(Q1', Q2') - alpha log pi'(a'|s'))        expected value substitution
     y_z = the same with a sample of the distribution whose mean is that minimum       twin value distributions
@@ -65,14 +64,14 @@ Params = Any
 
 HUBER_DELTA = 50.0
 RATIO_MIN, RATIO_MAX = 0.1, 10.0
-"""of the gradient's scale, with `huber`"""
+"""bounds of the gradient's scale, with `huber`"""
 UNSET = -1.0
-"""what b is before the first minibatch; a mean of standard deviations is never negative"""
+"""value of b before the first minibatch; a mean of standard deviations is never negative"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     num_envs: int = 1
     """environments stepped side by side in each run"""
@@ -104,7 +103,7 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     actor_learning_rate: float = 1e-4
     """learning rate of the actor"""
@@ -127,7 +126,7 @@ class Hypers(NamedTuple):
 
 
 class Learner(NamedTuple):
-    """What gradient steps change."""
+    """The part of the state that gradient steps change."""
 
     actor: Trained
     target_actor: Params
@@ -208,7 +207,7 @@ def actor_loss(
 
 
 def init(config: Config, keys: Array, env: Env, hypers: Hypers) -> Learner:
-    """New networks, each target like its own, and their optimisers, from keys `[2]`."""
+    """New networks, each with a target of equal parameters, and their optimisers, from keys `[2]`."""
     networks, obs = networks_of(config.hidden_sizes, env), jnp.zeros(env.obs_dim)
     actor = networks.policy.network.init(keys[0], obs)
     critics = init_critics(keys[1], networks.critic, obs, jnp.zeros_like(networks.policy.low))

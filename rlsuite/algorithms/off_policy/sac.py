@@ -4,7 +4,7 @@ Networks and initialisation (PyTorch's default), the tanh-squashed Gaussian, the
 target entropy -|A| and a temperature that starts at 1 are those of both CleanRL and Stable-Baselines3. Where these two
 differ, the default is Stable-Baselines3's form, and `cleanrl` takes CleanRL's:
 
-- The log standard deviation is clipped to [-20, 2]; CleanRL's is tanh of what the network says, mapped to [-5, 2].
+- The log standard deviation is clipped to [-20, 2]; CleanRL's is the tanh of the network's output, mapped to [-5, 2].
 - The temperature learns from the actions that the actor has just learned from; CleanRL's draws others, from the actor
   after its step.
 - The temperature's loss is linear in log alpha; CleanRL's is linear in alpha.
@@ -13,7 +13,7 @@ differ, the default is Stable-Baselines3's form, and `cleanrl` takes CleanRL's:
 Deviations:
 - Truncated transitions bootstrap with the value of the observation that they led to, as SB3 does with its time-limit
   handling; CleanRL's stores the same.
-- The log-determinant of tanh is exact instead of log(1 - tanh^2 + 1e-6), but with `cleanrl`.
+- The log-determinant of tanh is exact instead of log(1 - tanh^2 + 1e-6), except with `cleanrl`.
 - Every update takes one step of `num_envs` environments, then `gradient_steps` gradient steps. The ratio is free: 1 and
   1 are the published protocol.
 - Warm-up: `warmup_steps` steps with uniform actions and no learning (CleanRL 5000, SB3 100, softlearning 10000).
@@ -50,7 +50,7 @@ CLEANRL_EXTRA_SLOPE = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     num_envs: int = 1
     """environments stepped side by side in each run"""
@@ -75,7 +75,7 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     actor_learning_rate: float = 3e-4
     """learning rate of the actor"""
@@ -94,7 +94,7 @@ class Hypers(NamedTuple):
 
 
 class Learner(NamedTuple):
-    """What gradient steps change."""
+    """The part of the state that gradient steps change."""
 
     actor: Trained
     critics: Trained

@@ -15,7 +15,7 @@ Deviations from CleanRL:
 - Every update takes one step of `num_envs` environments, then `gradient_steps` gradient steps. The ratio is free: 1 and
   1 are the published protocol. The delay counts gradient steps.
 - Learning starts with the first step that the actor takes, one later in CleanRL.
-- `num_critics` is free. The actor climbs the first critic, whatever their number.
+- `num_critics` is free. The actor maximises the first critic, whatever their number.
 - Evaluation plays the actor's action; CleanRL's adds exploration noise there too.
 
 As in CleanRL, a truncated transition bootstraps with the value of the observation that it led to.
@@ -47,7 +47,7 @@ Params = Any
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     num_envs: int = 1
     """environments stepped side by side in each run"""
@@ -70,7 +70,7 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     actor_learning_rate: float = 3e-4
     """learning rate of the actor"""
@@ -89,7 +89,7 @@ class Hypers(NamedTuple):
 
 
 class Learner(NamedTuple):
-    """What gradient steps change."""
+    """The part of the state that gradient steps change."""
 
     actor: Trained
     critics: Trained
@@ -149,7 +149,7 @@ def actor_loss(actor: Params, networks: Networks, critics: Params, obs: Array) -
 
 
 def init(config: Config, keys: Array, env: Env, hypers: Hypers) -> Learner:
-    """New networks, each target like its own, and their optimisers, from keys `[2]`."""
+    """New networks, each with a target of equal parameters, and their optimisers, from keys `[2]`."""
     networks, obs = networks_of(config, env), jnp.zeros(env.obs_dim)
     actor = networks.actor.init(keys[0], obs)
     critics = init_critics(keys[1], networks.critic, obs, jnp.zeros_like(networks.low), config.num_critics)

@@ -2,11 +2,11 @@
 
 TD3+BC whose actor does not always imitate the dataset's action. A conditional VAE, fitted to those of the dataset's
 actions that are better than the state's value, offers another one, and the actor is drawn to the better of the two, or
-to neither where both are worse than the state's value. What is here follows the authors' code
+to neither where both are worse than the state's value. This file follows the authors' code
 (ltlhuuu/A2PR at f92a2a4), sizes and rates included.
 
 Where the paper and the authors' code differ:
-- What the VAE offers. In the code it is the reconstruction of the actor's own action, and the gradient of the distance
+- The VAE's action. In the code it is the reconstruction of the actor's own action, and the gradient of the distance
   to it goes through both actions: the default. `detach_reconstruction` holds the reconstruction constant instead.
   The paper says that candidates are sampled from the behaviour policy that advantages have augmented;
   `sample_candidates` decodes a latent drawn from the VAE's prior, clipped to +-0.5, as a function of the code does that
@@ -50,14 +50,14 @@ Params = Any
 LOG_STD_MIN, LOG_STD_MAX = -4.0, 15.0
 """bounds of the encoder's log standard deviations"""
 KL_WEIGHT = 0.5
-"""of the divergence from the prior, beside the reconstruction"""
+"""weight of the divergence from the prior, relative to the reconstruction"""
 PRIOR_CLIP = 0.5
 """bound of the latents that `sample_candidates` draws"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     batch_size: int = 256
     """transitions in one gradient step"""
@@ -80,7 +80,7 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     actor_learning_rate: float = 3e-4
     """learning rate of the actor"""
@@ -183,7 +183,7 @@ def vae_loss(
 def candidate(
     config: Config, networks: Networks, vae: dict[str, Params], obs: Array, action: Array, noise: Array
 ) -> Array:
-    """What the VAE offers to imitate beside the dataset's action: `[batch, action_dim]`.
+    """The VAE's alternative to the dataset's action: `[batch, action_dim]`.
 
     By default the reconstruction of the actor's `action`, through which the gradient passes. `noise`
     `[batch, 2 action_dim]` is standard normal.
@@ -278,8 +278,7 @@ def make(config: Config) -> Algorithm:
         grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critics.params, networks, batch, target)
         state = state._replace(critics=state.critics.step(grads, optax.adam(hypers.critic_learning_rate)))
 
-        # The same next action, valued by the critics that have just learned as well. Whoever needs V(s) below takes it
-        # from before this step.
+        # The same next action, also valued by the critics after their step. V(s) below is from before this step.
         online_target = q_target(networks, state.critics.params, batch, next_action, hypers)
         (value_error, v), grads = jax.value_and_grad(value_loss, has_aux=True)(
             state.value.params, networks, batch, jnp.minimum(online_target, target)

@@ -1,4 +1,4 @@
-"""AWAC: the dataset's actions, each imitated the more the better it is than the policy's (Nair et al. 2020, arXiv
+"""AWAC: imitation of the dataset's actions, weighted by their advantage over the policy's (Nair et al. 2020, arXiv
 2006.09359).
 
 The critics learn the values of the policy. The policy maximises the log-probability of the dataset's actions, each
@@ -6,13 +6,13 @@ weighted by the exponential of its advantage over an action of the policy. Offli
 left out. Sizes, rates, the policy and the settings of single datasets are those of CORL.
 
 Deviations from CORL:
-- Actions are in units of the action box, as they are on D4RL's tasks anyway.
+- Actions are in units of the action box, which they are on D4RL's tasks anyway.
 - A transition that was truncated bootstraps with the value of the observation that it led to, where the dataset has
   kept it.
 
 Deviations of CORL, and so of this file, from the paper:
 - The weights are bounded by 100.
-- The smaller of two critics counts, in targets and advantages, where the paper writes of one critic.
+- Targets and advantages use the smaller of two critics, where the paper has one critic.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     batch_size: int = 256
     """transitions in one gradient step"""
@@ -54,7 +54,7 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     actor_learning_rate: float = 3e-4
     """learning rate of the actor"""

@@ -3,7 +3,7 @@
 Sizes and rates are those of the offline baselines of CORL. With `--sampling top=0.1` it is 10 % BC.
 
 Deviations from CORL:
-- Actions are in units of the action box, as they are on D4RL's tasks anyway.
+- Actions are in units of the action box, which they are on D4RL's tasks anyway.
 - 10 % BC ranks trajectories by their undiscounted return, as Hong et al. 2023 do; CORL discounts by 0.99.
 """
 
@@ -30,7 +30,7 @@ Params = Any
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     batch_size: int = 256
     """transitions in one gradient step"""
@@ -41,7 +41,7 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     learning_rate: float = 3e-4
     """learning rate of Adam"""

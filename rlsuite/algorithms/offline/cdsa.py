@@ -1,10 +1,10 @@
 """CDSA-style reconstruction: any offline learner's actions, corrected by the score of the dataset's density.
 
 After CDSA, the conservative denoising score-based algorithm (Liu, Yang & Li 2024, arXiv 2406.07541). THIS IS A
-RECONSTRUCTION, NOT THE AUTHORS' METHOD. They have published no code, and what we had of the paper does not say: the
-networks' sizes, the levels of noise, whether the density is the joint one of observation and action, how inputs are
-normalised, the coefficients, the number of corrections, and where the score of the observation is taken. All of that,
-every default below and every number that comes out is ours. No published result of CDSA can be compared with it.
+RECONSTRUCTION, NOT THE AUTHORS' METHOD. They have published no code, and the parts of the paper that we had do not
+state: the networks' sizes, the levels of noise, whether the density is the joint one of observation and action, how
+inputs are normalised, the coefficients, the number of corrections, and where the score of the observation is taken. All
+of that, every default below and every resulting number is ours. No published result of CDSA can be compared with it.
 
 What is known of CDSA, and is so here: a model learns by denoising score matching the gradient of the log-density of the
 dataset; the action of an offline policy is adjusted at decision time, and the policy's training is left as it is; what
@@ -12,8 +12,8 @@ the gradient says about states is turned into a correction of the action by an i
 
 What is ours:
 - The score is that of the joint density of the normalised observation and the action in units of the action box.
-- The models learn beside the policy, one gradient step an update, on batches of their own, drawn as the dataset's
-  sampling says. Keys and networks of the policy's learner are its own, so that it learns the same bits as without.
+- The models learn along with the policy, one gradient step an update, on batches of their own, drawn as the dataset's
+  sampling says. The policy's learner keeps its own keys and networks, so that it learns the same bits as without.
 - Observations are always normalised for the models, whether the policy's learner does so or not.
 - The step towards likely states starts from the next observation that a forward model predicts (`forward_model`),
   where the score is taken at the base policy's own action there.
@@ -48,14 +48,14 @@ Array = jax.Array
 Params = Any
 
 LABEL = "CDSA-style reconstruction"
-"""what reports must call it"""
+"""the name that reports must use"""
 MODELS = 0xCD5A
-"""folded into the keys of the base's learner for those of the models; splitting a key never comes so far"""
+"""folded into the keys of the base's learner for the keys of the models; a split never uses an index this large"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program, beside the base's own."""
+    """Settings that shape the program, in addition to the base's."""
 
     model_batch_size: int = 256
     """CDSA-style: transitions in one gradient step of the models"""
@@ -70,7 +70,7 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program, beside the base's own."""
+    """Settings that may differ between the runs of one program, in addition to the base's."""
 
     score_learning_rate: float = 3e-4
     """CDSA-style: learning rate of the score network"""
@@ -94,7 +94,7 @@ class Hypers(NamedTuple):
 
 
 class Guidance(NamedTuple):
-    """The hyperparameters that acting needs, which it is not given. All `[]`."""
+    """The hyperparameters that `act` needs, kept in the state because `act` is not given any. All `[]`."""
 
     sigma: Array
     action_coef: Array
@@ -103,7 +103,7 @@ class Guidance(NamedTuple):
 
 
 class Models(NamedTuple):
-    """What is learned of the dataset."""
+    """The models of the dataset."""
 
     score: Trained
     score_ema: Params
@@ -175,10 +175,10 @@ def dynamics_loss(dynamics: dict[str, Params], networks: Networks, batch: Batch)
 
 
 def correction(networks: Networks, state: State, policy: Callable[[Array], Array], obs: Array, action: Array) -> Array:
-    """What is added to an action: `[obs_dim]` normalised, `[action_dim]` -> `[action_dim]`, in units of the box.
+    """The change of an action: `[obs_dim]` normalised, `[action_dim]` -> `[action_dim]`, in units of the box.
 
-    The first part moves the action itself to where it is likelier beside this observation. The second one moves where
-    it leads to by `state_eta` times the score there, and is the difference that this makes to the inverse dynamics.
+    The first part moves the action itself to where it is likelier at this observation. The second part moves the next
+    state by `state_eta` times the score there, and is the difference that this makes to the inverse dynamics.
     `policy` is the base's action at a normalised observation.
     """
     guidance, dynamics = state.guidance, state.models.dynamics.params
@@ -270,7 +270,7 @@ def make(config: Config, base: Algorithm, split: Callable[[Any], Any]) -> Algori
         action = base.act(key, task, state.base, obs)
         for _ in range(config.correction_steps):
             shift = correction(networks, state, policy, dataset.normalize(obs), units(action))
-            # In the environment's units, into which the base's action would not come back with the same bits.
+            # In the environment's units: converting the base's action to units of the box and back would round it.
             action = jnp.where(shift == 0.0, action, jnp.clip(action + half_width * shift, low, high))
         return action
 
@@ -296,7 +296,7 @@ def around(name: str, spec: AlgorithmSpec) -> AlgorithmSpec:
     if twice:
         raise UserError(f"'{name}' and cdsa both have a setting '{min(twice)}'; rename the one of '{name}'")
 
-    # Named as no class in this file: whoever asks for their source, as the help does, is sent on to their bases.
+    # No class in this file has these names, so `inspect.getsource`, which the help uses, reads their bases.
     config_class = dataclasses.make_dataclass("ConfigWithCDSA", [], bases=(Config, spec.config), frozen=True)
     defaults = (*spec.hypers(), *Hypers())
     namedtuple: Any = collections.namedtuple  # which type checkers want literals for
@@ -341,7 +341,7 @@ TRIAL = Trial(
     Hypers(score_learning_rate=1e-3, dynamics_learning_rate=1e-3),
     updates=0,
 )
-"""What every base's trial is given beside its own."""
+"""The settings that are added to every base's trial."""
 
 DECLARED = partial(
     AlgorithmSpec,
@@ -354,4 +354,4 @@ DECLARED = partial(
         level="D",
     ),
 )
-"""What every `SPEC` of a corrected learner says alike."""
+"""The part of `SPEC` that all corrected learners share."""

@@ -1,7 +1,7 @@
 """CQL(H): SAC from a dataset whose critics are pressed down wherever they rise above the data (Kumar et al. 2020,
 arXiv 2006.04779).
 
-Beside the Bellman error, each critic pays for the soft maximum of its values over all actions less its value of the
+Each critic's loss adds to the Bellman error the soft maximum of its values over all actions, minus its value of the
 dataset's action (eq. 4). The soft maximum is estimated from actions drawn uniformly, from the policy at s and from the
 policy at s', each divided by its density. The target holds no entropy. The Lagrange form learns the weight of
 that term, so that the difference settles at a given gap. Sizes, rates, initialisation and order follow CORL: gradients
@@ -11,7 +11,7 @@ As there, and unlike in the paper:
 - A Gaussian whose log standard deviation is scaled and shifted by two learned numbers, which start at 1 and -1.
 - The last layer of the policy starts small (Xavier, gain 0.01). Critics start orthogonal, with gain sqrt(2) and in the
   last layer 0.01.
-- The multiplier starts at e and is at most 1e6, and `cql_alpha` still counts beside it.
+- The multiplier starts at e and is at most 1e6; `cql_alpha` still multiplies it.
 - The temperature learns as fast as the policy.
 
 Deviations from CORL:
@@ -55,7 +55,7 @@ MULTIPLIER_MAX = 1e6
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     batch_size: int = 256
     """transitions in one gradient step"""
@@ -80,7 +80,7 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     actor_learning_rate: float = 3e-5
     """learning rate of the actor"""

@@ -5,7 +5,7 @@ the policy to the dataset's actions, each weighted by the exponential of its adv
 the dataset does not hold. Sizes, rates, the order of the steps and the settings of single datasets are those of CORL.
 
 Deviations from CORL:
-- Actions are in units of the action box, as they are on D4RL's tasks anyway.
+- Actions are in units of the action box, which they are on D4RL's tasks anyway.
 - A transition that was truncated bootstraps with V of the observation that it led to, where the dataset has kept it.
 - Normalised rewards use the returns of all episodes, as the dataset states them; CORL adds up the rewards between
   terminations, or over 1000 steps.
@@ -45,7 +45,7 @@ LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     batch_size: int = 256
     """transitions in one gradient step"""
@@ -60,7 +60,7 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     actor_learning_rate: float = 3e-4
     """learning rate of the actor at the start; it falls along half a cosine to 0 at the end of the budget"""
@@ -181,7 +181,7 @@ def make(config: Config) -> Algorithm:
         networks = networks_of(task)
         batch = offline.sample(key, task, (config.batch_size,), config.normalize_obs)
         batch = batch._replace(reward=scale_of(task) * batch.reward + hypers.reward_shift)
-        # All three losses are of the networks as they are before this step.
+        # All three losses use the networks from before this step.
         q = min_q(networks.critic, state.target_critics, batch.obs, batch.action)
         next_value = state_value(networks, state.value.params, batch.next_obs)
         (value_error, advantage), value_grads = jax.value_and_grad(value_loss, has_aux=True)(

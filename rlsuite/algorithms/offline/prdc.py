@@ -1,7 +1,7 @@
 """PRDC: TD3 whose actor is drawn to the dataset's action nearest to its own (Ran et al. 2023, arXiv 2306.06569).
 
-TD3+BC pulls the actor to the action that was taken in the same transition, however good another one would be. Here the
-anchor is looked for among all transitions: with D the dataset, it is the action of the one that minimises
+TD3+BC pulls the actor to the action of the same transition, however good another one would be. PRDC takes its anchor
+from all transitions: with D the dataset, it is the action of the one that minimises
 
     |beta (s - s_i)|^2 + |mu(s) - a_i|^2        over i in D, observations in standard deviations,
 
@@ -41,7 +41,7 @@ Params = Any
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     batch_size: int = 256
     """transitions in one gradient step"""
@@ -56,7 +56,7 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     actor_learning_rate: float = 3e-4
     """learning rate of the actor"""

@@ -1,10 +1,10 @@
-"""ReBRAC: TD3+BC with its parts put right: both actor and critic are penalised for leaving the dataset, each with a
+"""ReBRAC: TD3+BC with retuned components: both actor and critic are penalised for leaving the dataset, each with a
 coefficient of its own; deeper networks, larger batches and critics with layer norms (Tarasov et al. 2023, arXiv
 2305.09836).
 
 The target subtracts from the smaller critic the squared distance of its action to the one that the dataset took next.
-The actor climbs the smaller critic, divided by its mean size, minus the squared distance to the dataset's action. Sizes
-and rates are those of the authors' code.
+The actor maximises the smaller critic, divided by its mean size, minus the squared distance to the dataset's action.
+Sizes and rates are those of the authors' code.
 
 Deviations from it:
 - Actions, noise and squared distances are in units of the action box; on D4RL's tasks they are anyway.
@@ -37,7 +37,7 @@ Params = Any
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     batch_size: int = 1024
     """transitions in one gradient step"""
@@ -54,7 +54,7 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     actor_learning_rate: float = 1e-3
     """learning rate of the actor"""
@@ -88,7 +88,7 @@ def critic_loss(
     critics: Params, networks: Networks, state: State, batch: Batch, noise: Array, hypers: Hypers
 ) -> tuple[Array, Metrics]:
     """Sum over the critics of the mean squared error to r + discount (min Q'(s', b) - critic_penalty |b - a'|^2), where
-    b = mu'(s') + noise and a' is what the dataset did next: (loss `[]`, metrics).
+    b = mu'(s') + noise and a' is the dataset's next action: (loss `[]`, metrics).
 
     `noise` `[batch, action_dim]` is standard normal; its scale and bounds are those of `hypers`.
     """

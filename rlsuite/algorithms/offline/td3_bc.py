@@ -1,7 +1,8 @@
 """TD3+BC: TD3 whose actor also imitates the dataset (Fujimoto & Gu 2021, arXiv 2106.06860).
 
-The critics learn as in TD3. The actor climbs the first critic, scaled by alpha over its mean size so that its pull has
-a known strength beside that of the dataset's actions. Sizes and rates are those of the authors and of CORL.
+The critics learn as in TD3. The actor maximises the first critic, scaled by alpha over its mean size so that this term
+has a known weight relative to the imitation of the dataset's actions. Sizes and rates are those of the authors and of
+CORL.
 
 Deviations:
 - Actions, noise and the squared distance are in units of the action box; on D4RL's tasks they are anyway.
@@ -22,7 +23,7 @@ from rlsuite.pieces import offline_td3
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     batch_size: int = 256
     """transitions in one gradient step"""
@@ -35,7 +36,7 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     actor_learning_rate: float = 3e-4
     """learning rate of the actor"""

@@ -16,10 +16,10 @@ Deviations from the code:
 - The Tsallis divergence is the Bregman divergence of the Tsallis entropy, estimated without bias from the actions of
   the rollout. The code takes the mean of log_q(policy) - log_q(old policy) there, without the ratio that would make it
   an expectation under the new policy: for q = 1 that is -KL(old policy || policy), a reward for moving away.
-- The value's loss is half the code's, which Adam does not see but for its eps.
+- The value's loss is half the code's, which matters to Adam only through its eps.
 - Adam adds epsilon after the bias correction, as in its paper and in PyTorch. The code's, of TensorFlow 1, adds it
   before, which makes it 32 times as large in the first step.
-- The old policy is the one that collected from the first update on. The code initialises the two apart.
+- The old policy is the one that collected from the first update on. The code initialises the two separately.
 - Truncation is not termination: the advantage at a time limit bootstraps with V of the observation it was reached with.
 - The statistics of the normalisers are merged once per update instead of once per step, so that collecting and learning
   see the same inputs. Rewards are scaled by statistics that already include the rollout; observations are not.
@@ -52,7 +52,7 @@ Params = Any
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     num_envs: int = 8
     """environments stepped side by side in each run"""
@@ -88,7 +88,7 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     learning_rate: float = 3e-4
     """learning rate of Adam"""
@@ -107,10 +107,10 @@ class Hypers(NamedTuple):
 
 
 class Learner(NamedTuple):
-    """What gradient steps change."""
+    """The part of the state that gradient steps change."""
 
     actor: Trained
-    """what `Networks` calls policy, and log_std where there is one"""
+    """the parameters that `Networks` calls policy, and log_std where there is one"""
     critic: Trained
 
 

@@ -35,7 +35,7 @@ Params = Any
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     num_envs: int = 8
     """environments stepped side by side in each run"""
@@ -65,7 +65,7 @@ class Config:
 
 
 class Losses(Protocol):
-    """What the losses read of a `Config`, PPO's or that of a method with PPO's losses."""
+    """The fields that the losses read, of the `Config` of PPO or of a method with PPO's losses."""
 
     @property
     def normalize_advantage(self) -> bool: ...
@@ -74,7 +74,7 @@ class Losses(Protocol):
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     learning_rate: float = 3e-4
     """learning rate of Adam"""
@@ -148,7 +148,7 @@ def learn(
         grads, metrics = jax.grad(loss, has_aux=True)(learner.params, networks, minibatch, config, hypers)
         return learner.step(grads, adam), metrics
 
-    rows = batch._replace(dist=())  # which no loss of PPO reads
+    rows = batch._replace(dist=())  # no loss of PPO reads it
     return minibatches.epochs(key, step, learner, rows, config.num_epochs, config.num_minibatches)
 
 

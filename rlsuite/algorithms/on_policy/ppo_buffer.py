@@ -1,7 +1,7 @@
 """PPO-Buffer: PPO that learns from its last few batches, the baseline of PROPS (Corrado & Hanna, arXiv 2311.08290).
 
-Collects with the policy that learns, and lets every update pass over the last `buffer_batches` batches as if that
-policy had collected all of them: log-probabilities, values and advantages are computed anew with the current networks,
+PPO-Buffer collects with the policy that learns. Every update passes over the last `buffer_batches` batches as if that
+policy had collected all of them: log-probabilities, values and advantages are recomputed with the current networks,
 and nothing corrects for the policies that did collect. The loop is `buffered_ppo.py`; with one batch it is
 PPO with a stop at a KL divergence.
 
@@ -27,7 +27,7 @@ Params = Any
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     num_envs: int = 8
     """environments stepped side by side in each run"""
@@ -58,7 +58,7 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     learning_rate: float = 1e-3
     """learning rate of Adam"""

@@ -1,11 +1,11 @@
 """PROPS: proximal robust on-policy sampling (Corrado & Hanna, arXiv 2311.08290).
 
 PPO on a buffer of its last few batches (`buffered_ppo.py`). So that the buffer as a whole looks as if the policy
-theta that learns had collected it, a second policy phi collects: it starts from theta and makes over-represented
-actions less likely, by a behaviour update on what of the buffer will still be there after the round.
+theta that learns had collected it, a second policy phi collects. It starts from theta and makes over-represented
+actions less likely, by a behaviour update on those transitions that will still be in the buffer after the round.
 
 This is the paper's loop, entered at another place: there the behaviour update ends a round, here it begins the next
-one, so that phi is nothing to keep.
+one, so that phi is not part of the state.
 
 Deviations from the authors' code:
 - Truncation is not termination: the advantage at a time limit bootstraps with V of the observation it was reached with.
@@ -44,7 +44,7 @@ Params = Any
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     num_envs: int = 8
     """environments stepped side by side in each run"""
@@ -86,7 +86,7 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     learning_rate: float = 1e-3
     """learning rate of Adam"""
@@ -115,23 +115,23 @@ class Hypers(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """What the behaviour policy carries from round to round."""
+    """The state of the behaviour policy, passed from round to round."""
 
     stale_params: Params | None
     """theta and its value network before the last PPO update, for `stale_reference`"""
     opt_state: Any
-    """of its Adam, which goes on although phi starts again each time"""
+    """state of its Adam, which is kept although phi starts from theta each time"""
 
 
 class Past(NamedTuple):
-    """What a behaviour update needs of each transition, leading axis `[batch]`."""
+    """The parts of each transition that a behaviour update reads, leading axis `[batch]`."""
 
     obs: Array
     """`[batch, obs_dim]`, normalised"""
     action: Array
     """`[batch, action_dim]` unclipped, or `[batch]` int32"""
     dist: tuple[Array, ...]
-    """the target policy's distribution at obs, see `ppo.py`"""
+    """the target policy's distribution at obs, see `actor_critic.py`"""
     log_prob: Array
     """`[batch]` under the target policy"""
     weight: Array | None
@@ -141,9 +141,9 @@ class Past(NamedTuple):
 def behavior_loss(actor: Params, networks: Networks, past: Past, valid: Array, hypers: Hypers) -> tuple[Array, Metrics]:
     """PROPS' objective on the valid rows `[batch]` bool: (loss `[]`, metrics).
 
-    mean(max(r, 1 - epsilon)) with r = pi_phi / pi_theta lowers the probability of what is there, as far as 1 - epsilon
-    of it. The paper writes max(r, clip(r, 1 - epsilon, 1 + epsilon)), whose upper bound never binds. To it comes the KL
-    divergence from the target policy, as a mean over the action dimensions.
+    mean(max(r, 1 - epsilon)) with r = pi_phi / pi_theta lowers the probability of the recorded actions, down to 1 -
+    epsilon of it. The paper writes max(r, clip(r, 1 - epsilon, 1 + epsilon)), whose upper bound never binds. The KL
+    divergence from the target policy is added, as a mean over the action dimensions.
     """
     dist = distribution(networks, actor, past.obs)
     log_ratio = log_prob(dist, past.action) - past.log_prob
@@ -156,7 +156,7 @@ def behavior_loss(actor: Params, networks: Networks, past: Past, valid: Array, h
 
 
 def past_of(recall: Recall, config: Config) -> Past:
-    """What `behavior_loss` reads of the rows."""
+    """The parts of the rows that `behavior_loss` reads."""
     rows, valid = recall.rows, recall.valid
     weight = None
     if config.advantage_weighting:
@@ -175,7 +175,7 @@ def start(config: Config, params: Params, hypers: Hypers) -> Carry:
 def behave(
     config: Config, key: Array, networks: Networks, current_round: Round, carry: Carry, hypers: Hypers
 ) -> tuple[Params, Carry, Metrics]:
-    """theta after epochs of `behavior_loss` on what the buffer will hold."""
+    """theta after epochs of `behavior_loss` on the transitions that the buffer will still hold."""
     reference = current_round.params
     if config.stale_reference:
         is_first = current_round.number == 0

@@ -1,8 +1,8 @@
 """ROS: robust on-policy sampling (Zhong et al. 2022, arXiv 2111.14552), on the loop of PROPS.
 
 PPO on a buffer of its last few batches (`buffered_ppo.py`). The policy that collects is theta after one step
-against the mean gradient of log pi over what of the buffer will still be there after the round, so that it becomes less
-likely.
+against the mean gradient of log pi over those transitions that will still be in the buffer after the round, which makes
+their actions less likely.
 
 Deviations from its paper:
 - One behaviour policy for each round instead of for each step; `behavior_steps=1` with one environment is the paper's.
@@ -30,7 +30,7 @@ Params = Any
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     num_envs: int = 8
     """environments stepped side by side in each run"""
@@ -63,7 +63,7 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     learning_rate: float = 1e-3
     """learning rate of Adam"""
