@@ -81,8 +81,8 @@ def make(config: Config) -> Algorithm:
 
     def update(key: Array, task: Task, state: State, hypers: Hypers, clock: Clock) -> tuple[State, Metrics]:
         batch = offline.sample(key, task, (config.batch_size,), config.normalize_obs)
-        value, grads = jax.value_and_grad(loss)(state.actor.params, network_of(task), batch)
-        return State(state.actor.step(grads, optax.adam(hypers.learning_rate))), {"actor_loss": value}
+        imitation_error, grads = jax.value_and_grad(loss)(state.actor.params, network_of(task), batch)
+        return State(state.actor.step(grads, optax.adam(hypers.learning_rate))), {"actor_loss": imitation_error}
 
     def act(key: Array, task: Task, state: State, obs: Array) -> Array:
         obs = offline.observe(task, obs, config.normalize_obs)
