@@ -396,6 +396,25 @@ def test_finishing_merges_all_rows_in_order_of_evaluation_and_run(store: Store, 
     assert pq.ParquetFile(store.path(two_by_two)).num_row_groups == 3
 
 
+@pytest.mark.parametrize("old", [(0, 1), (1, 3), (3, 4)])
+def test_rows_of_an_earlier_version_are_finished_with_those_of_this_one(
+    old: tuple[int, int], store: Store, two_by_two: Shard
+) -> None:
+    """Columns that came later are null in the rows from before, whichever chunk these are of."""
+    later = ["nonfinite_episodes", "nonfinite"]
+    with store.claim(two_by_two):
+        write_all(store, two_by_two)
+        for part in store.parts(two_by_two):
+            if (part.first, part.stop) == old:
+                before = store.read(two_by_two, part).drop_columns(later)
+                pq.write_table(before, store.partial(two_by_two) / part.file_name)
+        store.finish(two_by_two, (0, 1, 2))
+    merged = pq.read_table(store.path(two_by_two)).to_pandas()
+    from_before = merged["run"].between(old[0], old[1] - 1)
+    assert merged["nonfinite_episodes"].isna().tolist() == from_before.tolist()
+    assert merged["return_mean"].notna().all() and len(merged) == 3 * 4
+
+
 def test_a_finished_shard_is_all_that_is_left(store: Store, two_by_two: Shard) -> None:
     """Also of what a killed process left in the middle of a write."""
     with store.claim(two_by_two):

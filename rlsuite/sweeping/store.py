@@ -410,15 +410,17 @@ class Store:
         def tables() -> Iterator[pa.Table]:
             for update in points:
                 of_update = sorted(part for part in parts if part.update == update)
-                yield pa.concat_tables([self.read(shard, part) for part in of_update])
+                every = [columns.empty_table(), *(self.read(shard, part) for part in of_update)]
+                yield pa.concat_tables(every, promote_options="default")
 
-        # The first evaluation has no metrics yet; the last has all columns.
-        last = self.read(shard, next(part for part in parts if part.update == points[-1])).schema
+        # The first evaluation has no metrics yet, and parts of an earlier version lack columns that came later.
+        schemas = [self.read(shard, part).schema for part in parts if part.update == points[-1]]
+        columns = pa.unify_schemas(sorted(schemas, key=len, reverse=True))
 
         def merge(target: str) -> None:
-            with pq.ParquetWriter(target, last, compression="zstd") as writer:
+            with pq.ParquetWriter(target, columns, compression="zstd") as writer:
                 for table in tables():
-                    writer.write_table(pa.concat_tables([last.empty_table(), table], promote_options="default"))
+                    writer.write_table(table)
 
         # First, so that a finished shard has them.
         if runs_of(learned) == list(range(len(shard.runs))):
