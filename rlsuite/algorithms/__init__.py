@@ -66,7 +66,7 @@ def __getattr__(name: str) -> ModuleType:
 
 
 class Card(NamedTuple):
-    """What a list shows of a method."""
+    """The summary of a method that a list shows."""
 
     name: str
     room: str
@@ -93,7 +93,7 @@ def registered() -> dict[str, AlgorithmSpec]:
 
 
 def get(name: str) -> AlgorithmSpec:
-    """What the algorithm of this name declares, or an offline learner with `CORRECTED` after its name.
+    """The declaration of the algorithm of this name, or of an offline learner with `CORRECTED` after its name.
 
     Raises:
         UserError: there is none; the message names the nearest one.
@@ -124,14 +124,14 @@ def package(name: str) -> Package | None:
 
 @functools.cache
 def _corrected(base: str) -> AlgorithmSpec:
-    """Made once, since its classes must be the same whoever asks."""
+    """Made once, so that every caller gets the same classes."""
     from rlsuite.algorithms.offline import cdsa
 
     return cdsa.around(base, get(base))
 
 
 def cards() -> list[Card]:
-    """What a list shows of every algorithm, sorted by name."""
+    """The summaries of all algorithms, sorted by name."""
     own = [_card(method) for method in (*METHODS, "offline.cdsa")]
     others = [
         Card(name, "other", spec.summary, tuple(s.__name__ for s in spec.action_spaces), spec.offline, spec.source)
@@ -156,16 +156,16 @@ def _card(method: str) -> Card:
     actions = (
         tuple(name.id for name in ast.walk(spaces) if isinstance(name, ast.Name)) if spaces else ("Discrete", "Box")
     )
-    of_source = given["source"]
-    assert isinstance(of_source, ast.Call)
-    fields = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in of_source.keywords}
+    declared_source = given["source"]
+    assert isinstance(declared_source, ast.Call)
+    fields = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in declared_source.keywords}
     name = CORRECTED_EXAMPLE if module == "cdsa" else module
     return Card(name, room, literal("summary", ""), actions, literal("offline", False), Source(**fields))
 
 
 @functools.cache
 def _from_other_packages() -> dict[str, tuple[AlgorithmSpec, Package]]:
-    """Name -> what it declares and who brings it, of all that other installed packages bring and that can be used."""
+    """Name -> (declaration, package) of every usable algorithm of other installed packages."""
     found: dict[str, tuple[AlgorithmSpec, Package]] = {}
 
     def add(name: str, spec: object, package: Package) -> None:

@@ -23,16 +23,16 @@ def gaussian_entropy(log_std: Array) -> Array:
 
 
 def gaussian_kl(mean: Array, log_std: Array, other_mean: Array, other_log_std: Array) -> Array:
-    """KL(N || other N) in nats of diagonal Gaussians, each dimension apart: all `[..., dim]` -> `[..., dim]`."""
+    """KL(N || other N) in nats of diagonal Gaussians, per dimension: all `[..., dim]` -> `[..., dim]`."""
     wider = log_std - other_log_std
     moved = (mean - other_mean) * jnp.exp(-other_log_std)
-    # By expm1, so that two that are nearly the same lose no digits to each other.
+    # By expm1: for nearly equal Gaussians the plain difference would lose digits.
     return 0.5 * (jnp.expm1(2.0 * wider) - 2.0 * wider + moved**2)
 
 
 def categorical_log_prob(logits: Array, action: Array) -> Array:
     """log softmax(logits)[action]: `[..., n]`, `[...]` int -> `[...]`."""
-    # A sum over actions of which one counts: its gradient is no scatter, which is slow on every device.
+    # A one-hot sum instead of a gather, whose gradient would be a scatter, which is slow on every device.
     chosen = action[..., None] == jnp.arange(logits.shape[-1])
     return jnp.sum(jnp.where(chosen, jax.nn.log_softmax(logits), 0.0), axis=-1)
 

@@ -48,7 +48,7 @@ def mean_of(x: Array, valid: Array) -> Array:
 def shuffle(key: Array, size: int, count: Array | int) -> Array:
     """A random order `[size]` of rows of which only the last `count` are valid: these first."""
     bits = jax.random.bits(key, (size,), jnp.uint32)
-    # A high bit sends the others behind all that are valid.
+    # A high bit sorts the invalid rows after all valid ones.
     is_valid = jnp.arange(size) >= size - count
     return jnp.argsort(jnp.where(is_valid, bits >> 1, bits | jnp.uint32(1 << 31)))
 
@@ -82,7 +82,7 @@ def descend(
         # A divergence that is NaN is not within its bound either.
         continues = continues & ((metrics["approx_kl"] <= max_kl) | ~present)
         taken = continues & present
-        # Selected, not multiplied: what is not taken may be NaN.
+        # Selected, not multiplied: a step that is not taken may be NaN.
         trained = jax.tree.map(lambda x, y: jnp.where(taken, x, y), trained.step(grads, optimizer), trained)
         return (trained, continues), (metrics, taken)
 

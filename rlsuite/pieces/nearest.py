@@ -1,17 +1,17 @@
 """The exact nearest neighbour among all transitions of a dataset, on the device, with one dataset for all runs.
 
 Distances are sqrt(sum_j (w_j (x_j - q_j))^2), with weights of the run: a run scales differences, never the dataset.
-They are computed as they stand here, because |x|^2 - 2 x q + |q|^2 would lose their digits for what lies close.
+They are computed as they stand here, because |x|^2 - 2 x q + |q|^2 would lose digits for close neighbours.
 
 `envs.datasets.with_blocks` has put rows that lie close together into blocks, and blocks into groups, each with a
 bounding box, once on the host. A search bounds the distance to the box of every group from below and opens groups in
-the order of their bounds; in an open group it does the same with the blocks. It ends when the next bound is no less
-than the distance that it has found. On smooth data it sees a few blocks of thousands.
+the order of their bounds; in an open group it does the same with the blocks. It ends when the next bound is at least
+the distance that it has found. On smooth data it sees a few blocks of thousands.
 
-How many blocks it must see differs between queries. So that none waits for another one, queries are searched one after
-another on a CPU, those of all runs of a batch in one loop (`custom_vmap`: a plain `vmap` would make the runs wait).
-Accelerators need width, and search `WIDE` at once until the last of them is done. Either way memory is bounded: that
-of one query, or of `WIDE`, whatever the number of runs.
+The number of blocks that a search opens differs between queries. On a CPU queries are therefore searched one after
+another, those of all runs of a batch in one loop (`custom_vmap`: a plain `vmap` would make the runs wait for each
+other). An accelerator works on many queries in parallel, so it searches `WIDE` at once until the last of them is done.
+Either way memory is bounded: that of one query, or of `WIDE`, whatever the number of runs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Array = jax.Array
 WIDE = 4096
 """queries at once on an accelerator"""
 SLACK = 1e-5
-"""what rounding may add to a bound, relative; it has about 1e-7 for each coordinate"""
+"""relative margin for the rounding of a bound, which is about 1e-7 for each coordinate"""
 NEVER = np.int32(np.iinfo(np.int32).max)
 
 
@@ -57,20 +57,20 @@ def nearest(blocks: Blocks, query: Array, weight: Array, k: int = 1, width: int 
 
     @custom_vmap
     def search(blocks: Blocks, query: Array, weight: Array) -> Array:
-        def one(of_query: tuple[Array, Array]) -> Array:
-            return _search(blocks, *of_query, k)
+        def one(query_and_weight: tuple[Array, Array]) -> Array:
+            return _search(blocks, *query_and_weight, k)
 
         rows: Array = jax.lax.map(one, (query, weight), batch_size=None if width == 1 else width)
         return rows
 
     @search.def_vmap
-    def of_runs(runs: int, batched: Any, blocks: Blocks, query: Array, weight: Array) -> tuple[Array, bool]:
+    def search_all_runs(runs: int, batched: Any, blocks: Blocks, query: Array, weight: Array) -> tuple[Array, bool]:
         """All queries of all runs side by side."""
         if any(jax.tree.leaves(batched[0])):
             raise NotImplementedError("a batch of runs shares one dataset")
         query, weight = (
-            x if of_run else jnp.broadcast_to(x, (runs, *x.shape))
-            for x, of_run in zip((query, weight), batched[1:], strict=True)
+            x if is_batched else jnp.broadcast_to(x, (runs, *x.shape))
+            for x, is_batched in zip((query, weight), batched[1:], strict=True)
         )
         found = search(blocks, *(x.reshape(-1, x.shape[-1]) for x in (query, weight)))
         return found.reshape(query.shape[:-1]), True
@@ -81,7 +81,7 @@ def nearest(blocks: Blocks, query: Array, weight: Array, k: int = 1, width: int 
 
 
 class _Search(NamedTuple):
-    """Where the search for one query stands. Keys are those of `_keys`, `NEVER` where there is none left."""
+    """The state of the search for one query. Keys are those of `_keys`, `NEVER` where none is left."""
 
     group: Array
     """`[]` key of the next group"""
@@ -106,10 +106,10 @@ def _search(blocks: Blocks, query: Array, weight: Array, k: int) -> Array:
     _, groups, members = blocks.low.shape
     size = blocks.row.shape[1]
     place = jnp.arange(k + size, dtype=jnp.int32)
-    of_groups = _keys(query, weight, blocks.group_low, blocks.group_high)
+    group_keys = _keys(query, weight, blocks.group_low, blocks.group_high)
 
     def may_hold(key: Array, count: int, distances: Array) -> Array:
-        """Whether what has this key, one of so many, may hold a row that is nearer than those that are known."""
+        """Whether the box with this key, one of `count`, may hold a row that is nearer than the known ones."""
         return (key < NEVER) & ((key & ~_numbers(count)) < distances[-1])
 
     def block_next(search: _Search) -> Array:
@@ -122,7 +122,7 @@ def _search(blocks: Blocks, query: Array, weight: Array, k: int) -> Array:
         opened = search.group & _numbers(groups)
         low, high = (jax.lax.dynamic_index_in_dim(x, opened, 1, keepdims=False) for x in (blocks.low, blocks.high))
         keys = _keys(query, weight, low, high)
-        return search._replace(group=_after(of_groups, search.group), block=jnp.min(keys), opened=opened, blocks=keys)
+        return search._replace(group=_after(group_keys, search.group), block=jnp.min(keys), opened=opened, blocks=keys)
 
     def look(search: _Search) -> _Search:
         """Into the next block, and keep the k nearest of its rows and of those that were kept before."""
@@ -140,7 +140,7 @@ def _search(blocks: Blocks, query: Array, weight: Array, k: int) -> Array:
         return search._replace(block=_after(search.blocks, search.block), distances=distances, where=where)
 
     start = _Search(
-        group=jnp.min(of_groups),
+        group=jnp.min(group_keys),
         block=jnp.int32(NEVER),
         opened=jnp.int32(0),
         blocks=jnp.full(members, NEVER),
@@ -154,14 +154,14 @@ def _search(blocks: Blocks, query: Array, weight: Array, k: int) -> Array:
 
 
 def _keys(query: Array, weight: Array, low: Array, high: Array) -> Array:
-    """Of boxes `[dim, n]`: the bits of a lower bound of their squared distance, `[n]` int32.
+    """Keys `[n]` int32 of boxes `[dim, n]`: the bits of a lower bound of their squared distance.
 
     The lowest bits are a box's number, so that the least key comes with its box, no two are equal, and the next one is
     the least that is larger.
     """
     gaps = [
-        jnp.maximum(jnp.maximum(of_low - x, x - of_high), 0.0)
-        for x, of_low, of_high in zip(query, low, high, strict=True)
+        jnp.maximum(jnp.maximum(box_low - x, x - box_high), 0.0)
+        for x, box_low, box_high in zip(query, low, high, strict=True)
     ]
     count = low.shape[1]
     bits = _bits((1.0 - SLACK) * _sum_of_squares(gaps, weight))
@@ -169,7 +169,7 @@ def _keys(query: Array, weight: Array, low: Array, high: Array) -> Array:
 
 
 def _numbers(count: int) -> np.int32:
-    """The bits that hold the number of one box of so many."""
+    """The bits that hold the number of one of `count` boxes."""
     return np.int32((1 << (count - 1).bit_length()) - 1)
 
 
@@ -179,7 +179,7 @@ def _after(keys: Array, key: Array) -> Array:
 
 
 def _sum_of_squares(differences: list[Array], weight: Array) -> Array:
-    """Of `dim` differences `[n]`, with weights `[dim]`: `[n]`.
+    """Weighted sum of the squares of `dim` differences `[n]`, with weights `[dim]`: `[n]`.
 
     Coordinate by coordinate, of which XLA makes one loop over n on a CPU: twice as fast as a sum over an axis.
     """

@@ -1,4 +1,4 @@
-"""Small multilayer perceptrons and the two initialisations that the literature's results rest on."""
+"""Small multilayer perceptrons and the two initialisations that published results use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Array = jax.Array
 Activation = Callable[[Array], Array]
 
 LAYER_NORM_EPS = 1e-5
-"""what a layer norm adds to the variance, as in PyTorch"""
+"""added to the variance by layer norms, as in PyTorch"""
 
 
 def _torch_linear(features: int, fan_in: int) -> nn.Dense:
@@ -64,7 +64,7 @@ class MLP(nn.Module):
     gains: tuple[float, ...] | None = None
     """Orthogonal weights with one gain a layer and zero biases; None means PyTorch's default initialisation."""
     layer_norm: bool = False
-    """Normalise what each activation gives over its features, with learned scale and shift (`LAYER_NORM_EPS`)."""
+    """Normalise the output of each activation over its features, with learned scale and shift (`LAYER_NORM_EPS`)."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:

@@ -11,14 +11,14 @@ Array = jax.Array
 
 
 class RunningStats(NamedTuple):
-    """Mean and population variance of all that was seen, per feature."""
+    """Mean and population variance of all samples so far, per feature."""
 
     mean: Array
     """`[...]`"""
     var: Array
     """`[...]`"""
     weight: Array
-    """`[]` float32: how many were seen"""
+    """`[]` float32: the number of samples"""
 
 
 def init(shape: tuple[int, ...] = ()) -> RunningStats:

@@ -20,11 +20,11 @@ from rlsuite.pieces.value_bias import Critique, reporter
 
 Array = jax.Array
 Learner: TypeAlias = Any
-"""a method's own: what gradient steps change"""
+"""the part of a method's state that gradient steps change"""
 
 
 class Config(Protocol):
-    """What the loop reads of a method's `Config`; the texts of the fields are there."""
+    """The fields of a method's `Config` that the loop reads; their texts are there."""
 
     @property
     def num_envs(self) -> int: ...
@@ -47,7 +47,7 @@ class State(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a gradient step is given apart from the learner."""
+    """The inputs of a gradient step other than the learner."""
 
     key: Array
     env: Env
@@ -69,11 +69,11 @@ class Method(NamedTuple):
     gradient_step: Callable[[Any, Learner, Step], tuple[Learner, Metrics]]
     """(config, learner, step) -> (learner, metrics `[]`)"""
     metrics: Callable[[Learner], Metrics]
-    """learner -> what is reported of it after every update, during the warm-up too"""
+    """learner -> its metrics after every update, during the warm-up too"""
     play: Callable[[Any, Env, Learner, Array], Array]
     """(config, env, learner, obs `[obs_dim]`) -> the action that evaluations play"""
     critique: Callable[[Any, Array, Env, Learner, Array], Critique]
-    """(config, key, env, learner, obs `[obs_dim]`) -> what the critic says of an action of the policy"""
+    """(config, key, env, learner, obs `[obs_dim]`) -> the critic's estimate for an action of the policy"""
 
 
 def make(

@@ -1,4 +1,4 @@
-"""What offline learners share: drawing a batch, and acting in an environment with a policy that was taught in units."""
+"""Parts of offline learners: drawing a batch, and acting with a policy whose actions are in units of the box."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Array = jax.Array
 
 
 def dataset_of(task: Task) -> Dataset:
-    """The task's dataset; `sweep.shard` has seen to it that an offline learner is given one."""
+    """The task's dataset; `sweep.shard` makes sure that an offline learner is given one."""
     assert isinstance(task.dataset, Dataset)
     return task.dataset
 
@@ -49,7 +49,7 @@ def indices(key: Array, dataset: Dataset, shape: tuple[int, ...]) -> Array:
 def reward_scale(task: Task) -> Array:
     """1000 over the range of the dataset's episode returns: `[]`. CORL multiplies rewards by it to normalise them.
 
-    Only of complete episodes, as in CORL. 1000 is the time limit of the tasks that CORL does so for, and stays 1000
+    Only complete episodes count, as in CORL. 1000 is the time limit of the tasks that CORL normalises, and stays 1000
     elsewhere. 1 where all returns are equal, or no episode is complete.
     """
     dataset = dataset_of(task)
@@ -60,7 +60,7 @@ def reward_scale(task: Task) -> Array:
 
 
 def observe(task: Task, obs: Array, normalize_obs: bool) -> Array:
-    """What the policy is shown of an observation of the environment: `[..., obs_dim]`."""
+    """The environment's observation as the policy sees it: `[..., obs_dim]`."""
     return dataset_of(task).normalize(obs) if normalize_obs else obs
 
 

@@ -27,7 +27,7 @@ Params = Any
 
 
 class Config(Protocol):
-    """What the loop reads of a method's `Config`; the texts of the fields are there."""
+    """The fields of a method's `Config` that the loop reads; their texts are there."""
 
     @property
     def batch_size(self) -> int: ...

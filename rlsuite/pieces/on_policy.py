@@ -24,7 +24,7 @@ Learner: TypeAlias = Any
 
 
 class Config(Protocol):
-    """What the loop reads of a method's `Config`; the texts of the fields are there."""
+    """The fields of a method's `Config` that the loop reads; their texts are there."""
 
     @property
     def num_envs(self) -> int: ...
@@ -49,12 +49,12 @@ class State(NamedTuple):
     obs_stats: normalize.RunningStats
     return_stats: normalize.RunningStats
     discounted_return: Array
-    """`[num_envs]`: the running sum behind `return_stats`"""
+    """`[num_envs]`: the running sum whose variance `return_stats` holds"""
     envs: rollout.EnvCarry
 
 
 class Batch(NamedTuple):
-    """What the losses need of each sample, leading axis `[batch]`."""
+    """The samples that the losses read, leading axis `[batch]`."""
 
     obs: Array
     """`[batch, obs_dim]`, normalised"""

@@ -3,9 +3,9 @@
 The observation that a step led to is the one that the same environment's next row begins with. At the end of an episode
 that row begins with the observation of a reset, and there:
 
-- A truncated transition, which bootstraps with the value of where it led to, has that observation kept apart. Only the
-  time limit truncates, so two truncations of one environment are at least `max_episode_steps` steps apart, and one
-  place for every block of so many steps holds them all.
+- A truncated transition, which bootstraps with the value of where it led to, has that observation stored separately.
+  Only the time limit truncates, so two truncations of one environment are at least `max_episode_steps` steps apart, and
+  one place for every block of `max_episode_steps` steps holds them all.
 - A terminated transition has the reset's observation for its `next_obs`, which is NOT where it led to. A target masks
   its value, by `where`. A learner that reads `next_obs` for anything else, such as a model of the dynamics, must leave
   out terminated transitions (those that were truncated by the same step are exact too).
@@ -36,7 +36,7 @@ class Layout:
     action_dim: int
     """0 for a discrete action, which takes one column."""
     max_episode_steps: int
-    """No two truncations of one environment are closer than so many steps."""
+    """The least number of steps between two truncations of one environment."""
 
     @classmethod
     def of(cls, env: Env) -> Layout:
@@ -70,10 +70,10 @@ class Layout:
 
 
 class Replay(NamedTuple):
-    """What the buffer holds of one run."""
+    """The buffer of one run."""
 
     rows: Array
-    """`[time + 1, num_envs, width]`: step s lies at s % (time + 1). Of the row behind the newest only obs counts."""
+    """`[time + 1, num_envs, width]`: step s lies at s % (time + 1). Of the row after the newest only obs is valid."""
     finals: Array
     """`[blocks, num_envs, obs_dim]`: where the truncated transition of a block of `max_episode_steps`, if any, led."""
 
@@ -93,7 +93,7 @@ def fitted(config: Fitted, total_steps: int, steps_per_update: int) -> Fitted:
 def init(layout: Layout, num_envs: int, capacity: int) -> Replay:
     """An empty buffer for `capacity` transitions, a multiple of `num_envs`."""
     time = capacity // num_envs
-    # So many blocks can share a step with a window of `time` steps: the oldest is overwritten when it has left.
+    # The most blocks that a window of `time` steps can overlap: a block is overwritten after it has left the window.
     blocks = 1 + -(-(time - 1) // layout.max_episode_steps)
     rows = jnp.zeros((time + 1, num_envs, layout.width), jnp.float32)
     return Replay(rows, jnp.zeros((blocks, num_envs, layout.obs_dim), jnp.float32))
@@ -134,7 +134,7 @@ def add_rollout(replay: Replay, layout: Layout, transitions: Transition, obs: Ar
 def sample(key: Array, replay: Replay, layout: Layout, steps: Array, batch_shape: tuple[int, ...]) -> Transition:
     """Uniform with replacement over the newest `capacity` transitions: a Transition with leading axes `batch_shape`.
 
-    `steps` `[]` int32 is how many steps were ever added, at least 1. The module says what `next_obs` is.
+    `steps` `[]` int32 is how many steps were ever added, at least 1. The module's docstring says what `next_obs` is.
     """
     slots, num_envs, _ = replay.rows.shape
     time = slots - 1

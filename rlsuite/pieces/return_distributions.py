@@ -1,4 +1,4 @@
-"""What the distributional soft actor-critics share: a critic that gives a Gaussian of the soft return, its targets and
+"""Parts of the distributional soft actor-critics: a critic that gives a Gaussian of the soft return, its targets and
 the critic's loss by gradients (Duan et al. 2021, arXiv 2001.02811; form of the authors' repository DSAC-v2)."""
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ Array = jax.Array
 Params = Any
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 0.5
-"""of the policy"""
+"""bounds of the policy's log standard deviation"""
 Z_MAX = 3.0
-"""how many standard deviations from its mean a sampled return may lie"""
+"""largest distance of a sampled return from its mean, in standard deviations"""
 BIAS = 0.1
 """added to the denominators of the critic's gradient, which sigma would otherwise let explode"""
 
@@ -63,7 +63,7 @@ def sample_return(mean: Array, std: Array, z: Array) -> Array:
 def soft_target(
     batch: Transition, next_return: Array, next_log_prob: Array, alpha: Array, discount: Array | float
 ) -> Array:
-    """y: what the return of `batch` is worth if that of the next step is `next_return`; all `[batch]`, no gradient."""
+    """y: the soft return of `batch` if that of the next step is `next_return`; all `[batch]`, no gradient."""
     soft_return = next_return - alpha * next_log_prob
     return jax.lax.stop_gradient(batch.reward + discount * jnp.where(batch.terminated, 0.0, soft_return))
 
@@ -76,6 +76,6 @@ def clip_target(mean: Array, target: Array, bound: Array | float) -> Array:
 def gaussian_loss(mean: Array, std: Array, target: Array, clipped_target: Array) -> Array:
     """A loss of each sample with the gradients that the module states, all `[...]`. Its value has no meaning."""
     frozen_mean, frozen_std = jax.lax.stop_gradient((mean, std))
-    of_mean = (target - frozen_mean) / (frozen_std**2 + BIAS)
-    of_std = ((frozen_mean - clipped_target) ** 2 - frozen_std**2) / (frozen_std**3 + BIAS)
-    return -of_mean * mean - of_std * std
+    mean_slope = (target - frozen_mean) / (frozen_std**2 + BIAS)
+    std_slope = ((frozen_mean - clipped_target) ** 2 - frozen_std**2) / (frozen_std**3 + BIAS)
+    return -mean_slope * mean - std_slope * std

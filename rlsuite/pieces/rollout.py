@@ -17,12 +17,12 @@ Policy = Callable[[Array, Array], tuple[Array, Any]]
 
 
 class EnvCarry(NamedTuple):
-    """Where a run's environments stand between two calls."""
+    """The state of a run's environments between two calls."""
 
     state: EnvState
     """leading axis `[num_envs]`"""
     obs: Array
-    """`[num_envs, obs_dim]`: what the policy sees next, after any reset"""
+    """`[num_envs, obs_dim]`: the observation that the policy sees next, after any reset"""
 
 
 def start(key: Array, env: Env, num_envs: int) -> EnvCarry:
@@ -34,8 +34,9 @@ def start(key: Array, env: Env, num_envs: int) -> EnvCarry:
 def step(keys: Array, env: Env, carry: EnvCarry, action: Array) -> tuple[EnvCarry, Transition]:
     """One step of every environment; those whose episode ended start a fresh one.
 
-    `keys` are `[2, num_envs]`: for the steps, and for the resets. The transition `[num_envs, ...]` shows what the step
-    led to, never what the reset gave. Initial states are drawn anew at every reset, not replayed from a cache.
+    `keys` are `[2, num_envs]`: for the steps, and for the resets. The transition `[num_envs, ...]` holds the
+    observation that the step led to, never that of the reset. Every reset draws a new initial state; none is replayed
+    from a cache.
     """
     step_keys, reset_keys = keys
     state, shown = jax.vmap(env.step)(step_keys, carry.state, action)

@@ -1,7 +1,7 @@
-"""Sampling error: how far data that was collected is from data that a policy would give (arXiv 2311.08290).
+"""Sampling error: the distance of collected data from the data that a policy would give (arXiv 2311.08290).
 
 The most likely policy of the actions in the data, compared with the policy itself: mean(log pi_MLE - log pi) over the
-data, which estimates KL(data || pi) and is 0 where every action is as frequent as the policy makes it.
+data, which estimates KL(data || pi) and is 0 where every action is as frequent as under the policy.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def sampling_error(
 
     `log_prob(params)` `[rows]` gives log pi of every action in the data, `params` are those of pi. The fit starts from
     them and takes `num_steps` steps of Adam on all rows at once, on the leaves where the tree of Python bools
-    `trainable` says so. The rate rises linearly from a third of `learning_rate` to the whole, as in the newer of the
+    `trainable` is True. The rate rises linearly from a third of `learning_rate` to the whole, as in the newer of the
     authors' two repositories. `project` puts the parameters back into their bounds.
     """
     count = jnp.maximum(jnp.sum(valid), 1)

@@ -27,7 +27,7 @@ class Policy(NamedTuple):
     high: Array
     """`[action_dim]`"""
     bound: Callable[[Array], Array]
-    """what keeps the network's log standard deviation in its range, elementwise, such as `clip`"""
+    """elementwise bound of the network's log standard deviation, such as `clip`"""
     extra_slope: float = 0.0
     """added to the slope of the squashing where log-probabilities are computed; 0 is exact"""
 

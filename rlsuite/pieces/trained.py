@@ -11,7 +11,7 @@ Params = Any
 
 
 class Trained(NamedTuple):
-    """What gradient descent changes: a network's parameters, or any other pytree, and the optimiser's state."""
+    """A network's parameters, or any other pytree, and the state of the optimiser that moves them."""
 
     params: Params
     opt_state: optax.OptState
@@ -33,8 +33,9 @@ class Trained(NamedTuple):
 def disk_order(tree: Any) -> list[int]:
     """Positions among the leaves of a state, in the order in which files number them.
 
-    That is the order of the leaves, but that a record with several trained networks has the states of their optimisers
-    after everything else. Snapshots and policies of states that were flat records are so read as they were written.
+    That is the order of the leaves, except that a record with several trained networks has the states of their
+    optimisers after everything else. So snapshots and policies of states that were flat records are read as they were
+    written.
     """
     leaves, structure = jax.tree.flatten(tree)
     return _ordered(jax.tree.unflatten(structure, range(len(leaves))))

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 Array = jax.Array
 
 MIN_STEP_SIZE = 1e-4
-"""the least t_k; only a budget of more than 10,000 updates comes to it"""
+"""the least t_k; only a budget of more than 10,000 updates reaches it"""
 MIN_LOG_DENSITY = math.log(1e-6)
-"""of a probability or density: a lower one counts as so much, as in the code's log_q"""
+"""lower bound of a log-probability or log-density, as in the code's log_q"""
 
 
 def log_q(log_x: Array, q: Array | float) -> Array:

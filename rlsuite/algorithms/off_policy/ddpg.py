@@ -1,7 +1,7 @@
 """DDPG: deep deterministic policy gradient (Lillicrap et al. 2015, arXiv 1509.02971).
 
-TD3 with a single critic, no delay and no smoothing of the target, so this file only says what is left of TD3's
-settings; the losses and the learning loop are those of `td3.py`.
+DDPG is TD3 with a single critic, no delay and no smoothing of the target. This file declares the remaining settings;
+the losses and the learning loop are those of `td3.py`.
 
 Deviations from the paper:
 - Exploration is uncorrelated Gaussian noise in units of half the width of the action box, not an Ornstein-Uhlenbeck
@@ -33,34 +33,37 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     num_envs: int = 1
-    """environments stepped side by side in each run; one update steps each of them once"""
+    """environments stepped side by side in each run"""
     gradient_steps: int = 1
     """gradient steps in one update"""
     batch_size: int = 256
     """transitions in one gradient step"""
     buffer_size: int = 1_000_000
-    """transitions kept; a budget that is smaller takes less memory"""
+    """transitions kept; a smaller budget takes less memory"""
     warmup_steps: int = 25_000
     """environment steps with uniform actions before learning starts"""
     hidden_sizes: tuple[int, ...] = (256, 256)
-    """hidden layers of the actor and of the critic"""
+    """hidden layers of every network that has no option of its own"""
     value_bias_episodes: int = 0
-    """episodes after which each evaluation reports the critic's bias (`pieces/value_bias.py`); 0 for no such metric"""
+    """episodes after which each evaluation reports the critic's bias (`pieces/value_bias.py`); 0 turns this off"""
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     actor_learning_rate: float = 3e-4
+    """learning rate of the actor"""
     critic_learning_rate: float = 3e-4
+    """learning rate of the critics"""
     discount: float = 0.99
+    """discount factor of future rewards"""
     tau: float = 0.005
-    """share of the online networks that moves into their targets at each gradient step"""
+    """share of an online network that moves into its target whenever the target moves"""
     exploration_noise: float = 0.1
-    """standard deviation of what is added to the actions taken, in half widths of the action box"""
+    """standard deviation of the noise on the actions taken, in half widths of the action box"""
 
 
 State = off_policy.State
@@ -74,15 +77,15 @@ def make(config: Config) -> Algorithm:
     """
     algorithm = td3.make(td3.Config(**dataclasses.asdict(config), num_critics=1, policy_delay=1))
 
-    def of_td3(hypers: Hypers) -> td3.Hypers:
+    def td3_hypers(hypers: Hypers) -> td3.Hypers:
         return td3.Hypers(**hypers._asdict(), target_noise=0.0, target_noise_clip=0.0)
 
     def init(key: Array, task: Task, hypers: Hypers) -> State:
-        state: State = algorithm.init(key, task, of_td3(hypers))
+        state: State = algorithm.init(key, task, td3_hypers(hypers))
         return state
 
     def update(key: Array, task: Task, state: State, hypers: Hypers, clock: Clock) -> tuple[State, Metrics]:
-        return algorithm.update(key, task, state, of_td3(hypers), clock)
+        return algorithm.update(key, task, state, td3_hypers(hypers), clock)
 
     return algorithm._replace(init=init, update=update)
 

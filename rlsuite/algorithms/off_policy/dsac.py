@@ -10,7 +10,7 @@ target of both; for sigma it is clipped to within `td_bound` of Q:
 a' is drawn from a target policy. The policy, the temperature and all targets move at every second gradient step. All
 gradients of a gradient step are taken at the same parameters: that of the policy sees the critic before its own step.
 
-This is the form that the authors keep beside its successor (`dsac_v1.py` of their repository DSAC-v2), with that
+This is the form that the authors keep next to its successor (`dsac_v1.py` of their repository DSAC-v2), with that
 repository's networks (three layers of 256, exact GELU, PyTorch's initialisation) and settings. It departs from the
 paper and from its first code: no layers shared by mean and sigma, sigma by softplus instead of a bounded log sigma,
 0.1 in the denominators, constant learning rates, one replay buffer and one learner instead of four asynchronous ones.
@@ -58,28 +58,28 @@ Params = Any
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     num_envs: int = 1
     """environments stepped side by side in each run"""
     num_steps: int = 1
-    """steps of each environment in one update (the paper's protocol: 20)"""
+    """steps of each environment in one update"""
     gradient_steps: int = 1
     """gradient steps in one update"""
     batch_size: int = 256
     """transitions in one gradient step"""
     buffer_size: int = 1_000_000
-    """transitions kept; a budget that is smaller takes less memory"""
+    """transitions kept; a smaller budget takes less memory"""
     warmup_steps: int = 10_000
     """environment steps with the initial policy before learning starts"""
     hidden_sizes: tuple[int, ...] = (256, 256, 256)
-    """hidden layers of the actor and of the critic"""
+    """hidden layers of every network that has no option of its own"""
     policy_delay: int = 2
-    """actor, temperature and all targets move at every so-many-th gradient step"""
+    """gradient steps of the critics for each step of the actor, of the temperature and of all targets"""
     learn_alpha: bool = True
-    """learn the temperature; else it stays at its initial value"""
+    """learn the temperature; else it stays at initial_alpha"""
     value_bias_episodes: int = 0
-    """episodes after which each evaluation reports the critic's bias (`pieces/value_bias.py`); 0 for no such metric"""
+    """episodes after which each evaluation reports the critic's bias (`pieces/value_bias.py`); 0 turns this off"""
 
     @property
     def steps_per_update(self) -> int:
@@ -88,23 +88,28 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     actor_learning_rate: float = 1e-4
+    """learning rate of the actor"""
     critic_learning_rate: float = 1e-4
+    """learning rate of the critics"""
     alpha_learning_rate: float = 3e-4
+    """learning rate of the temperature, with learn_alpha"""
     discount: float = 0.99
+    """discount factor of future rewards"""
     tau: float = 0.005
-    """share of the online networks that moves into their targets, whenever these move"""
+    """share of an online network that moves into its target whenever the target moves"""
     td_bound: float = 20.0
-    """how far from Q the target of sigma may lie, in units of reward"""
+    """largest distance from Q of the target of sigma, in units of reward"""
     initial_alpha: float = math.e
+    """temperature at the start of training"""
     target_entropy_scale: float = 1.0
     """target entropy = -scale * action_dim, in nats"""
 
 
 class Learner(NamedTuple):
-    """What gradient steps change."""
+    """The part of the state that gradient steps change."""
 
     actor: Trained
     target_actor: Params
@@ -146,7 +151,7 @@ def actor_loss(
 
 
 def init(config: Config, keys: Array, env: Env, hypers: Hypers) -> Learner:
-    """New networks, each target like its own, and their optimisers, from keys `[2]`."""
+    """New networks, each with a target of equal parameters, and their optimisers, from keys `[2]`."""
     networks, obs = networks_of(config.hidden_sizes, env), jnp.zeros(env.obs_dim)
     actor = networks.policy.network.init(keys[0], obs)
     critic = networks.critic.init(keys[1], jnp.concatenate([obs, jnp.zeros_like(networks.policy.low)]))

@@ -1,7 +1,6 @@
 """DSAC-T, also DSACv2: DSAC with three refinements (Duan et al. 2023, arXiv 2310.05858).
 
-Everything of `dsac.py` that is not said here holds: networks, target policy, delays, and the order of a gradient step.
-What differs is the critic's loss:
+Networks, target policy, delays and the order of a gradient step are those of `dsac.py`. The critic's loss differs:
 
     y   = r + discount (1 - terminated) (min(Q1', Q2') - alpha log pi'(a'|s'))        expected value substitution
     y_z = the same with a sample of the distribution whose mean is that minimum       twin value distributions
@@ -65,37 +64,37 @@ Params = Any
 
 HUBER_DELTA = 50.0
 RATIO_MIN, RATIO_MAX = 0.1, 10.0
-"""of the gradient's scale, with `huber`"""
+"""bounds of the gradient's scale, with `huber`"""
 UNSET = -1.0
-"""what b is before the first minibatch; a mean of standard deviations is never negative"""
+"""value of b before the first minibatch; a mean of standard deviations is never negative"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     num_envs: int = 1
     """environments stepped side by side in each run"""
     num_steps: int = 1
-    """steps of each environment in one update (the paper's protocol: 20)"""
+    """steps of each environment in one update"""
     gradient_steps: int = 1
     """gradient steps in one update"""
     batch_size: int = 256
     """transitions in one gradient step"""
     buffer_size: int = 1_000_000
-    """transitions kept; a budget that is smaller takes less memory"""
+    """transitions kept; a smaller budget takes less memory"""
     warmup_steps: int = 10_000
     """environment steps with the initial policy before learning starts"""
     hidden_sizes: tuple[int, ...] = (256, 256, 256)
-    """hidden layers of the actor and of each critic"""
+    """hidden layers of every network that has no option of its own"""
     policy_delay: int = 2
-    """actor, temperature and all targets move at every so-many-th gradient step"""
+    """gradient steps of the critics for each step of the actor, of the temperature and of all targets"""
     learn_alpha: bool = True
-    """learn the temperature; else it stays at its initial value"""
+    """learn the temperature; else it stays at initial_alpha"""
     huber: bool = False
-    """the critics' loss of the authors' code since July 2025 instead of the published one"""
+    """take the critics' loss of the authors' code since July 2025; else the published one"""
     value_bias_episodes: int = 0
-    """episodes after which each evaluation reports the critic's bias (`pieces/value_bias.py`); 0 for no such metric"""
+    """episodes after which each evaluation reports the critic's bias (`pieces/value_bias.py`); 0 turns this off"""
 
     @property
     def steps_per_update(self) -> int:
@@ -104,25 +103,30 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     actor_learning_rate: float = 1e-4
+    """learning rate of the actor"""
     critic_learning_rate: float = 1e-4
+    """learning rate of the critics"""
     alpha_learning_rate: float = 3e-4
+    """learning rate of the temperature, with learn_alpha"""
     discount: float = 0.99
+    """discount factor of future rewards"""
     tau: float = 0.005
-    """share of the online networks that moves into their targets, whenever these move"""
+    """share of an online network that moves into its target whenever the target moves"""
     tau_b: float = 0.005
     """share of the minibatch's mean sigma that moves into b at each gradient step"""
     bound_scale: float = 3.0
-    """how far from Q the target of sigma may lie, in units of b"""
+    """largest distance from Q of the target of sigma, in units of b"""
     initial_alpha: float = math.e
+    """temperature at the start of training"""
     target_entropy_scale: float = 1.0
     """target entropy = -scale * action_dim, in nats"""
 
 
 class Learner(NamedTuple):
-    """What gradient steps change."""
+    """The part of the state that gradient steps change."""
 
     actor: Trained
     target_actor: Params
@@ -158,8 +162,8 @@ def huber_loss(mean: Array, std: Array, target: Array, clipped_target: Array, b:
     frozen_mean, frozen_std = jax.lax.stop_gradient((mean, std))
     ratio = jnp.clip(b[:, None] ** 2 / (frozen_std**2 + BIAS), RATIO_MIN, RATIO_MAX)
     spread = optax.huber_loss(frozen_mean, clipped_target, delta=HUBER_DELTA)
-    of_std = (frozen_std**2 - spread) / (frozen_std + BIAS)
-    return ratio * (optax.huber_loss(mean, target, delta=HUBER_DELTA) + std * of_std)
+    std_slope = (frozen_std**2 - spread) / (frozen_std + BIAS)
+    return ratio * (optax.huber_loss(mean, target, delta=HUBER_DELTA) + std * std_slope)
 
 
 def critic_loss(
@@ -180,10 +184,10 @@ def critic_loss(
     next_action, next_log_prob = networks.policy.draw(learner.target_actor, batch.next_obs, noise)
     next_mean, next_std = return_distributions(networks, learner.target_critics, batch.next_obs, next_action)
     next_return = sample_return(next_mean, next_std, z)
-    of_smaller = jnp.where(next_mean[0] < next_mean[1], next_return[0], next_return[1])
+    smaller_return = jnp.where(next_mean[0] < next_mean[1], next_return[0], next_return[1])
     alpha = jnp.exp(learner.log_alpha.params)
     target = soft_target(batch, jnp.min(next_mean, axis=0), next_log_prob, alpha, hypers.discount)
-    target_sample = soft_target(batch, of_smaller, next_log_prob, alpha, hypers.discount)
+    target_sample = soft_target(batch, smaller_return, next_log_prob, alpha, hypers.discount)
 
     mean, std = return_distributions(networks, critics, batch.obs, batch.action)
     b = running_std(learner.b, std, hypers.tau_b)
@@ -203,7 +207,7 @@ def actor_loss(
 
 
 def init(config: Config, keys: Array, env: Env, hypers: Hypers) -> Learner:
-    """New networks, each target like its own, and their optimisers, from keys `[2]`."""
+    """New networks, each with a target of equal parameters, and their optimisers, from keys `[2]`."""
     networks, obs = networks_of(config.hidden_sizes, env), jnp.zeros(env.obs_dim)
     actor = networks.policy.network.init(keys[0], obs)
     critics = init_critics(keys[1], networks.critic, obs, jnp.zeros_like(networks.policy.low))

@@ -1,7 +1,7 @@
 """Off-policy MDPO: mirror descent policy optimisation from a replay buffer (Tomar et al. 2020, arXiv 2005.09814).
 
-Beside soft actor-critic the policy is also held near an old policy, a copy of itself that is renewed every `sgd_steps`
-environment steps. It minimises, over reparameterised actions,
+Unlike in soft actor-critic, the policy is also held near an old policy, a copy of itself that is renewed every
+`sgd_steps` environment steps. It minimises, over reparameterised actions,
 E[kappa log pi + q (lambda - kappa) log pi_old - Q1], where kappa = 1 / t_k weighs the KL divergence (`kl_coef`), lambda
 the entropy (`entropy_coef`), and q is the order of a Tsallis divergence, where 1 is KL. The details are those of the
 authors' code: ReLU networks, log standard deviation clipped to [-20, 2], tanh-squashed Gaussian, two Q functions, V and
@@ -15,13 +15,13 @@ default here, since every other setting is the code's too; `sample_actions` give
 
 Deviations from the code:
 - V's target takes each sample's own log_q pi, as the paper does. The code subtracts their mean over the batch: its
-  log_q pi is `[batch]` beside a `[batch, 1]` minimum of the Qs, so that the difference is a table of all pairs, of
+  log_q pi is `[batch]` and its minimum of the Qs `[batch, 1]`, so that the difference is a table of all pairs, of
   which the loss takes the mean. `mean_log_prob` does as the code does; the loss that it reports leaves out half the
   variance of lambda log_q pi, a constant of V that the table adds.
 - Adam adds epsilon (1e-8) after the bias correction, as in its paper and in PyTorch. The code's, of TensorFlow 1, adds
   it before, which makes it 32 times as large in the first step.
 - Added: `anneal_kl` lets kappa grow as kl_coef / t_k, where t_k is the share of the budget that is left and at least
-  1e-4, as on-policy MDPO does; that the paper does so here too we have not verified. By default kappa is constant, as
+  1e-4, as on-policy MDPO does. We have not verified that the paper does the same here. By default kappa is constant, as
   in the code.
 - The noise itself stands for (u - mean) / (std + 1e-6) under the present policy, and no 1e-6 is added to the old
   policy's standard deviation. The squashing's slope is computed where 1 - tanh^2 rounds to 0, too.
@@ -65,42 +65,45 @@ LOG_EXTRA_SLOPE = math.log(1e-6)
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     num_envs: int = 1
-    """environments stepped side by side in each run; one update steps each of them once"""
+    """environments stepped side by side in each run"""
     gradient_steps: int = 1
     """gradient steps in one update"""
     batch_size: int = 256
     """transitions in one gradient step"""
     buffer_size: int = 1_000_000
-    """transitions kept; a budget that is smaller takes less memory"""
+    """transitions kept; a smaller budget takes less memory"""
     warmup_steps: int = 10_000
     """environment steps with uniform actions before learning starts"""
     hidden_sizes: tuple[int, ...] = (256, 256)
-    """hidden layers of the actor, of each Q function and of V"""
+    """hidden layers of every network that has no option of its own"""
     sgd_steps: int = 1_000
     """environment steps from one renewal of the old policy to the next"""
     sample_actions: bool = False
     """collect with actions drawn from the policy, as the paper does; else with its mean, as the code does"""
     anneal_kl: bool = False
-    """let the weight of the KL divergence grow as kl_coef / (1 - share of the budget)"""
+    """let the weight of the divergence grow as kl_coef / (1 - share of the budget); else it stays at kl_coef"""
     mean_log_prob: bool = added(False)
     """subtract the batch's mean log-probability from V's target, as the code does; else each sample's, as the paper"""
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     actor_learning_rate: float = 3e-4
+    """learning rate of the actor"""
     critic_learning_rate: float = 3e-4
-    """of both Q functions and of V"""
+    """learning rate of both Q functions and of V"""
     discount: float = 0.99
+    """discount factor of future rewards"""
     tau: float = 0.005
-    """share of V that moves into its target at each gradient step"""
+    """share of an online network that moves into its target whenever the target moves"""
     kl_coef: float = 1.0
-    """weight of the divergence from the old policy, 1 / t_k"""
+    """weight of the divergence from the old policy at the start of the budget, 1 / t_0"""
     entropy_coef: float = 0.2
+    """weight of the policy's entropy in V's target and in the actor's loss"""
     tsallis_q: float = 1.0
     """order of the divergence and of the entropy, where 1 is KL and Shannon's"""
     regularization: float = 1e-3
@@ -108,7 +111,7 @@ class Hypers(NamedTuple):
 
 
 class Learner(NamedTuple):
-    """What gradient steps change."""
+    """The part of the state that gradient steps change."""
 
     actor: Trained
     old_actor: Params
@@ -127,7 +130,7 @@ class Networks(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """A reparameterised action and what it was made of, each `[..., action_dim]`."""
+    """A reparameterised action and the quantities it was made of, each `[..., action_dim]`."""
 
     mean: Array
     log_std: Array
@@ -162,7 +165,7 @@ def draw(policy: squashed.Policy, actor: Params, obs: Array, noise: Array) -> Dr
     mean, log_std = policy.distribution(actor, obs)
     u = mean + jnp.exp(log_std) * noise
     action, _ = distributions.tanh_squash(u, policy.low, policy.high)
-    # From the noise itself: (u - mean) / std loses its digits in float32 once std is small beside the mean.
+    # From the noise itself: (u - mean) / std loses its digits in float32 once std is small compared with the mean.
     return Drawn(mean, log_std, u, action, log_density(noise, log_std, u))
 
 
@@ -225,9 +228,9 @@ def actor_loss(
     log_prob = log_q_prob(drawn.log_density, hypers.tsallis_q)
     old_log_prob = log_q_prob(old_log_density, hypers.tsallis_q)
     q = first_q(networks.critic, learner.critics.params, obs, drawn.action)
-    of_old = hypers.tsallis_q * (hypers.entropy_coef - kl_weight) * old_log_prob
+    old_policy_term = hypers.tsallis_q * (hypers.entropy_coef - kl_weight) * old_log_prob
     penalty = hypers.regularization * (jnp.mean(drawn.mean**2) + jnp.mean(drawn.log_std**2))
-    loss = jnp.mean(kl_weight * log_prob + of_old - q) + penalty
+    loss = jnp.mean(kl_weight * log_prob + old_policy_term - q) + penalty
     return loss, {"policy_loss": loss, "log_ratio": jnp.mean(log_prob - old_log_prob)}
 
 
@@ -237,7 +240,7 @@ def is_due(update: Array, config: Config) -> Array:
 
 
 def init(config: Config, keys: Array, env: Env, hypers: Hypers) -> Learner:
-    """New networks, the old policy and the target of V like their own, and their optimisers, from keys `[3]`."""
+    """New networks, equal copies as old policy and as target of V, and their optimisers, from keys `[3]`."""
     networks, obs = networks_of(config, env), jnp.zeros(env.obs_dim)
     actor = networks.policy.network.init(keys[0], obs)
     critics = init_critics(keys[1], networks.critic, obs, jnp.zeros_like(networks.policy.low))

@@ -4,7 +4,7 @@ Networks and initialisation (PyTorch's default), the tanh-squashed Gaussian, the
 target entropy -|A| and a temperature that starts at 1 are those of both CleanRL and Stable-Baselines3. Where these two
 differ, the default is Stable-Baselines3's form, and `cleanrl` takes CleanRL's:
 
-- The log standard deviation is clipped to [-20, 2]; CleanRL's is tanh of what the network says, mapped to [-5, 2].
+- The log standard deviation is clipped to [-20, 2]; CleanRL's is the tanh of the network's output, mapped to [-5, 2].
 - The temperature learns from the actions that the actor has just learned from; CleanRL's draws others, from the actor
   after its step.
 - The temperature's loss is linear in log alpha; CleanRL's is linear in alpha.
@@ -13,7 +13,7 @@ differ, the default is Stable-Baselines3's form, and `cleanrl` takes CleanRL's:
 Deviations:
 - Truncated transitions bootstrap with the value of the observation that they led to, as SB3 does with its time-limit
   handling; CleanRL's stores the same.
-- The log-determinant of tanh is exact instead of log(1 - tanh^2 + 1e-6), but with `cleanrl`.
+- The log-determinant of tanh is exact instead of log(1 - tanh^2 + 1e-6), except with `cleanrl`.
 - Every update takes one step of `num_envs` environments, then `gradient_steps` gradient steps. The ratio is free: 1 and
   1 are the published protocol.
 - Warm-up: `warmup_steps` steps with uniform actions and no learning (CleanRL 5000, SB3 100, softlearning 10000).
@@ -50,46 +50,51 @@ CLEANRL_EXTRA_SLOPE = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     num_envs: int = 1
-    """environments stepped side by side in each run; one update steps each of them once"""
+    """environments stepped side by side in each run"""
     gradient_steps: int = 1
     """gradient steps in one update"""
     batch_size: int = 256
     """transitions in one gradient step"""
     buffer_size: int = 1_000_000
-    """transitions kept; a budget that is smaller takes less memory"""
+    """transitions kept; a smaller budget takes less memory"""
     warmup_steps: int = 5_000
     """environment steps with uniform actions before learning starts"""
     hidden_sizes: tuple[int, ...] = (256, 256)
-    """hidden layers of the actor and of each critic"""
+    """hidden layers of every network that has no option of its own"""
     policy_delay: int = 1
-    """actor and temperature learn at every so-many-th gradient step, then as often as they missed (CleanRL: 2)"""
+    """gradient steps of the critics until the actor and the temperature take as many at once (CleanRL: 2)"""
     learn_alpha: bool = True
-    """learn the temperature; else it stays at its initial value"""
+    """learn the temperature; else it stays at initial_alpha"""
     cleanrl: bool = added(False)
-    """CleanRL's form of log standard deviation, its density and the temperature's step; else Stable-Baselines3's"""
+    """take CleanRL's log standard deviation, its density and its temperature loss; else Stable-Baselines3's"""
     value_bias_episodes: int = 0
-    """episodes after which each evaluation reports the critic's bias (`pieces/value_bias.py`); 0 for no such metric"""
+    """episodes after which each evaluation reports the critic's bias (`pieces/value_bias.py`); 0 turns this off"""
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     actor_learning_rate: float = 3e-4
+    """learning rate of the actor"""
     critic_learning_rate: float = 3e-4
+    """learning rate of the critics"""
     alpha_learning_rate: float = 3e-4
+    """learning rate of the temperature, with learn_alpha"""
     discount: float = 0.99
+    """discount factor of future rewards"""
     tau: float = 0.005
-    """share of the online critic that moves into its target at each gradient step"""
+    """share of an online network that moves into its target whenever the target moves"""
     initial_alpha: float = 1.0
+    """temperature at the start of training"""
     target_entropy_scale: float = 1.0
     """target entropy = -scale * action_dim, in nats"""
 
 
 class Learner(NamedTuple):
-    """What gradient steps change."""
+    """The part of the state that gradient steps change."""
 
     actor: Trained
     critics: Trained

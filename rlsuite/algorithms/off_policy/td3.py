@@ -15,7 +15,7 @@ Deviations from CleanRL:
 - Every update takes one step of `num_envs` environments, then `gradient_steps` gradient steps. The ratio is free: 1 and
   1 are the published protocol. The delay counts gradient steps.
 - Learning starts with the first step that the actor takes, one later in CleanRL.
-- `num_critics` is free. The actor climbs the first critic, whatever their number.
+- `num_critics` is free. The actor maximises the first critic, whatever their number.
 - Evaluation plays the actor's action; CleanRL's adds exploration noise there too.
 
 As in CleanRL, a truncated transition bootstraps with the value of the observation that it led to.
@@ -47,46 +47,49 @@ Params = Any
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     num_envs: int = 1
-    """environments stepped side by side in each run; one update steps each of them once"""
+    """environments stepped side by side in each run"""
     gradient_steps: int = 1
     """gradient steps in one update"""
     batch_size: int = 256
     """transitions in one gradient step"""
     buffer_size: int = 1_000_000
-    """transitions kept; a budget that is smaller takes less memory"""
+    """transitions kept; a smaller budget takes less memory"""
     warmup_steps: int = 25_000
     """environment steps with uniform actions before learning starts"""
     hidden_sizes: tuple[int, ...] = (256, 256)
-    """hidden layers of the actor and of each critic"""
+    """hidden layers of every network that has no option of its own"""
     num_critics: int = 2
-    """critics, of which the smallest target value counts"""
+    """number of critics; targets take the smallest of their values"""
     policy_delay: int = 2
-    """actor and targets move at every so-many-th gradient step"""
+    """gradient steps of the critics for each step of the actor and of all targets"""
     value_bias_episodes: int = 0
-    """episodes after which each evaluation reports the critic's bias (`pieces/value_bias.py`); 0 for no such metric"""
+    """episodes after which each evaluation reports the critic's bias (`pieces/value_bias.py`); 0 turns this off"""
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     actor_learning_rate: float = 3e-4
+    """learning rate of the actor"""
     critic_learning_rate: float = 3e-4
+    """learning rate of the critics"""
     discount: float = 0.99
+    """discount factor of future rewards"""
     tau: float = 0.005
-    """share of the online networks that moves into their targets whenever those move"""
+    """share of an online network that moves into its target whenever the target moves"""
     exploration_noise: float = 0.1
-    """standard deviation of what is added to the actions taken, in half widths of the action box"""
+    """standard deviation of the noise on the actions taken, in half widths of the action box"""
     target_noise: float = 0.2
-    """standard deviation of what is added to the target actor's actions, in the same units"""
+    """standard deviation of the noise on the target actor's actions, in half widths of the action box"""
     target_noise_clip: float = 0.5
-    """bound of that noise, in the same units"""
+    """bound of the noise on the target actor's actions, in half widths of the action box"""
 
 
 class Learner(NamedTuple):
-    """What gradient steps change."""
+    """The part of the state that gradient steps change."""
 
     actor: Trained
     critics: Trained
@@ -146,7 +149,7 @@ def actor_loss(actor: Params, networks: Networks, critics: Params, obs: Array) -
 
 
 def init(config: Config, keys: Array, env: Env, hypers: Hypers) -> Learner:
-    """New networks, each target like its own, and their optimisers, from keys `[2]`."""
+    """New networks, each with a target of equal parameters, and their optimisers, from keys `[2]`."""
     networks, obs = networks_of(config, env), jnp.zeros(env.obs_dim)
     actor = networks.actor.init(keys[0], obs)
     critics = init_critics(keys[1], networks.critic, obs, jnp.zeros_like(networks.low), config.num_critics)

@@ -2,11 +2,11 @@
 
 TD3+BC whose actor does not always imitate the dataset's action. A conditional VAE, fitted to those of the dataset's
 actions that are better than the state's value, offers another one, and the actor is drawn to the better of the two, or
-to neither where both are worse than the state's value. What is here follows the authors' code
+to neither where both are worse than the state's value. This file follows the authors' code
 (ltlhuuu/A2PR at f92a2a4), sizes and rates included.
 
 Where the paper and the authors' code differ:
-- What the VAE offers. In the code it is the reconstruction of the actor's own action, and the gradient of the distance
+- The VAE's action. In the code it is the reconstruction of the actor's own action, and the gradient of the distance
   to it goes through both actions: the default. `detach_reconstruction` holds the reconstruction constant instead.
   The paper says that candidates are sampled from the behaviour policy that advantages have augmented;
   `sample_candidates` decodes a latent drawn from the VAE's prior, clipped to +-0.5, as a function of the code does that
@@ -50,55 +50,60 @@ Params = Any
 LOG_STD_MIN, LOG_STD_MAX = -4.0, 15.0
 """bounds of the encoder's log standard deviations"""
 KL_WEIGHT = 0.5
-"""of the divergence from the prior, beside the reconstruction"""
+"""weight of the divergence from the prior, relative to the reconstruction"""
 PRIOR_CLIP = 0.5
 """bound of the latents that `sample_candidates` draws"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     batch_size: int = 256
     """transitions in one gradient step"""
     hidden_sizes: tuple[int, ...] = (256, 256, 256)
-    """hidden layers of the actor"""
+    """hidden layers of every network that has no option of its own"""
     critic_hidden_sizes: tuple[int, ...] = (256, 256, 256, 256)
     """hidden layers of each critic"""
     value_hidden_sizes: tuple[int, ...] = (256, 256, 256, 256)
-    """hidden layers of the state's value"""
+    """hidden layers of V, the value of a state"""
     vae_hidden_sizes: tuple[int, ...] = (750, 750)
     """hidden layers of the VAE's encoder and of its decoder"""
     policy_delay: int = 2
-    """actor and targets move at every so-many-th gradient step"""
+    """gradient steps of the critics for each step of the actor and of all targets"""
     normalize_obs: bool = True
-    """give the networks observations in standard deviations of the dataset"""
+    """standardise observations by the mean and standard deviation of the dataset"""
     detach_reconstruction: bool = False
-    """hold what the VAE makes of the actor's action constant in the actor's gradient; the authors' code does not"""
+    """let no gradient pass through the VAE's reconstruction of the actor's action; the authors' code lets it pass"""
     sample_candidates: bool = False
     """let the VAE offer a sample instead of a reconstruction of the actor's action: our reading of the paper"""
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     actor_learning_rate: float = 3e-4
+    """learning rate of the actor"""
     critic_learning_rate: float = 3e-4
+    """learning rate of the critics"""
     value_learning_rate: float = 3e-4
+    """learning rate of V, the value of a state"""
     vae_learning_rate: float = 1e-3
+    """learning rate of the VAE"""
     discount: float = 0.99
+    """discount factor of future rewards"""
     tau: float = 0.005
-    """share of the online networks that moves into their targets whenever those move"""
+    """share of an online network that moves into its target whenever the target moves"""
     alpha: float = 2.5
-    """how hard the critic pulls, against the action that is imitated"""
+    """weight of the Q term in the actor's loss, relative to the imitation of the chosen action"""
     mask: float = 0.5
-    """weight of the distance to the action that is imitated, where one is good enough"""
+    """weight of the imitation where one of the two actions is better than V"""
     vae_weight: float = 1.0
-    """weight of the VAE's reconstruction of an action that is better than the state's value"""
+    """weight of the VAE's reconstruction of an action that is better than V"""
     target_noise: float = 0.2
-    """standard deviation of what is added to the target actor's actions, in half widths of the action box"""
+    """standard deviation of the noise on the target actor's actions, in half widths of the action box"""
     target_noise_clip: float = 0.5
-    """bound of that noise, in the same units"""
+    """bound of the noise on the target actor's actions, in half widths of the action box"""
 
 
 class State(NamedTuple):
@@ -178,7 +183,7 @@ def vae_loss(
 def candidate(
     config: Config, networks: Networks, vae: dict[str, Params], obs: Array, action: Array, noise: Array
 ) -> Array:
-    """What the VAE offers to imitate beside the dataset's action: `[batch, action_dim]`.
+    """The VAE's alternative to the dataset's action: `[batch, action_dim]`.
 
     By default the reconstruction of the actor's `action`, through which the gradient passes. `noise`
     `[batch, 2 action_dim]` is standard normal.
@@ -273,10 +278,9 @@ def make(config: Config) -> Algorithm:
         grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critics.params, networks, batch, target)
         state = state._replace(critics=state.critics.step(grads, optax.adam(hypers.critic_learning_rate)))
 
-        # The same next action, valued by the critics that have just learned as well. Whoever needs V(s) below takes it
-        # from before this step.
+        # The same next action, also valued by the critics after their step. V(s) below is from before this step.
         online_target = q_target(networks, state.critics.params, batch, next_action, hypers)
-        (of_value, v), grads = jax.value_and_grad(value_loss, has_aux=True)(
+        (value_error, v), grads = jax.value_and_grad(value_loss, has_aux=True)(
             state.value.params, networks, batch, jnp.minimum(online_target, target)
         )
         state = state._replace(value=state.value.step(grads, optax.adam(hypers.value_learning_rate)))
@@ -298,7 +302,7 @@ def make(config: Config) -> Algorithm:
         due = clock.update % config.policy_delay == 0
         return jax.lax.cond(due, learn_actor, lambda state: state, state), {
             **metrics,
-            "value_loss": of_value,
+            "value_loss": value_error,
             **vae_metrics,
             "better_than_value": jnp.mean(q_data > v),
         }

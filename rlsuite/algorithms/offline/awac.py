@@ -1,4 +1,4 @@
-"""AWAC: the dataset's actions, each imitated the more the better it is than the policy's (Nair et al. 2020, arXiv
+"""AWAC: imitation of the dataset's actions, weighted by their advantage over the policy's (Nair et al. 2020, arXiv
 2006.09359).
 
 The critics learn the values of the policy. The policy maximises the log-probability of the dataset's actions, each
@@ -6,13 +6,13 @@ weighted by the exponential of its advantage over an action of the policy. Offli
 left out. Sizes, rates, the policy and the settings of single datasets are those of CORL.
 
 Deviations from CORL:
-- Actions are in units of the action box, as they are on D4RL's tasks anyway.
+- Actions are in units of the action box, which they are on D4RL's tasks anyway.
 - A transition that was truncated bootstraps with the value of the observation that it led to, where the dataset has
   kept it.
 
 Deviations of CORL, and so of this file, from the paper:
 - The weights are bounded by 100.
-- The smaller of two critics counts, in targets and advantages, where the paper writes of one critic.
+- Targets and advantages use the smaller of two critics, where the paper has one critic.
 """
 
 from __future__ import annotations
@@ -43,30 +43,33 @@ LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     batch_size: int = 256
     """transitions in one gradient step"""
     hidden_sizes: tuple[int, ...] = (256, 256, 256)
-    """hidden layers of the policy and of each critic"""
+    """hidden layers of every network that has no option of its own"""
     normalize_obs: bool = True
-    """give the networks observations in standard deviations of the dataset"""
+    """standardise observations by the mean and standard deviation of the dataset"""
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     actor_learning_rate: float = 3e-4
+    """learning rate of the actor"""
     critic_learning_rate: float = 3e-4
+    """learning rate of the critics"""
     discount: float = 0.99
+    """discount factor of future rewards"""
     tau: float = 0.005
-    """share of the critics that moves into their targets at every gradient step"""
+    """share of an online network that moves into its target whenever the target moves"""
     temperature: float = 0.3333
-    """advantages are divided by it: near 0 only the best actions are imitated, at infinity all alike"""
+    """divisor of the advantages: near 0 only the best actions are imitated, at infinity all alike"""
     max_weight: float = 100.0
-    """bound of the weight that one action has in the policy's loss"""
+    """upper bound of the weight of one action in the actor's loss"""
     reward_shift: float = 0.0
-    """added to every reward"""
+    """constant added to every reward, after any scaling"""
 
 
 class Actor(NamedTuple):
@@ -160,18 +163,18 @@ def make(config: Config) -> Algorithm:
         batch = offline.sample(batch_key, task, (config.batch_size,), config.normalize_obs)
         batch = batch._replace(reward=batch.reward + hypers.reward_shift)
         noise = jax.random.normal(next_key, batch.action.shape)
-        grads, of_critics = jax.grad(critic_loss, has_aux=True)(
+        grads, critic_metrics = jax.grad(critic_loss, has_aux=True)(
             state.critics.params, networks, state, batch, noise, hypers
         )
         critics = state.critics.step(grads, optax.adam(hypers.critic_learning_rate))
 
         noise = jax.random.normal(own_key, batch.action.shape)
-        grads, of_actor = jax.grad(actor_loss, has_aux=True)(
+        grads, actor_metrics = jax.grad(actor_loss, has_aux=True)(
             state.actor.params, networks, critics.params, batch, noise, hypers
         )
         actor = state.actor.step(grads, optax.adam(hypers.actor_learning_rate))
         target_critics = optax.incremental_update(critics.params, state.target_critics, hypers.tau)
-        return State(actor, critics, target_critics), {**of_critics, **of_actor}
+        return State(actor, critics, target_critics), {**critic_metrics, **actor_metrics}
 
     def mean_action(task: Task, state: State, obs: Array) -> Array:
         return jnp.clip(distribution(networks_of(task), state.actor.params, obs)[0], -1.0, 1.0)

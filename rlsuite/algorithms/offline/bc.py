@@ -3,7 +3,7 @@
 Sizes and rates are those of the offline baselines of CORL. With `--sampling top=0.1` it is 10 % BC.
 
 Deviations from CORL:
-- Actions are in units of the action box, as they are on D4RL's tasks anyway.
+- Actions are in units of the action box, which they are on D4RL's tasks anyway.
 - 10 % BC ranks trajectories by their undiscounted return, as Hong et al. 2023 do; CORL discounts by 0.99.
 """
 
@@ -30,20 +30,21 @@ Params = Any
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     batch_size: int = 256
     """transitions in one gradient step"""
     hidden_sizes: tuple[int, ...] = (256, 256)
-    """hidden layers of the policy"""
+    """hidden layers of every network that has no option of its own"""
     normalize_obs: bool = True
-    """give the policy observations in standard deviations of the dataset"""
+    """standardise observations by the mean and standard deviation of the dataset"""
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     learning_rate: float = 3e-4
+    """learning rate of Adam"""
 
 
 class State(NamedTuple):
@@ -80,8 +81,8 @@ def make(config: Config) -> Algorithm:
 
     def update(key: Array, task: Task, state: State, hypers: Hypers, clock: Clock) -> tuple[State, Metrics]:
         batch = offline.sample(key, task, (config.batch_size,), config.normalize_obs)
-        value, grads = jax.value_and_grad(loss)(state.actor.params, network_of(task), batch)
-        return State(state.actor.step(grads, optax.adam(hypers.learning_rate))), {"actor_loss": value}
+        imitation_error, grads = jax.value_and_grad(loss)(state.actor.params, network_of(task), batch)
+        return State(state.actor.step(grads, optax.adam(hypers.learning_rate))), {"actor_loss": imitation_error}
 
     def act(key: Array, task: Task, state: State, obs: Array) -> Array:
         obs = offline.observe(task, obs, config.normalize_obs)

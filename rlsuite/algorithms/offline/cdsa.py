@@ -1,10 +1,10 @@
 """CDSA-style reconstruction: any offline learner's actions, corrected by the score of the dataset's density.
 
 After CDSA, the conservative denoising score-based algorithm (Liu, Yang & Li 2024, arXiv 2406.07541). THIS IS A
-RECONSTRUCTION, NOT THE AUTHORS' METHOD. They have published no code, and what we had of the paper does not say: the
-networks' sizes, the levels of noise, whether the density is the joint one of observation and action, how inputs are
-normalised, the coefficients, the number of corrections, and where the score of the observation is taken. All of that,
-every default below and every number that comes out is ours. No published result of CDSA can be compared with it.
+RECONSTRUCTION, NOT THE AUTHORS' METHOD. They have published no code, and the parts of the paper that we had do not
+state: the networks' sizes, the levels of noise, whether the density is the joint one of observation and action, how
+inputs are normalised, the coefficients, the number of corrections, and where the score of the observation is taken. All
+of that, every default below and every resulting number is ours. No published result of CDSA can be compared with it.
 
 What is known of CDSA, and is so here: a model learns by denoising score matching the gradient of the log-density of the
 dataset; the action of an offline policy is adjusted at decision time, and the policy's training is left as it is; what
@@ -12,8 +12,8 @@ the gradient says about states is turned into a correction of the action by an i
 
 What is ours:
 - The score is that of the joint density of the normalised observation and the action in units of the action box.
-- The models learn beside the policy, one gradient step an update, on batches of their own, drawn as the dataset's
-  sampling says. Keys and networks of the policy's learner are its own, so that it learns the same bits as without.
+- The models learn along with the policy, one gradient step an update, on batches of their own, drawn as the dataset's
+  sampling says. The policy's learner keeps its own keys and networks, so that it learns the same bits as without.
 - Observations are always normalised for the models, whether the policy's learner does so or not.
 - The step towards likely states starts from the next observation that a forward model predicts (`forward_model`),
   where the score is taken at the base policy's own action there.
@@ -48,14 +48,14 @@ Array = jax.Array
 Params = Any
 
 LABEL = "CDSA-style reconstruction"
-"""what reports must call it"""
+"""the name that reports must use"""
 MODELS = 0xCD5A
-"""folded into the keys of the base's learner for those of the models; splitting a key never comes so far"""
+"""folded into the keys of the base's learner for the keys of the models; a split never uses an index this large"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program, beside the base's own."""
+    """Settings that shape the program, in addition to the base's."""
 
     model_batch_size: int = 256
     """CDSA-style: transitions in one gradient step of the models"""
@@ -64,36 +64,37 @@ class Config:
     dynamics_hidden_sizes: tuple[int, ...] = (256, 256, 256)
     """CDSA-style: hidden layers of the inverse and of the forward dynamics"""
     forward_model: bool = True
-    """CDSA-style: take the score of states where a forward model says that the action leads, not where it is done"""
+    """CDSA-style: take the score of states at the state that a forward model predicts, instead of at the present one"""
     correction_steps: int = 1
     """CDSA-style: corrections of an action, one after the other"""
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program, beside the base's own."""
+    """Settings that may differ between the runs of one program, in addition to the base's."""
 
     score_learning_rate: float = 3e-4
-    """CDSA-style: of the score network"""
+    """CDSA-style: learning rate of the score network"""
     dynamics_learning_rate: float = 3e-4
-    """CDSA-style: of the inverse and of the forward dynamics"""
+    """CDSA-style: learning rate of the inverse and of the forward dynamics"""
     sigma_min: float = 0.01
-    """CDSA-style: least noise that the score is learned at, log-uniform up to sigma_max; as large for one level"""
+    """CDSA-style: smallest noise that the score is learned at, log-uniform up to sigma_max; equal to it for one
+    level"""
     sigma_max: float = 1.0
-    """CDSA-style: most noise"""
+    """CDSA-style: largest noise that the score is learned at"""
     score_ema: float = 0.999
     """CDSA-style: share of the averaged score network that stays at each update"""
     sigma_eval: float = 0.1
     """CDSA-style: noise at which the score corrects actions"""
     action_coef: float = 0.05
-    """CDSA-style: how far the action follows its score, in sigma_eval^2; 0 is not at all"""
+    """CDSA-style: step of the action along its score, in sigma_eval^2; 0 turns this off"""
     state_coef: float = 0.1
-    """CDSA-style: share of the action's change towards likelier states; 0 is not at all"""
+    """CDSA-style: share of the action's change towards likelier states; 0 turns this off"""
     state_eta: float = 0.05
-    """CDSA-style: how far the state is to follow its score"""
+    """CDSA-style: step of the state along its score"""
 
 
 class Guidance(NamedTuple):
-    """The hyperparameters that acting needs, which it is not given. All `[]`."""
+    """The hyperparameters that `act` needs, kept in the state because `act` is not given any. All `[]`."""
 
     sigma: Array
     action_coef: Array
@@ -102,7 +103,7 @@ class Guidance(NamedTuple):
 
 
 class Models(NamedTuple):
-    """What is learned of the dataset."""
+    """The models of the dataset."""
 
     score: Trained
     score_ema: Params
@@ -174,27 +175,27 @@ def dynamics_loss(dynamics: dict[str, Params], networks: Networks, batch: Batch)
 
 
 def correction(networks: Networks, state: State, policy: Callable[[Array], Array], obs: Array, action: Array) -> Array:
-    """What is added to an action: `[obs_dim]` normalised, `[action_dim]` -> `[action_dim]`, in units of the box.
+    """The change of an action: `[obs_dim]` normalised, `[action_dim]` -> `[action_dim]`, in units of the box.
 
-    The first part moves the action itself to where it is likelier beside this observation. The second one moves where
-    it leads to by `state_eta` times the score there, and is the difference that this makes to the inverse dynamics.
+    The first part moves the action itself to where it is likelier at this observation. The second part moves the next
+    state by `state_eta` times the score there, and is the difference that this makes to the inverse dynamics.
     `policy` is the base's action at a normalised observation.
     """
     guidance, dynamics = state.guidance, state.models.dynamics.params
 
     def scores(obs: Array, action: Array) -> tuple[Array, Array]:
-        of_both = score(networks, state.models.score_ema, jnp.concatenate([obs, action]), guidance.sigma)
-        return of_both[: obs.shape[0]], of_both[obs.shape[0] :]
+        joint_score = score(networks, state.models.score_ema, jnp.concatenate([obs, action]), guidance.sigma)
+        return joint_score[: obs.shape[0]], joint_score[obs.shape[0] :]
 
-    of_state, of_action = scores(obs, action)
+    state_score, action_score = scores(obs, action)
     if "forward" in dynamics:
         change = predict(networks, dynamics, obs, action)
-        of_state, _ = scores(obs + change, policy(obs + change))
-        wanted = invert(networks, dynamics, obs, change + guidance.state_eta * of_state)
+        state_score, _ = scores(obs + change, policy(obs + change))
+        wanted = invert(networks, dynamics, obs, change + guidance.state_eta * state_score)
         steered = wanted - invert(networks, dynamics, obs, change)
     else:
-        steered = invert(networks, dynamics, obs, guidance.state_eta * of_state)
-    return guidance.action_coef * guidance.sigma**2 * of_action + guidance.state_coef * steered
+        steered = invert(networks, dynamics, obs, guidance.state_eta * state_score)
+    return guidance.action_coef * guidance.sigma**2 * action_score + guidance.state_coef * steered
 
 
 def make(config: Config, base: Algorithm, split: Callable[[Any], Any]) -> Algorithm:
@@ -235,7 +236,7 @@ def make(config: Config, base: Algorithm, split: Callable[[Any], Any]) -> Algori
         )
 
     def update(key: Array, task: Task, state: State, hypers: Any, clock: Clock) -> tuple[State, Metrics]:
-        of_base, metrics = base.update(key, task, state.base, split(hypers), clock)
+        base_state, metrics = base.update(key, task, state.base, split(hypers), clock)
         networks, models = networks_of(task), state.models
         batch_key, sigma_key, noise_key = jax.random.split(jax.random.fold_in(key, MODELS), 3)
         batch = offline.sample(batch_key, task, (config.model_batch_size,), normalize_obs=True)
@@ -243,15 +244,15 @@ def make(config: Config, base: Algorithm, split: Callable[[Any], Any]) -> Algori
         width = batch.obs.shape[-1] + batch.action.shape[-1]
         noise = jax.random.normal(noise_key, (config.model_batch_size, width))
 
-        of_score, grads = jax.value_and_grad(score_loss)(models.score.params, networks, batch, sigma, noise)
+        score_error, grads = jax.value_and_grad(score_loss)(models.score.params, networks, batch, sigma, noise)
         trained_score = models.score.step(grads, optax.adam(hypers.score_learning_rate))
-        grads, of_dynamics = jax.grad(dynamics_loss, has_aux=True)(models.dynamics.params, networks, batch)
+        grads, dynamics_metrics = jax.grad(dynamics_loss, has_aux=True)(models.dynamics.params, networks, batch)
         models = Models(
             score=trained_score,
             score_ema=optax.incremental_update(trained_score.params, models.score_ema, 1.0 - hypers.score_ema),
             dynamics=models.dynamics.step(grads, optax.adam(hypers.dynamics_learning_rate)),
         )
-        return State(of_base, models, state.guidance), metrics | {"score_loss": of_score} | of_dynamics
+        return State(base_state, models, state.guidance), metrics | {"score_loss": score_error} | dynamics_metrics
 
     def act(key: Array, task: Task, state: State, obs: Array) -> Array:
         networks, dataset, space = networks_of(task), offline.dataset_of(task), task.env.action_space
@@ -269,7 +270,7 @@ def make(config: Config, base: Algorithm, split: Callable[[Any], Any]) -> Algori
         action = base.act(key, task, state.base, obs)
         for _ in range(config.correction_steps):
             shift = correction(networks, state, policy, dataset.normalize(obs), units(action))
-            # In the environment's units, into which the base's action would not come back with the same bits.
+            # In the environment's units: converting the base's action to units of the box and back would round it.
             action = jnp.where(shift == 0.0, action, jnp.clip(action + half_width * shift, low, high))
         return action
 
@@ -295,7 +296,7 @@ def around(name: str, spec: AlgorithmSpec) -> AlgorithmSpec:
     if twice:
         raise UserError(f"'{name}' and cdsa both have a setting '{min(twice)}'; rename the one of '{name}'")
 
-    # Named as no class in this file: whoever asks for their source, as the help does, is sent on to their bases.
+    # No class in this file has these names, so `inspect.getsource`, which the help uses, reads their bases.
     config_class = dataclasses.make_dataclass("ConfigWithCDSA", [], bases=(Config, spec.config), frozen=True)
     defaults = (*spec.hypers(), *Hypers())
     namedtuple: Any = collections.namedtuple  # which type checkers want literals for
@@ -340,7 +341,7 @@ TRIAL = Trial(
     Hypers(score_learning_rate=1e-3, dynamics_learning_rate=1e-3),
     updates=0,
 )
-"""What every base's trial is given beside its own."""
+"""The settings that are added to every base's trial."""
 
 DECLARED = partial(
     AlgorithmSpec,
@@ -353,4 +354,4 @@ DECLARED = partial(
         level="D",
     ),
 )
-"""What every `SPEC` of a corrected learner says alike."""
+"""The part of `SPEC` that all corrected learners share."""

@@ -1,7 +1,7 @@
 """CQL(H): SAC from a dataset whose critics are pressed down wherever they rise above the data (Kumar et al. 2020,
 arXiv 2006.04779).
 
-Beside the Bellman error, each critic pays for the soft maximum of its values over all actions less its value of the
+Each critic's loss adds to the Bellman error the soft maximum of its values over all actions, minus its value of the
 dataset's action (eq. 4). The soft maximum is estimated from actions drawn uniformly, from the policy at s and from the
 policy at s', each divided by its density. The target holds no entropy. The Lagrange form learns the weight of
 that term, so that the difference settles at a given gap. Sizes, rates, initialisation and order follow CORL: gradients
@@ -11,7 +11,7 @@ As there, and unlike in the paper:
 - A Gaussian whose log standard deviation is scaled and shifted by two learned numbers, which start at 1 and -1.
 - The last layer of the policy starts small (Xavier, gain 0.01). Critics start orthogonal, with gain sqrt(2) and in the
   last layer 0.01.
-- The multiplier starts at e and is at most 1e6, and `cql_alpha` still counts beside it.
+- The multiplier starts at e and is at most 1e6; `cql_alpha` still multiplies it.
 - The temperature learns as fast as the policy.
 
 Deviations from CORL:
@@ -55,55 +55,61 @@ MULTIPLIER_MAX = 1e6
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     batch_size: int = 256
     """transitions in one gradient step"""
     num_actions: int = 10
-    """actions drawn for the soft maximum at each transition from each of three: uniform, policy at s, policy at s'"""
+    """actions drawn per transition from each of three: uniform, policy at s, policy at s'; for the soft maximum"""
     actor_hidden_sizes: tuple[int, ...] = (256, 256, 256)
-    """hidden layers of the policy"""
+    """hidden layers of the actor"""
     critic_hidden_sizes: tuple[int, ...] = (256, 256, 256)
     """hidden layers of each critic"""
     learn_alpha: bool = True
-    """learn the temperature; else it stays at its initial value"""
+    """learn the temperature; else it stays at initial_alpha"""
     lagrange: bool = False
-    """learn the weight of the conservative term, so that the difference settles at `target_gap`"""
+    """learn the weight of the conservative term, so that the difference settles at target_gap"""
     clip_difference: bool = False
-    """let no difference of soft maximum and dataset's action count as less than `min_difference`"""
+    """let the difference of soft maximum and dataset's action be at least min_difference"""
     max_target_backup: bool = False
-    """value the next observation by the best of `num_actions` actions instead of by one"""
+    """take the best of num_actions next actions for the target instead of one"""
     normalize_obs: bool = True
-    """give the networks observations in standard deviations of the dataset"""
+    """standardise observations by the mean and standard deviation of the dataset"""
     normalize_reward: bool = False
-    """rewards times 1000 over the range of the dataset's episode returns, before `reward_scale` and `reward_bias`"""
+    """multiply rewards by 1000 / (range of the dataset's episode returns), before any other scale or shift"""
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     actor_learning_rate: float = 3e-5
+    """learning rate of the actor"""
     critic_learning_rate: float = 3e-4
+    """learning rate of the critics"""
     alpha_learning_rate: float = 3e-5
+    """learning rate of the temperature, with learn_alpha"""
     discount: float = 0.99
+    """discount factor of future rewards"""
     tau: float = 0.005
-    """share of the online critics that moves into their targets at each gradient step"""
+    """share of an online network that moves into its target whenever the target moves"""
     cql_alpha: float = 10.0
-    """weight of the conservative term, beside the mean squared Bellman error"""
+    """weight of the conservative term relative to the mean squared Bellman error"""
     temperature: float = 1.0
-    """of the soft maximum; towards 0 it is the maximum"""
+    """temperature of the soft maximum; towards 0 it becomes the maximum"""
     initial_alpha: float = 1.0
+    """temperature at the start of training"""
     target_entropy_scale: float = 1.0
-    """target entropy = -scale * action_dim, in nats and units of the box"""
+    """target entropy = -scale * action_dim, in nats, of actions in units of the box"""
     target_gap: float = 0.8
-    """difference at which the learned weight settles, with `lagrange`"""
+    """difference at which the learned weight settles, with lagrange"""
     multiplier_learning_rate: float = 3e-4
-    """of the learned weight, with `lagrange`"""
+    """learning rate of the conservative term's weight, with lagrange"""
     min_difference: float = -200.0
-    """lower bound of the difference, with `clip_difference`"""
+    """lower bound of the difference, with clip_difference"""
     reward_scale: float = 1.0
+    """factor of every reward, before any shift"""
     reward_bias: float = 0.0
-    """added to the scaled reward"""
+    """constant added to every reward, after any scaling; elsewhere called reward_shift"""
 
 
 class State(NamedTuple):
@@ -167,8 +173,8 @@ def differences(
     actions = jnp.concatenate([random.uniform, current, following])
     log_density = jnp.concatenate([uniform_log_prob, current_log_prob, following_log_prob])
     obs = jnp.broadcast_to(batch.obs, (len(actions), *batch.obs.shape))
-    of_drawn = q_values(networks.critic, critics, obs, actions) - log_density  # [2, 3 num_actions, batch]
-    soft_max = hypers.temperature * jax.nn.logsumexp(of_drawn / hypers.temperature, axis=1)
+    drawn_q = q_values(networks.critic, critics, obs, actions) - log_density  # [2, 3 num_actions, batch]
+    soft_max = hypers.temperature * jax.nn.logsumexp(drawn_q / hypers.temperature, axis=1)
     return soft_max - q
 
 
@@ -188,12 +194,13 @@ def critic_loss(
     difference = differences(critics, networks, state.actor.params, batch, random, q, hypers)
     if config.clip_difference:
         difference = jnp.maximum(difference, hypers.min_difference)
-    of_each = jnp.mean(difference, axis=1)
-    conservative = hypers.cql_alpha * jnp.sum(of_each)
+    mean_difference = jnp.mean(difference, axis=1)
+    conservative = hypers.cql_alpha * jnp.sum(mean_difference)
     if config.lagrange:
-        conservative = multiplier(state.log_multiplier.params) * hypers.cql_alpha * jnp.sum(of_each - hypers.target_gap)
-    metrics = {"critic_loss": bellman, "cql_difference": jnp.mean(of_each), "q": jnp.mean(q)}
-    return bellman + conservative, (of_each, metrics)
+        weight = multiplier(state.log_multiplier.params) * hypers.cql_alpha
+        conservative = weight * jnp.sum(mean_difference - hypers.target_gap)
+    metrics = {"critic_loss": bellman, "cql_difference": jnp.mean(mean_difference), "q": jnp.mean(q)}
+    return bellman + conservative, (mean_difference, metrics)
 
 
 def multiplier(log_multiplier: Array) -> Array:

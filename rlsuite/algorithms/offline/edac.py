@@ -1,16 +1,16 @@
 """EDAC and SAC-N: SAC from a dataset, pessimistic by the smallest of N critics (An et al. 2021, arXiv 2110.01548).
 
-SAC-N is SAC with N critics instead of two, without a word about the dataset: where it has no data, N critics disagree,
-and the smallest is low. That takes up to 500 of them. EDAC needs 10 to 50: it keeps them apart by a loss on the cosines
-between the gradients of any two critics by the action, at the dataset's actions. SAC-N is eta = 0; `diversity=False`
-is the same and leaves the term out of the program, so that nobody pays for gradients that count for nothing.
+SAC-N is SAC with N critics instead of two, and has no term for the dataset: where there are no data, N critics
+disagree, and the smallest is low. SAC-N takes up to 500 of them. EDAC needs 10 to 50: it diversifies them by a loss on
+the cosines between the gradients of any two critics by the action, at the dataset's actions. SAC-N is eta = 0;
+`diversity=False` is the same and leaves the term out of the program, which saves the cost of unused gradients.
 
 Sizes, rates, initialisation, bounds of the log standard deviation ([-5, 2]) and the order of a gradient step
 (temperature, actor, critics, targets, each with what the ones before it have learned) follow CORL, which follows the
 authors' code. Observations are not normalised there.
 
 Deviations:
-- The sum over pairs is |sum of the unit gradients|^2 less their own squares, which is the same number in N steps
+- The sum over pairs is |sum of the unit gradients|^2 minus their own squares, which is the same number in N steps
   instead of N^2.
 - A gradient that is 0 has no direction and takes no part; CORL divides by its length plus 1e-10.
 - With one action dimension every unit gradient is 1 or -1, whatever the parameters: the term teaches nothing, and EDAC
@@ -49,36 +49,41 @@ LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     batch_size: int = 256
     """transitions in one gradient step"""
     num_critics: int = 10
-    """critics, of which the smallest counts"""
+    """number of critics; targets take the smallest of their values"""
     diversity: bool = True
-    """keep the critics apart; without, this is SAC-N"""
+    """add the diversity term to the critics' loss; without it this is SAC-N"""
     hidden_sizes: tuple[int, ...] = (256, 256, 256)
-    """hidden layers of the actor and of each critic"""
+    """hidden layers of every network that has no option of its own"""
     learn_alpha: bool = True
-    """learn the temperature; else it stays at its initial value"""
+    """learn the temperature; else it stays at initial_alpha"""
     normalize_obs: bool = False
-    """give the networks observations in standard deviations of the dataset"""
+    """standardise observations by the mean and standard deviation of the dataset"""
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     actor_learning_rate: float = 3e-4
+    """learning rate of the actor"""
     critic_learning_rate: float = 3e-4
+    """learning rate of the critics"""
     alpha_learning_rate: float = 3e-4
+    """learning rate of the temperature, with learn_alpha"""
     discount: float = 0.99
+    """discount factor of future rewards"""
     tau: float = 0.005
-    """share of the online critics that moves into their targets at each gradient step"""
+    """share of an online network that moves into its target whenever the target moves"""
     eta: float = 1.0
-    """weight of the diversity term, beside the sum of the critics' errors"""
+    """weight of the diversity term relative to the sum of the critics' errors"""
     initial_alpha: float = 1.0
+    """temperature at the start of training"""
     target_entropy_scale: float = 1.0
-    """target entropy = -scale * action_dim, in nats and units of the box"""
+    """target entropy = -scale * action_dim, in nats, of actions in units of the box"""
 
 
 class State(NamedTuple):
@@ -161,7 +166,7 @@ def make(config: Config) -> Algorithm:
     """EDAC or SAC-N with this config.
 
     Raises:
-        UserError: a size is not positive, or a single critic is to be kept apart from others.
+        UserError: a size is not positive, or a single critic is to be diversified.
     """
     check_positive(batch_size=config.batch_size, num_critics=config.num_critics)
     if config.diversity and config.num_critics < 2:
@@ -262,7 +267,7 @@ SPEC = AlgorithmSpec(
     action_spaces=(Box,),
     presets=PRESETS,
     offline=True,
-    summary="SAC with N critics that are kept apart; SAC-N without",
+    summary="SAC with N diversified critics; SAC-N without that term",
     source=Source(
         paper="An et al. 2021, arXiv 2110.01548",
         read="CORL, algorithms/offline/edac.py",

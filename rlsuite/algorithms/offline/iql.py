@@ -5,7 +5,7 @@ the policy to the dataset's actions, each weighted by the exponential of its adv
 the dataset does not hold. Sizes, rates, the order of the steps and the settings of single datasets are those of CORL.
 
 Deviations from CORL:
-- Actions are in units of the action box, as they are on D4RL's tasks anyway.
+- Actions are in units of the action box, which they are on D4RL's tasks anyway.
 - A transition that was truncated bootstraps with V of the observation that it led to, where the dataset has kept it.
 - Normalised rewards use the returns of all episodes, as the dataset states them; CORL adds up the rewards between
   terminations, or over 1000 steps.
@@ -45,38 +45,41 @@ LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     batch_size: int = 256
     """transitions in one gradient step"""
     hidden_sizes: tuple[int, ...] = (256, 256)
-    """hidden layers of the policy, of each critic and of V"""
+    """hidden layers of every network that has no option of its own"""
     deterministic: bool = False
-    """fit a deterministic policy by squared distances, not a Gaussian by its log-probability"""
+    """fit a deterministic policy by squared distances instead of a Gaussian by its log-probability"""
     normalize_obs: bool = True
-    """give the networks observations in standard deviations of the dataset"""
+    """standardise observations by the mean and standard deviation of the dataset"""
     normalize_reward: bool = False
-    """multiply rewards by 1000 over the range of the dataset's episode returns"""
+    """multiply rewards by 1000 / (range of the dataset's episode returns), before any other scale or shift"""
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     actor_learning_rate: float = 3e-4
-    """at the start; it falls along half a cosine to 0 at the end of the budget"""
+    """learning rate of the actor at the start; it falls along half a cosine to 0 at the end of the budget"""
     critic_learning_rate: float = 3e-4
+    """learning rate of the critics"""
     value_learning_rate: float = 3e-4
+    """learning rate of V, the value of a state"""
     discount: float = 0.99
+    """discount factor of future rewards"""
     tau: float = 0.005
-    """share of the critics that moves into their targets at every gradient step"""
+    """share of an online network that moves into its target whenever the target moves"""
     expectile: float = 0.7
-    """of the target critics, that V is: 0.5 is the mean over the dataset's actions, near 1 the best of them"""
+    """expectile of the target critics that V is fitted to: 0.5 is the mean over actions, near 1 the best of them"""
     beta: float = 3.0
-    """how sharply the policy prefers actions of greater advantage; 0 is behaviour cloning"""
+    """factor of the advantages in the exponent of the actor's weights; 0 is behaviour cloning"""
     max_weight: float = 100.0
-    """bound of the weight that one action has in the policy's loss"""
+    """upper bound of the weight of one action in the actor's loss"""
     reward_shift: float = 0.0
-    """added to every reward, after any normalisation"""
+    """constant added to every reward, after any scaling"""
 
 
 class Actor(NamedTuple):
@@ -178,16 +181,16 @@ def make(config: Config) -> Algorithm:
         networks = networks_of(task)
         batch = offline.sample(key, task, (config.batch_size,), config.normalize_obs)
         batch = batch._replace(reward=scale_of(task) * batch.reward + hypers.reward_shift)
-        # All three losses are of the networks as they are before this step.
+        # All three losses use the networks from before this step.
         q = min_q(networks.critic, state.target_critics, batch.obs, batch.action)
         next_value = state_value(networks, state.value.params, batch.next_obs)
-        (of_value, advantage), value_grads = jax.value_and_grad(value_loss, has_aux=True)(
+        (value_error, advantage), value_grads = jax.value_and_grad(value_loss, has_aux=True)(
             state.value.params, networks, q, batch, hypers
         )
         critic_grads, metrics = jax.grad(critic_loss, has_aux=True)(
             state.critics.params, networks, next_value, batch, hypers
         )
-        of_actor, actor_grads = jax.value_and_grad(actor_loss)(
+        actor_error, actor_grads = jax.value_and_grad(actor_loss)(
             state.actor.params, networks, advantage, batch, hypers, config.deterministic
         )
 
@@ -199,7 +202,7 @@ def make(config: Config) -> Algorithm:
             target_critics=optax.incremental_update(critics.params, state.target_critics, hypers.tau),
             value=state.value.step(value_grads, optax.adam(hypers.value_learning_rate)),
         )
-        return new, {**metrics, "value_loss": of_value, "actor_loss": of_actor, "advantage": jnp.mean(advantage)}
+        return new, {**metrics, "value_loss": value_error, "actor_loss": actor_error, "advantage": jnp.mean(advantage)}
 
     def act(key: Array, task: Task, state: State, obs: Array) -> Array:
         obs = offline.observe(task, obs, config.normalize_obs)

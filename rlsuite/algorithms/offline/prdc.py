@@ -1,7 +1,7 @@
 """PRDC: TD3 whose actor is drawn to the dataset's action nearest to its own (Ran et al. 2023, arXiv 2306.06569).
 
-TD3+BC pulls the actor to the action that was taken in the same transition, however good another one would be. Here the
-anchor is looked for among all transitions: with D the dataset, it is the action of the one that minimises
+TD3+BC pulls the actor to the action of the same transition, however good another one would be. PRDC takes its anchor
+from all transitions: with D the dataset, it is the action of the one that minimises
 
     |beta (s - s_i)|^2 + |mu(s) - a_i|^2        over i in D, observations in standard deviations,
 
@@ -41,39 +41,43 @@ Params = Any
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     batch_size: int = 256
     """transitions in one gradient step"""
     hidden_sizes: tuple[int, ...] = (256, 256)
-    """hidden layers of the actor and of each critic"""
+    """hidden layers of every network that has no option of its own"""
     policy_delay: int = 2
-    """actor and targets move at every so-many-th gradient step"""
+    """gradient steps of the critics for each step of the actor and of all targets"""
     normalize_obs: bool = True
-    """give the networks, and measure distances between, observations in standard deviations of the dataset"""
+    """standardise observations by the mean and standard deviation of the dataset, for distances too"""
     k: int = 1
-    """the actor is drawn to the action of the k-th nearest transition"""
+    """imitate the action of the k-th nearest transition"""
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     actor_learning_rate: float = 3e-4
+    """learning rate of the actor"""
     critic_learning_rate: float = 3e-4
+    """learning rate of the critics"""
     discount: float = 0.99
+    """discount factor of future rewards"""
     tau: float = 0.005
-    """share of the online networks that moves into their targets whenever those move"""
+    """share of an online network that moves into its target whenever the target moves"""
     alpha: float = 2.5
-    """how hard the critic pulls, against the dataset's actions"""
+    """weight of the Q term in the actor's loss, relative to the imitation of the chosen action"""
     beta: float = 2.0
-    """how much a distance between observations counts beside one between actions"""
+    """weight of a distance between observations relative to one between actions"""
     target_noise: float = 0.2
-    """standard deviation of what is added to the target actor's actions, in half widths of the action box"""
+    """standard deviation of the noise on the target actor's actions, in half widths of the action box"""
     target_noise_clip: float = 0.5
-    """bound of that noise, in the same units"""
+    """bound of the noise on the target actor's actions, in half widths of the action box"""
     reward_scale: float = 1.0
-    """what learns is reward_scale * reward + reward_shift"""
+    """factor of every reward, before any shift"""
     reward_shift: float = 0.0
+    """constant added to every reward, after any scaling"""
 
 
 def anchors(config: Config, task: Task, recorded: Batch, action: Array, hypers: Hypers) -> Array:

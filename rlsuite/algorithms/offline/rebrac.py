@@ -1,10 +1,10 @@
-"""ReBRAC: TD3+BC with its parts put right: both actor and critic are penalised for leaving the dataset, each with a
+"""ReBRAC: TD3+BC with retuned components: both actor and critic are penalised for leaving the dataset, each with a
 coefficient of its own; deeper networks, larger batches and critics with layer norms (Tarasov et al. 2023, arXiv
 2305.09836).
 
 The target subtracts from the smaller critic the squared distance of its action to the one that the dataset took next.
-The actor climbs the smaller critic, divided by its mean size, minus the squared distance to the dataset's action. Sizes
-and rates are those of the authors' code.
+The actor maximises the smaller critic, divided by its mean size, minus the squared distance to the dataset's action.
+Sizes and rates are those of the authors' code.
 
 Deviations from it:
 - Actions, noise and squared distances are in units of the action box; on D4RL's tasks they are anyway.
@@ -37,40 +37,43 @@ Params = Any
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     batch_size: int = 1024
     """transitions in one gradient step"""
     hidden_sizes: tuple[int, ...] = (256, 256, 256)
-    """hidden layers of the actor and of each critic"""
+    """hidden layers of every network that has no option of its own"""
     policy_delay: int = 2
-    """actor and targets move at every so-many-th gradient step"""
+    """gradient steps of the critics for each step of the actor and of all targets"""
     normalize_obs: bool = False
-    """give the networks observations in standard deviations of the dataset"""
+    """standardise observations by the mean and standard deviation of the dataset"""
     actor_layer_norm: bool = False
-    """layer norms in the actor"""
+    """use layer norms in the actor"""
     critic_layer_norm: bool = True
-    """layer norms in the critics"""
+    """use layer norms in the critics"""
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     actor_learning_rate: float = 1e-3
+    """learning rate of the actor"""
     critic_learning_rate: float = 1e-3
+    """learning rate of the critics"""
     discount: float = 0.99
+    """discount factor of future rewards"""
     tau: float = 0.005
-    """share of the online networks that moves into their targets whenever those move"""
+    """share of an online network that moves into its target whenever the target moves"""
     actor_penalty: float = 0.01
-    """what the actor pays for a squared distance of 1 to the dataset's action"""
+    """weight of the squared distance to the dataset's action in the actor's loss"""
     critic_penalty: float = 0.01
-    """what the target pays for a squared distance of 1 to the dataset's next action"""
+    """weight of the squared distance to the dataset's next action, subtracted in the critics' target"""
     target_noise: float = 0.2
-    """standard deviation of what is added to the target actor's actions, in half widths of the action box"""
+    """standard deviation of the noise on the target actor's actions, in half widths of the action box"""
     target_noise_clip: float = 0.5
-    """bound of that noise, in the same units"""
+    """bound of the noise on the target actor's actions, in half widths of the action box"""
     reward_shift: float = 0.0
-    """what learns is reward + reward_shift"""
+    """constant added to every reward, after any scaling"""
 
 
 def networks(config: Config, action_dim: int) -> Networks:
@@ -85,7 +88,7 @@ def critic_loss(
     critics: Params, networks: Networks, state: State, batch: Batch, noise: Array, hypers: Hypers
 ) -> tuple[Array, Metrics]:
     """Sum over the critics of the mean squared error to r + discount (min Q'(s', b) - critic_penalty |b - a'|^2), where
-    b = mu'(s') + noise and a' is what the dataset did next: (loss `[]`, metrics).
+    b = mu'(s') + noise and a' is the dataset's next action: (loss `[]`, metrics).
 
     `noise` `[batch, action_dim]` is standard normal; its scale and bounds are those of `hypers`.
     """

@@ -1,7 +1,8 @@
 """TD3+BC: TD3 whose actor also imitates the dataset (Fujimoto & Gu 2021, arXiv 2106.06860).
 
-The critics learn as in TD3. The actor climbs the first critic, scaled by alpha over its mean size so that its pull has
-a known strength beside that of the dataset's actions. Sizes and rates are those of the authors and of CORL.
+The critics learn as in TD3. The actor maximises the first critic, scaled by alpha over its mean size so that this term
+has a known weight relative to the imitation of the dataset's actions. Sizes and rates are those of the authors and of
+CORL.
 
 Deviations:
 - Actions, noise and the squared distance are in units of the action box; on D4RL's tasks they are anyway.
@@ -22,32 +23,35 @@ from rlsuite.pieces import offline_td3
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     batch_size: int = 256
     """transitions in one gradient step"""
     hidden_sizes: tuple[int, ...] = (256, 256)
-    """hidden layers of the actor and of each critic"""
+    """hidden layers of every network that has no option of its own"""
     policy_delay: int = 2
-    """actor and targets move at every so-many-th gradient step"""
+    """gradient steps of the critics for each step of the actor and of all targets"""
     normalize_obs: bool = True
-    """give the networks observations in standard deviations of the dataset"""
+    """standardise observations by the mean and standard deviation of the dataset"""
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     actor_learning_rate: float = 3e-4
+    """learning rate of the actor"""
     critic_learning_rate: float = 3e-4
+    """learning rate of the critics"""
     discount: float = 0.99
+    """discount factor of future rewards"""
     tau: float = 0.005
-    """share of the online networks that moves into their targets whenever those move"""
+    """share of an online network that moves into its target whenever the target moves"""
     alpha: float = 2.5
-    """how hard the critic pulls, against the dataset's actions"""
+    """weight of the Q term in the actor's loss, relative to the imitation of the chosen action"""
     target_noise: float = 0.2
-    """standard deviation of what is added to the target actor's actions, in half widths of the action box"""
+    """standard deviation of the noise on the target actor's actions, in half widths of the action box"""
     target_noise_clip: float = 0.5
-    """bound of that noise, in the same units"""
+    """bound of the noise on the target actor's actions, in half widths of the action box"""
 
 
 def make(config: Config) -> Algorithm:

@@ -1,7 +1,7 @@
 """The loop of PPO on a buffer of its last few batches (Corrado & Hanna, arXiv 2311.08290).
 
     for every round of m environment steps:
-        phi <- the method's behaviour policy, made of what the buffer holds
+        phi <- the method's behaviour policy, made from the buffer
         collect m steps with phi;  merge the normalisers' statistics
     PPO update of theta, on the whole buffer, without any correction for phi
 
@@ -10,7 +10,7 @@ from observations and rewards that are stored as they came. Networks, losses and
 stops before the first minibatch whose approximate KL divergence exceeds a bound, by masks: the steps that remain are
 computed and not taken.
 
-A method fills two slots: what it carries from round to round, and how it makes the policy that collects.
+A method fills two slots: the start of its carry, which passes from round to round, and the policy that collects.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from rlsuite.pieces.trained import Trained
 Array = jax.Array
 Params = Any
 Carry: TypeAlias = Any
-"""a method's own: what its behaviour policy carries from round to round"""
+"""state of a method's behaviour policy, passed from round to round"""
 
 MLE_LOG_STD_MIN, MLE_LOG_STD_MAX = -3.0, 1.0
 """bounds of the log standard deviation in the fit of the sampling error"""
 
 
 class Config(ppo.Losses, Protocol):
-    """What the loop reads of a method's `Config`; the texts of the fields are there."""
+    """The fields of a method's `Config` that the loop reads; their texts are there."""
 
     @property
     def num_envs(self) -> int: ...
@@ -69,7 +69,7 @@ class Config(ppo.Losses, Protocol):
 
 
 class Memory(NamedTuple):
-    """What collecting changes."""
+    """The part of the state that collecting changes."""
 
     buffer: Transition
     """`[time, num_envs, ...]`, the newest step last; time = buffer_batches * num_steps. As it came, but for the action,
@@ -77,7 +77,7 @@ class Memory(NamedTuple):
     obs_stats: normalize.RunningStats
     return_stats: normalize.RunningStats
     discounted_return: Array
-    """`[num_envs]`: the running sum behind `return_stats`"""
+    """`[num_envs]`: the running sum whose variance `return_stats` holds"""
 
 
 class State(NamedTuple):
@@ -93,25 +93,25 @@ class State(NamedTuple):
 
 
 class Recall(NamedTuple):
-    """What a behaviour update may learn from: those transitions that will still be there after the round."""
+    """The data of a behaviour update: those transitions that will still be in the buffer after the round."""
 
     rows: Batch
     """leading axis `[batch]`, as the reference policy and its value network see them"""
     valid: Array
     """`[batch]` bool: the row is stored"""
     num_valid: Array
-    """`[]` int32: how many are, the last ones"""
+    """`[]` int32: number of stored rows, which are the last ones"""
 
 
 class Round(NamedTuple):
-    """Where an update stands."""
+    """The progress of an update."""
 
     params: Params
     """theta and its value network"""
     number: Array
     """`[]` int32: rounds of this update before this one"""
     recall: Callable[[Params], Recall]
-    """reference parameters -> what may be learned from"""
+    """reference parameters -> the data of the behaviour update"""
 
 
 class Method(NamedTuple):
@@ -161,7 +161,9 @@ def check(config: Config) -> int:
         sampling_error_interval=config.sampling_error_interval,
     )
     if config.sampling_error_epochs < 0:
-        raise UserError(f"sampling_error_epochs={config.sampling_error_epochs} must be at least 0, which is for none")
+        raise UserError(
+            f"sampling_error_epochs={config.sampling_error_epochs} must be at least 0, which turns the measurement off"
+        )
     rows = config.buffer_batches * config.num_envs * config.num_steps
     if config.num_minibatches % config.buffer_batches or rows % config.num_minibatches:
         raise UserError(
@@ -197,7 +199,7 @@ def check_rounds(config: Config, behavior_steps: int) -> int:
 
 
 def seen(config: Config, stats: normalize.RunningStats, obs: Array) -> Array:
-    """What the networks are shown of observations: `[..., obs_dim]`."""
+    """Observations as the networks see them, standardised if the config says so: `[..., obs_dim]`."""
     return normalize.standardize(obs, stats) if config.normalize_obs else obs
 
 
@@ -314,8 +316,8 @@ def make(config: Config, method: Method, behavior_steps: int) -> Algorithm:
                 count = jnp.minimum(stored * config.num_envs, size)
                 return Recall(rows, jnp.arange(size) >= size - count, count)
 
-            of_round = Round(params, number, recall)
-            actor, carry, metrics = method.behave(config, behavior_key, networks, of_round, carry, hypers)
+            current_round = Round(params, number, recall)
+            actor, carry, metrics = method.behave(config, behavior_key, networks, current_round, carry, hypers)
             memory, envs = collect(
                 config, collect_key, task, networks, actor, memory, envs, behavior_steps, hypers.discount
             )

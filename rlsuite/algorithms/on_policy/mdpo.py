@@ -16,10 +16,10 @@ Deviations from the code:
 - The Tsallis divergence is the Bregman divergence of the Tsallis entropy, estimated without bias from the actions of
   the rollout. The code takes the mean of log_q(policy) - log_q(old policy) there, without the ratio that would make it
   an expectation under the new policy: for q = 1 that is -KL(old policy || policy), a reward for moving away.
-- The value's loss is half the code's, which Adam does not see but for its eps.
+- The value's loss is half the code's, which matters to Adam only through its eps.
 - Adam adds epsilon after the bias correction, as in its paper and in PyTorch. The code's, of TensorFlow 1, adds it
   before, which makes it 32 times as large in the first step.
-- The old policy is the one that collected from the first update on. The code initialises the two apart.
+- The old policy is the one that collected from the first update on. The code initialises the two separately.
 - Truncation is not termination: the advantage at a time limit bootstraps with V of the observation it was reached with.
 - The statistics of the normalisers are merged once per update instead of once per step, so that collecting and learning
   see the same inputs. Rewards are scaled by statistics that already include the rollout; observations are not.
@@ -52,12 +52,12 @@ Params = Any
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     num_envs: int = 8
     """environments stepped side by side in each run"""
     num_steps: int = 256
-    """steps of each environment between two updates"""
+    """steps of each environment in one update"""
     sgd_steps: int = 10
     """full-batch gradient steps of the policy in one update"""
     num_epochs: int = 5
@@ -65,17 +65,17 @@ class Config:
     num_minibatches: int = 16
     """minibatches of the value network in one pass"""
     hidden_sizes: tuple[int, ...] = (64, 64)
-    """hidden layers of the policy and of the value network"""
+    """hidden layers of every network that has no option of its own"""
     normalize_obs: bool = True
     """standardise observations by running statistics"""
     normalize_reward: bool = True
-    """divide rewards by the running spread of the discounted return"""
+    """divide rewards by the running standard deviation of the discounted return"""
     normalize_advantage: bool = True
-    """standardise advantages over the rollout"""
+    """standardise advantages over the whole rollout"""
     clip_value: bool = True
-    """clip the value loss as PPO does"""
+    """clip the value loss as PPO does, with clip_epsilon"""
     anneal_kl: bool = True
-    """let the weight of the KL divergence grow as kl_coef / (1 - share of the budget); else it is kl_coef"""
+    """let the weight of the divergence grow as kl_coef / (1 - share of the budget); else it stays at kl_coef"""
     anneal_learning_rate: bool = False
     """let the learning rate fall linearly to 0 over the budget"""
     tsallis: bool = False
@@ -88,27 +88,29 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     learning_rate: float = 3e-4
-    """of the policy and of the value network"""
+    """learning rate of Adam"""
     discount: float = 0.99
+    """discount factor of future rewards"""
     gae_lambda: float = 0.95
+    """lambda of generalised advantage estimation: 0 is the one-step error, 1 the full return"""
     kl_coef: float = 1.0
-    """weight of the divergence in the first update, 1 / t_0"""
+    """weight of the divergence from the old policy at the start of the budget, 1 / t_0"""
     tsallis_q: float = 1.0
     """order of the Tsallis divergence, where 1 is KL; read only with tsallis"""
     clip_epsilon: float = 0.2
-    """how far the value may move before its loss is clipped"""
+    """clip range of the value around its old one, with clip_value; the policy's loss has no clip"""
     max_grad_norm: float = 0.5
-    """of the policy"""
+    """the policy's gradients are clipped to this global norm, the value network's are not"""
 
 
 class Learner(NamedTuple):
-    """What gradient steps change."""
+    """The part of the state that gradient steps change."""
 
     actor: Trained
-    """what `Networks` calls policy, and log_std where there is one"""
+    """the parameters that `Networks` calls policy, and log_std where there is one"""
     critic: Trained
 
 

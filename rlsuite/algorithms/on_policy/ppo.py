@@ -35,26 +35,26 @@ Params = Any
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     num_envs: int = 8
     """environments stepped side by side in each run"""
     num_steps: int = 256
-    """steps of each environment between two updates"""
+    """steps of each environment in one update"""
     num_epochs: int = 10
-    """passes over the rollout in one update"""
+    """passes over the rollout or the buffer in one update"""
     num_minibatches: int = 32
     """minibatches in one pass"""
     hidden_sizes: tuple[int, ...] = (64, 64)
-    """hidden layers of the policy and of the value network"""
+    """hidden layers of every network that has no option of its own"""
     normalize_obs: bool = True
     """standardise observations by running statistics"""
     normalize_reward: bool = True
-    """divide rewards by the running spread of the discounted return"""
+    """divide rewards by the running standard deviation of the discounted return"""
     normalize_advantage: bool = True
     """standardise advantages per minibatch"""
     clip_value: bool = True
-    """clip the value loss like the policy loss"""
+    """clip the value loss as PPO does, with clip_epsilon"""
     anneal_learning_rate: bool = True
     """let the learning rate fall linearly to 0 over the budget"""
 
@@ -65,7 +65,7 @@ class Config:
 
 
 class Losses(Protocol):
-    """What the losses read of a `Config`, PPO's or that of a method with PPO's losses."""
+    """The fields that the losses read, of the `Config` of PPO or of a method with PPO's losses."""
 
     @property
     def normalize_advantage(self) -> bool: ...
@@ -74,15 +74,22 @@ class Losses(Protocol):
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     learning_rate: float = 3e-4
+    """learning rate of Adam"""
     discount: float = 0.99
+    """discount factor of future rewards"""
     gae_lambda: float = 0.95
+    """lambda of generalised advantage estimation: 0 is the one-step error, 1 the full return"""
     clip_epsilon: float = 0.2
+    """clip range of the probability ratio around 1, and with clip_value of the value around its old one"""
     entropy_coef: float = 0.0
+    """weight of the policy's entropy, which the loss rewards"""
     value_coef: float = 0.5
+    """weight of the value loss in the whole loss"""
     max_grad_norm: float = 0.5
+    """gradients are clipped to this global norm"""
 
 
 def standardize_advantage(advantage: Array) -> Array:
@@ -111,14 +118,14 @@ def loss(params: Params, networks: Networks, batch: Batch, config: Losses, hyper
     dist, value = networks.apply(params, batch.obs)
     new_log_prob = log_prob(dist, batch.action)
     advantage = standardize_advantage(batch.advantage) if config.normalize_advantage else batch.advantage
-    of_policy = policy_loss(new_log_prob, batch.log_prob, advantage, hypers.clip_epsilon)
-    of_value = value_loss(value, batch.value, batch.target, hypers.clip_epsilon, config.clip_value)
+    surrogate = policy_loss(new_log_prob, batch.log_prob, advantage, hypers.clip_epsilon)
+    value_error = value_loss(value, batch.value, batch.target, hypers.clip_epsilon, config.clip_value)
     mean_entropy = jnp.mean(entropy(dist))
-    total = of_policy + hypers.value_coef * of_value - hypers.entropy_coef * mean_entropy
+    total = surrogate + hypers.value_coef * value_error - hypers.entropy_coef * mean_entropy
     log_ratio = new_log_prob - batch.log_prob
     return total, {
-        "policy_loss": of_policy,
-        "value_loss": of_value,
+        "policy_loss": surrogate,
+        "value_loss": value_error,
         "entropy": mean_entropy,
         "approx_kl": jnp.mean(jnp.expm1(log_ratio) - log_ratio),
         "clip_fraction": jnp.mean(jnp.abs(jnp.expm1(log_ratio)) > hypers.clip_epsilon),
@@ -141,7 +148,7 @@ def learn(
         grads, metrics = jax.grad(loss, has_aux=True)(learner.params, networks, minibatch, config, hypers)
         return learner.step(grads, adam), metrics
 
-    rows = batch._replace(dist=())  # which no loss of PPO reads
+    rows = batch._replace(dist=())  # no loss of PPO reads it
     return minibatches.epochs(key, step, learner, rows, config.num_epochs, config.num_minibatches)
 
 

@@ -1,7 +1,7 @@
 """PPO-Buffer: PPO that learns from its last few batches, the baseline of PROPS (Corrado & Hanna, arXiv 2311.08290).
 
-Collects with the policy that learns, and lets every update pass over the last `buffer_batches` batches as if that
-policy had collected all of them: log-probabilities, values and advantages are computed anew with the current networks,
+PPO-Buffer collects with the policy that learns. Every update passes over the last `buffer_batches` batches as if that
+policy had collected all of them: log-probabilities, values and advantages are recomputed with the current networks,
 and nothing corrects for the policies that did collect. The loop is `buffered_ppo.py`; with one batch it is
 PPO with a stop at a KL divergence.
 
@@ -27,48 +27,55 @@ Params = Any
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     num_envs: int = 8
     """environments stepped side by side in each run"""
     num_steps: int = 256
-    """steps of each environment between two updates"""
+    """steps of each environment in one update"""
     buffer_batches: int = 2
     """batches of num_envs * num_steps transitions that are kept and learned from"""
     num_epochs: int = 10
-    """passes over the buffer in one update"""
+    """passes over the rollout or the buffer in one update"""
     num_minibatches: int = 32
     """minibatches in one pass over the full buffer; a multiple of buffer_batches"""
     hidden_sizes: tuple[int, ...] = (64, 64)
-    """hidden layers of the policy and of the value network"""
+    """hidden layers of every network that has no option of its own"""
     normalize_obs: bool = True
     """standardise observations by running statistics"""
     normalize_reward: bool = True
-    """divide rewards by the running spread of the discounted return"""
+    """divide rewards by the running standard deviation of the discounted return"""
     normalize_advantage: bool = True
     """standardise advantages per minibatch"""
     clip_value: bool = True
-    """clip the value loss like the policy loss"""
+    """clip the value loss as PPO does, with clip_epsilon"""
     anneal_learning_rate: bool = True
     """let the learning rate fall linearly to 0 over the budget"""
     sampling_error_epochs: int = 0
-    """steps of the fit that measures the sampling error (the authors: 1000 or 2000); 0 for no such metric"""
+    """steps of the fit that measures the sampling error (the authors: 1000 or 2000); 0 turns this off"""
     sampling_error_interval: int = 1
-    """updates between two measurements; the metric repeats the last one"""
+    """updates between two measurements of the sampling error; the metric repeats the last one"""
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     learning_rate: float = 1e-3
+    """learning rate of Adam"""
     discount: float = 0.99
+    """discount factor of future rewards"""
     gae_lambda: float = 0.95
+    """lambda of generalised advantage estimation: 0 is the one-step error, 1 the full return"""
     clip_epsilon: float = 0.2
+    """clip range of the probability ratio around 1, and with clip_value of the value around its old one"""
     entropy_coef: float = 0.01
+    """weight of the policy's entropy, which the loss rewards"""
     value_coef: float = 0.5
+    """weight of the value loss in the whole loss"""
     max_grad_norm: float = 0.5
+    """gradients are clipped to this global norm"""
     target_kl: float = 0.03
-    """approximate KL divergence at which an update ends"""
+    """approximate KL divergence at which a PPO update ends"""
 
 
 def start(config: Config, params: Params, hypers: Hypers) -> None:
@@ -76,10 +83,10 @@ def start(config: Config, params: Params, hypers: Hypers) -> None:
 
 
 def behave(
-    config: Config, key: Array, networks: Networks, of_round: Round, carry: None, hypers: Hypers
+    config: Config, key: Array, networks: Networks, current_round: Round, carry: None, hypers: Hypers
 ) -> tuple[Params, None, Metrics]:
     """The policy that learns collects."""
-    return actor_of(of_round.params), None, {}
+    return actor_of(current_round.params), None, {}
 
 
 METHOD = buffered_ppo.Method(start, behave)

@@ -1,11 +1,11 @@
 """PROPS: proximal robust on-policy sampling (Corrado & Hanna, arXiv 2311.08290).
 
 PPO on a buffer of its last few batches (`buffered_ppo.py`). So that the buffer as a whole looks as if the policy
-theta that learns had collected it, a second policy phi collects: it starts from theta and makes over-represented
-actions less likely, by a behaviour update on what of the buffer will still be there after the round.
+theta that learns had collected it, a second policy phi collects. It starts from theta and makes over-represented
+actions less likely, by a behaviour update on those transitions that will still be in the buffer after the round.
 
 This is the paper's loop, entered at another place: there the behaviour update ends a round, here it begins the next
-one, so that phi is nothing to keep.
+one, so that phi is not part of the state.
 
 Deviations from the authors' code:
 - Truncation is not termination: the advantage at a time limit bootstraps with V of the observation it was reached with.
@@ -44,85 +44,94 @@ Params = Any
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     num_envs: int = 8
     """environments stepped side by side in each run"""
     num_steps: int = 256
-    """steps of each environment between two PPO updates"""
+    """steps of each environment in one update"""
     behavior_steps: int = 32
     """steps of each environment between two updates of the behaviour policy; divides num_steps"""
     buffer_batches: int = 2
     """batches of num_envs * num_steps transitions that are kept and learned from"""
     num_epochs: int = 10
-    """passes of PPO over the buffer in one update"""
+    """passes over the rollout or the buffer in one update"""
     num_minibatches: int = 32
     """minibatches in one pass over the full buffer; a multiple of buffer_batches"""
     behavior_epochs: int = 16
     """passes over the buffer in one update of the behaviour policy"""
     behavior_minibatches: int = 16
-    """minibatches in one of these"""
+    """minibatches in one pass of the behaviour policy's update"""
     hidden_sizes: tuple[int, ...] = (64, 64)
-    """hidden layers of the policy and of the value network"""
+    """hidden layers of every network that has no option of its own"""
     normalize_obs: bool = True
     """standardise observations by running statistics"""
     normalize_reward: bool = True
-    """divide rewards by the running spread of the discounted return"""
+    """divide rewards by the running standard deviation of the discounted return"""
     normalize_advantage: bool = True
     """standardise advantages per minibatch"""
     clip_value: bool = True
-    """clip the value loss like the policy loss"""
+    """clip the value loss as PPO does, with clip_epsilon"""
     anneal_learning_rate: bool = True
-    """let PPO's learning rate fall linearly to 0 over the budget"""
+    """let the learning rate fall linearly to 0 over the budget"""
     advantage_weighting: bool = False
-    """weigh the behaviour policy's loss by the size of the advantage"""
+    """weight the behaviour policy's loss by the size of the advantage"""
     stale_reference: bool = False
-    """after a PPO update, compare the behaviour policy with the one from before it, as the authors' code does"""
+    """after a PPO update, compare the behaviour policy with the target policy from before it, as the authors' code
+    does"""
     sampling_error_epochs: int = 0
-    """steps of the fit that measures the sampling error (the authors: 1000 or 2000); 0 for no such metric"""
+    """steps of the fit that measures the sampling error (the authors: 1000 or 2000); 0 turns this off"""
     sampling_error_interval: int = 1
-    """updates between two measurements; the metric repeats the last one"""
+    """updates between two measurements of the sampling error; the metric repeats the last one"""
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     learning_rate: float = 1e-3
+    """learning rate of Adam"""
     discount: float = 0.99
+    """discount factor of future rewards"""
     gae_lambda: float = 0.95
+    """lambda of generalised advantage estimation: 0 is the one-step error, 1 the full return"""
     clip_epsilon: float = 0.2
+    """clip range of the probability ratio around 1, and with clip_value of the value around its old one"""
     entropy_coef: float = 0.01
+    """weight of the policy's entropy, which the loss rewards"""
     value_coef: float = 0.5
+    """weight of the value loss in the whole loss"""
     max_grad_norm: float = 0.5
+    """gradients are clipped to this global norm"""
     target_kl: float = 0.03
     """approximate KL divergence at which a PPO update ends"""
     behavior_learning_rate: float = 1e-3
+    """learning rate of the behaviour policy"""
     behavior_clip_epsilon: float = 0.3
-    """how far the behaviour policy may lower a probability, as a share of it"""
+    """largest share by which the behaviour policy may lower a probability"""
     behavior_target_kl: float = 0.05
     """approximate KL divergence at which an update of the behaviour policy ends"""
     behavior_kl_coef: float = 0.3
-    """weight of the mean KL divergence over the action dimensions in the behaviour policy's loss"""
+    """weight of the KL divergence, averaged over the action dimensions, in the behaviour policy's loss"""
 
 
 class Carry(NamedTuple):
-    """What the behaviour policy carries from round to round."""
+    """The state of the behaviour policy, passed from round to round."""
 
     stale_params: Params | None
     """theta and its value network before the last PPO update, for `stale_reference`"""
     opt_state: Any
-    """of its Adam, which goes on although phi starts again each time"""
+    """state of its Adam, which is kept although phi starts from theta each time"""
 
 
 class Past(NamedTuple):
-    """What a behaviour update needs of each transition, leading axis `[batch]`."""
+    """The parts of each transition that a behaviour update reads, leading axis `[batch]`."""
 
     obs: Array
     """`[batch, obs_dim]`, normalised"""
     action: Array
     """`[batch, action_dim]` unclipped, or `[batch]` int32"""
     dist: tuple[Array, ...]
-    """the target policy's distribution at obs, see `ppo.py`"""
+    """the target policy's distribution at obs, see `actor_critic.py`"""
     log_prob: Array
     """`[batch]` under the target policy"""
     weight: Array | None
@@ -132,9 +141,9 @@ class Past(NamedTuple):
 def behavior_loss(actor: Params, networks: Networks, past: Past, valid: Array, hypers: Hypers) -> tuple[Array, Metrics]:
     """PROPS' objective on the valid rows `[batch]` bool: (loss `[]`, metrics).
 
-    mean(max(r, 1 - epsilon)) with r = pi_phi / pi_theta lowers the probability of what is there, as far as 1 - epsilon
-    of it. The paper writes max(r, clip(r, 1 - epsilon, 1 + epsilon)), whose upper bound never binds. To it comes the KL
-    divergence from the target policy, as a mean over the action dimensions.
+    mean(max(r, 1 - epsilon)) with r = pi_phi / pi_theta lowers the probability of the recorded actions, down to 1 -
+    epsilon of it. The paper writes max(r, clip(r, 1 - epsilon, 1 + epsilon)), whose upper bound never binds. The KL
+    divergence from the target policy is added, as a mean over the action dimensions.
     """
     dist = distribution(networks, actor, past.obs)
     log_ratio = log_prob(dist, past.action) - past.log_prob
@@ -147,7 +156,7 @@ def behavior_loss(actor: Params, networks: Networks, past: Past, valid: Array, h
 
 
 def past_of(recall: Recall, config: Config) -> Past:
-    """What `behavior_loss` reads of the rows."""
+    """The parts of the rows that `behavior_loss` reads."""
     rows, valid = recall.rows, recall.valid
     weight = None
     if config.advantage_weighting:
@@ -164,19 +173,19 @@ def start(config: Config, params: Params, hypers: Hypers) -> Carry:
 
 
 def behave(
-    config: Config, key: Array, networks: Networks, of_round: Round, carry: Carry, hypers: Hypers
+    config: Config, key: Array, networks: Networks, current_round: Round, carry: Carry, hypers: Hypers
 ) -> tuple[Params, Carry, Metrics]:
-    """theta after epochs of `behavior_loss` on what the buffer will hold."""
-    reference = of_round.params
+    """theta after epochs of `behavior_loss` on the transitions that the buffer will still hold."""
+    reference = current_round.params
     if config.stale_reference:
-        is_first = of_round.number == 0
-        reference = jax.tree.map(lambda x, y: jnp.where(is_first, x, y), carry.stale_params, of_round.params)
-    recall = of_round.recall(reference)
+        is_first = current_round.number == 0
+        reference = jax.tree.map(lambda x, y: jnp.where(is_first, x, y), carry.stale_params, current_round.params)
+    recall = current_round.recall(reference)
     behavior, metrics = descend(
         key,
         lambda actor, past, valid: behavior_loss(actor, networks, past, valid, hypers),
         ppo.optimizer(hypers, hypers.behavior_learning_rate),
-        Trained(actor_of(of_round.params), carry.opt_state),
+        Trained(actor_of(current_round.params), carry.opt_state),
         past_of(recall, config),
         recall.num_valid,
         hypers.behavior_target_kl,
@@ -184,7 +193,7 @@ def behave(
         config.behavior_minibatches,
     )
     # The next update's first round takes it for its reference.
-    stale_params = of_round.params if config.stale_reference else None
+    stale_params = current_round.params if config.stale_reference else None
     metrics = {f"behavior_{name}": value for name, value in metrics.items()}
     return behavior.params, Carry(stale_params, behavior.opt_state), metrics
 

@@ -1,8 +1,8 @@
 """ROS: robust on-policy sampling (Zhong et al. 2022, arXiv 2111.14552), on the loop of PROPS.
 
 PPO on a buffer of its last few batches (`buffered_ppo.py`). The policy that collects is theta after one step
-against the mean gradient of log pi over what of the buffer will still be there after the round, so that it becomes less
-likely.
+against the mean gradient of log pi over those transitions that will still be in the buffer after the round, which makes
+their actions less likely.
 
 Deviations from its paper:
 - One behaviour policy for each round instead of for each step; `behavior_steps=1` with one environment is the paper's.
@@ -30,52 +30,59 @@ Params = Any
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings that shape the program."""
 
     num_envs: int = 8
     """environments stepped side by side in each run"""
     num_steps: int = 256
-    """steps of each environment between two PPO updates"""
+    """steps of each environment in one update"""
     behavior_steps: int = 32
     """steps of each environment between two updates of the behaviour policy; divides num_steps"""
     buffer_batches: int = 2
     """batches of num_envs * num_steps transitions that are kept and learned from"""
     num_epochs: int = 10
-    """passes of PPO over the buffer in one update"""
+    """passes over the rollout or the buffer in one update"""
     num_minibatches: int = 32
     """minibatches in one pass over the full buffer; a multiple of buffer_batches"""
     hidden_sizes: tuple[int, ...] = (64, 64)
-    """hidden layers of the policy and of the value network"""
+    """hidden layers of every network that has no option of its own"""
     normalize_obs: bool = True
     """standardise observations by running statistics"""
     normalize_reward: bool = True
-    """divide rewards by the running spread of the discounted return"""
+    """divide rewards by the running standard deviation of the discounted return"""
     normalize_advantage: bool = True
     """standardise advantages per minibatch"""
     clip_value: bool = True
-    """clip the value loss like the policy loss"""
+    """clip the value loss as PPO does, with clip_epsilon"""
     anneal_learning_rate: bool = True
-    """let PPO's learning rate fall linearly to 0 over the budget"""
+    """let the learning rate fall linearly to 0 over the budget"""
     sampling_error_epochs: int = 0
-    """steps of the fit that measures the sampling error (the authors: 1000 or 2000); 0 for no such metric"""
+    """steps of the fit that measures the sampling error (the authors: 1000 or 2000); 0 turns this off"""
     sampling_error_interval: int = 1
-    """updates between two measurements; the metric repeats the last one"""
+    """updates between two measurements of the sampling error; the metric repeats the last one"""
 
 
 class Hypers(NamedTuple):
-    """What may differ between the runs of one program."""
+    """Settings that may differ between the runs of one program."""
 
     learning_rate: float = 1e-3
+    """learning rate of Adam"""
     discount: float = 0.99
+    """discount factor of future rewards"""
     gae_lambda: float = 0.95
+    """lambda of generalised advantage estimation: 0 is the one-step error, 1 the full return"""
     clip_epsilon: float = 0.2
+    """clip range of the probability ratio around 1, and with clip_value of the value around its old one"""
     entropy_coef: float = 0.01
+    """weight of the policy's entropy, which the loss rewards"""
     value_coef: float = 0.5
+    """weight of the value loss in the whole loss"""
     max_grad_norm: float = 0.5
+    """gradients are clipped to this global norm"""
     target_kl: float = 0.03
     """approximate KL divergence at which a PPO update ends"""
     ros_step_size: float = 0.1
-    """length of the one step, in units of the mean gradient"""
+    """length of the one step of the behaviour policy, in units of the mean gradient"""
 
 
 def ros_actor(
@@ -98,11 +105,11 @@ def start(config: Config, params: Params, hypers: Hypers) -> None:
 
 
 def behave(
-    config: Config, key: Array, networks: Networks, of_round: Round, carry: None, hypers: Hypers
+    config: Config, key: Array, networks: Networks, current_round: Round, carry: None, hypers: Hypers
 ) -> tuple[Params, None, Metrics]:
     """theta after ROS' step."""
-    rows, valid, _ = of_round.recall(of_round.params)
-    actor, likelihood = ros_actor(actor_of(of_round.params), networks, rows, valid, hypers.ros_step_size)
+    rows, valid, _ = current_round.recall(current_round.params)
+    actor, likelihood = ros_actor(actor_of(current_round.params), networks, rows, valid, hypers.ros_step_size)
     return actor, None, {"behavior_log_prob": likelihood}
 
 
