@@ -206,7 +206,9 @@ def learn(
 ) -> tuple[Learner, Metrics]:
     """Full-batch steps of the policy, then epochs of shuffled minibatches of the value network."""
     if config.normalize_advantage:
-        batch = batch._replace(advantage=standardize_advantage(batch.advantage))
+        # Summed in the order of the rollout, `[time, num_envs]`, which stored results rest on.
+        in_time = batch.advantage.reshape(config.num_steps, config.num_envs)
+        batch = batch._replace(advantage=standardize_advantage(in_time).reshape(-1))
     learning_rate = hypers.learning_rate * ((1.0 - clock.progress) if config.anneal_learning_rate else 1.0)
     kl_weight: Array | float = annealed(hypers.kl_coef, clock.progress) if config.anneal_kl else hypers.kl_coef
 
