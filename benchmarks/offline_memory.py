@@ -18,8 +18,8 @@ import jax
 from peers.suite import still_task
 
 from rlsuite import algorithms
-from rlsuite.sweeping.local import describe_device
 from rlsuite.training import batch, memory
+from rlsuite.training.device import describe_device
 
 WIDTHS = (1, 64, 256)
 

@@ -26,10 +26,9 @@ from peers.transitions import ACTION_DIM, OBS_DIM, independent, smooth
 from scipy.spatial import KDTree
 
 from envs.datasets import Blocks, with_blocks
-from rlsuite.commands.cli import prepare_jax
 from rlsuite.pieces.nearest import nearest
-from rlsuite.sweeping.local import describe_device
 from rlsuite.training import memory
+from rlsuite.training.device import describe_device, prepare_jax
 
 BETA = 2.0
 """PRDC's weight of the observation"""

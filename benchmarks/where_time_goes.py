@@ -34,10 +34,9 @@ from rlsuite.algorithms.off_policy import dsac_t, sac
 from rlsuite.algorithms.offline import iql, prdc, td3_bc
 from rlsuite.algorithms.on_policy import ppo
 from rlsuite.commands.bench import fitting_count, segments_of
-from rlsuite.commands.cli import prepare_jax
 from rlsuite.core import Task
-from rlsuite.sweeping.local import describe_device
 from rlsuite.training import batch, memory
+from rlsuite.training.device import describe_device, prepare_jax
 
 SMALL: dict[str, Any] = {"batch_size": 64, "hidden_sizes": (64, 64)}
 LEARNERS: dict[str, tuple[str, str | None, Any]] = {

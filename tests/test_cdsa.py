@@ -109,7 +109,7 @@ def test_the_score_of_a_gaussian_is_the_analytic_one() -> None:
     batch = dataset.transitions
     x = np.concatenate([np.asarray(dataset.normalize(batch.obs)), np.asarray(batch.action)], axis=1)[::40]
     networks = cdsa.Networks(MLP((*hidden, 6), nn.silu), MLP((1,)), MLP((1,)))
-    got = np.asarray(cdsa.score(networks, state.score_ema, jnp.asarray(x), jnp.full(len(x), LEVEL)))
+    got = np.asarray(cdsa.score(networks, state.models.score_ema, jnp.asarray(x), jnp.full(len(x), LEVEL)))
 
     # From the distribution, not from the sample, but for the statistics by which observations are normalised.
     scale = np.concatenate([[2.0, 0.5, 1.0] / (np.asarray(dataset.obs_std) + 1e-3), [SPREAD] * ACTION_DIM])
@@ -131,7 +131,7 @@ def compared() -> tuple[Any, Any]:
 def test_the_base_learns_the_same_bits() -> None:
     alone, both = compared()
     chex.assert_trees_all_equal(both.base, alone)
-    moved = jax.tree.map(lambda x, y: bool(np.any(x != y)), both.score, both.score_ema)
+    moved = jax.tree.map(lambda x, y: bool(np.any(x != y)), both.models.score.params, both.models.score_ema)
     assert all(jax.tree.leaves(moved))
 
 
@@ -173,7 +173,7 @@ def test_any_offline_learner_has_a_corrected_one() -> None:
             fields = [field.name for of in (spec.config, cdsa.Config) for field in dataclasses.fields(of)]
             assert [field.name for field in dataclasses.fields(corrected.config)] == fields
             assert corrected.make(corrected.config()).steps_per_update == 1
-    assert algorithms.get("td3_bc+cdsa") is algorithms.REGISTRY["td3_bc+cdsa"]
+    assert algorithms.get("td3_bc+cdsa") is algorithms.registered()["td3_bc+cdsa"]
 
 
 @pytest.mark.parametrize(

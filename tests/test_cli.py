@@ -330,7 +330,7 @@ def test_help_of_run_shows_the_settings_of_the_environment(
 ) -> None:
     tuned = Preset(ppo.Config(num_envs=4), ppo.Hypers(learning_rate=0.125), "somebody's paper")
     spec = dataclasses.replace(algorithms.get("ppo"), presets={"gymnax/CartPole": tuned})
-    monkeypatch.setitem(algorithms.REGISTRY, "ppo", spec)
+    monkeypatch.setattr(ppo, "SPEC", spec)
     text = text_of_help(["run", "ppo", "--env", "gymnax/CartPole-v1"], capsys, monkeypatch)
     assert "somebody's paper" in text
     assert re.search(r"--num-envs N[^-]*\(4\)", text) and re.search(r"--learning-rate X,X,...[^-]*\(0.125\)", text)
@@ -976,7 +976,7 @@ def test_a_tilde_is_the_home_in_all_that_names_a_file(
 
 
 QUIET = """
-from rlsuite.commands.cli import prepare_jax
+from rlsuite.training.device import prepare_jax
 prepare_jax()
 import jax
 jax.jit(lambda x: x + 1)(1.0)

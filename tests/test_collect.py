@@ -18,8 +18,9 @@ from rlsuite import algorithms
 from rlsuite.commands import cli
 from rlsuite.core import Algorithm, Task, Transition
 from rlsuite.errors import UserError
-from rlsuite.sweeping import catalogue, collect, policies
-from rlsuite.sweeping.collect import Recipe, first_of, joined, records_of
+from rlsuite.sweeping import catalogue, collect, policies, recipes
+from rlsuite.sweeping.collect import first_of, joined, records_of
+from rlsuite.sweeping.recipes import Recipe
 
 ENV = "probe/action/continuous"
 
@@ -100,8 +101,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(catalogue.FOLDER_VARIABLE, str(folder))
         env = envs.make(ENV)
-        collect.make(env, RECIPE, tuple(catalogue.TIERS))
-        return {tier: catalogue.load(f"{ENV}/{tier}", env) for tier in catalogue.TIERS}
+        collect.make(env, RECIPE, tuple(recipes.TIERS))
+        return {tier: catalogue.read(f"{ENV}/{tier}", env) for tier in recipes.TIERS}
 
 
 @pytest.mark.xdist_group("collect")
@@ -190,10 +191,10 @@ def test_random_actions_are_there_before_an_agent_is_trained(tmp_path: Path, mon
         return lambda leaves, key: play(None, key) if leaves is None else records_of(steps([["x"]]))
 
     monkeypatch.setattr(collect, "recorder", with_a_bad_agent)
-    monkeypatch.setattr(collect, "checkpoints", lambda *_: [collect.Policy([], 9.0, 1200, collect.FIRST_SEED)])
+    monkeypatch.setattr(collect, "checkpoints", lambda *_: [collect.Policy([], 9.0, 1200, recipes.FIRST_SEED)])
     with pytest.raises(UserError, match="take more --steps or other settings"):
         collect.make(envs.make(ENV), RECIPE, ("medium", "random"))
-    dataset = catalogue.load(f"{ENV}/random", envs.make(ENV))
+    dataset = catalogue.read(f"{ENV}/random", envs.make(ENV))
     assert dataset.size == 500 and dataset.reference is None
     assert dataset.source == f"uniformly random actions on {ENV}"
     assert not catalogue.exists(f"{ENV}/medium")
@@ -210,7 +211,7 @@ def test_the_reference_is_of_episodes_that_did_not_choose_the_expert(
     along = [collect.Policy([np.zeros(1)], lucky, 1200, seed) for lucky, seed in ((0.25, 0), (9.0, 1))]
     monkeypatch.setattr(collect, "checkpoints", lambda *_: along)
     collect.make(env, RECIPE._replace(transitions=2), ("medium", "expert"))
-    reference = catalogue.load(f"{ENV}/expert", env).reference
+    reference = catalogue.read(f"{ENV}/expert", env).reference
     assert reference is not None and (reference.low, reference.high) == (0.0, 0.5)
 
 
@@ -231,7 +232,7 @@ def test_random_actions_are_worth_what_whole_episodes_of_them_are(
         monkeypatch.setenv(catalogue.FOLDER_VARIABLE, str(tmp_path / str(transitions)))
         collect.make(env, RECIPE._replace(transitions=transitions), ("random", "expert"))
         shown = capsys.readouterr().out
-        dataset = catalogue.load(f"{env.id}/random", env)
+        dataset = catalogue.read(f"{env.id}/random", env)
         np.testing.assert_array_equal(dataset.complete, complete)
         assert dataset.reference is not None and dataset.reference.low == -limit
         worth = f"mean return -{limit}" if any(complete) else "none of them complete"
@@ -241,7 +242,7 @@ def test_random_actions_are_worth_what_whole_episodes_of_them_are(
             metadata = json.loads(file.read_text())
             assert metadata["rlsuite"].pop("max_episode_steps") == limit
             file.write_text(json.dumps(metadata))
-        np.testing.assert_array_equal(catalogue.load(f"{env.id}/random", env).complete, complete)
+        np.testing.assert_array_equal(catalogue.read(f"{env.id}/random", env).complete, complete)
 
 
 def test_training_that_was_only_lucky_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -316,17 +317,20 @@ def test_what_is_missing_is_named_with_its_remedy(tmp_path: Path, monkeypatch: p
 @pytest.mark.xdist_group("collect")
 def test_a_dataset_with_a_recipe_is_made_when_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(catalogue.FOLDER_VARIABLE, str(tmp_path))
-    monkeypatch.setattr(collect, "RECIPES", {ENV: RECIPE})
-    dataset = catalogue.load(f"{ENV}/random", envs.make(ENV), "top=0.1")
+    for module in (collect, catalogue):
+        monkeypatch.setattr(module, "RECIPES", {ENV: RECIPE})
+    collect.ensure(f"{ENV}/random", envs.make(ENV))
+    dataset = catalogue.read(f"{ENV}/random", envs.make(ENV), "top=0.1")
     assert dataset.size == 50
-    assert all(catalogue.exists(f"{ENV}/{tier}") for tier in catalogue.TIERS), "one training serves all tiers"
+    assert all(catalogue.exists(f"{ENV}/{tier}") for tier in recipes.TIERS), "one training serves all tiers"
     monkeypatch.setattr(collect, "make", lambda *_: pytest.fail("made twice"))
-    again = catalogue.load(f"{ENV}/random", envs.make(ENV), "top=0.1")
+    collect.ensure(f"{ENV}/random", envs.make(ENV))
+    again = catalogue.read(f"{ENV}/random", envs.make(ENV), "top=0.1")
     np.testing.assert_array_equal(dataset.rows, again.rows)
 
 
 def test_every_recipe_is_of_an_environment_and_an_agent_that_can_record() -> None:
-    for env_id, recipe in collect.RECIPES.items():
+    for env_id, recipe in recipes.RECIPES.items():
         assert env_id in envs.registered()
         assert dataclasses.is_dataclass(recipe.config)
         assert algorithms.get(recipe.algorithm).make(recipe.config).explore is not None

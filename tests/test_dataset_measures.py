@@ -159,7 +159,7 @@ def test_the_command_prints_all_of_it(folder: Path, capsys: pytest.CaptureFixtur
         assert expected in text, shown.out
     assert cli.main(["dataset", medium, "--env", ENV.id, "--reference-dataset", replay]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    both = [catalogue.load(name, ENV) for name in (medium, replay)]
+    both = [catalogue.read(name, ENV) for name in (medium, replay)]
     assert f"SACo {counted(both[0], both[1]) / counted(both[1], both[1]):.3f} of {replay}" in text
 
 

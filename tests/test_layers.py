@@ -1,10 +1,12 @@
-"""Imports go one way, `experiments -> rlsuite -> envs`, with `analysis` apart. Read from the syntax trees, so that an
-import inside a function counts and nothing has to be importable."""
+"""Imports go one way: `experiments -> rlsuite -> envs`, with `analysis` apart, and inside rlsuite from room to room.
+
+Read from the syntax trees, so that an import inside a function counts and nothing has to be importable."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -123,3 +125,109 @@ def test_checker_finds(path: str, source: str) -> None:
 )
 def test_checker_accepts(path: str, source: str) -> None:
     assert offences(path, source) == []
+
+
+# --- Inside rlsuite ---------------------------------------------------------------------------------------------------
+
+ROOMS = ("commands", "sweeping", "training", "algorithms", "pieces")
+"""From the top: a room imports itself and the rooms below it. `core.py` and `errors.py` lie below all of them."""
+BASES = frozenset({"on_policy.ppo", "on_policy.buffered_ppo", "off_policy.td3"})
+"""Methods that others are variants of. No method imports another one: what two share is a piece."""
+
+
+def room_of(name: str) -> str | None:
+    """The room of a module, given with dots; None for what lies below all rooms, and for other packages."""
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 and parts[0] == "rlsuite" and parts[1] in ROOMS else None
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name -> file, of every module of the repository's packages."""
+    found = {}
+    for package in MAY_IMPORT:
+        for file in sorted((ROOT / package).rglob("*.py")):
+            parts = file.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
+def imported_by(path: str, source: str, known: Iterable[str]) -> set[str]:
+    """The modules, of those known, that a file imports, late ones too: `from a import b` may be of `a.b`."""
+    names = set()
+    for node in ast.walk(ast.parse(source, path)):
+        names.update(imported_modules(path, node))
+        if isinstance(node, ast.ImportFrom):
+            names.update(f"{base}.{alias.name}" for base in imported_modules(path, node) for alias in node.names)
+    return names & set(known)
+
+
+def room_offences(name: str, imported: Iterable[str]) -> list[str]:
+    """What a module of rlsuite imports from a room above its own, or from a method that is no base."""
+    found = []
+    room = room_of(name)
+    for other in sorted(imported):
+        above = room_of(other)
+        if above and (room is None or ROOMS.index(above) < ROOMS.index(room)):
+            found.append(f"{name} imports {other}, which lies above it")
+        method = other.removeprefix("rlsuite.algorithms.")
+        if room == "algorithms" and above == "algorithms" and "." in method and method not in BASES:
+            found.append(f"{name} imports the method {other}; what two methods share is a piece")
+    return found
+
+
+def circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """The modules that reach themselves by imports, sorted."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        waiting = list(graph[start])
+        while waiting:
+            name = waiting.pop()
+            if name not in seen:
+                seen.add(name)
+                waiting += graph[name]
+        return seen
+
+    return sorted(name for name in graph if name in reached(name))
+
+
+@functools.cache
+def graph() -> dict[str, set[str]]:
+    """Module -> those that it imports, without itself and the packages that it lies in."""
+    known, found = modules(), {}
+    for name, file in known.items():
+        imported = imported_by(file.relative_to(ROOT).as_posix(), file.read_text("utf-8"), known)
+        found[name] = {other for other in imported if not f"{name}.".startswith(f"{other}.")}
+    return found
+
+
+def test_rooms_import_only_what_lies_below() -> None:
+    registry = "rlsuite.algorithms"  # which names every method
+    of_rlsuite = [name for name in graph() if name.startswith("rlsuite.") and name != registry]
+    assert {room for name in of_rlsuite if (room := room_of(name))} == set(ROOMS)
+    assert not [line for name in of_rlsuite for line in room_offences(name, graph()[name])]
+
+
+def test_no_circle_of_imports() -> None:
+    assert circle(graph()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("rlsuite.pieces.replay", "from rlsuite.algorithms import get"),
+        ("rlsuite.training.train", "def late():\n    from rlsuite.sweeping import store"),
+        ("rlsuite.core", "import rlsuite.pieces.networks"),
+        ("rlsuite.sweeping.store", "from rlsuite.commands.cli import main"),
+        ("rlsuite.algorithms.offline.prdc", "from rlsuite.algorithms.offline.td3_bc import Config"),
+        ("rlsuite.algorithms.offline.prdc", "from rlsuite.algorithms.offline import td3_bc"),
+    ],
+)
+def test_a_planted_import_upwards_is_found(name: str, source: str) -> None:
+    imported = imported_by(name.replace(".", "/") + ".py", source, modules())
+    assert room_offences(name, imported)
+
+
+def test_a_planted_circle_is_found() -> None:
+    planted = {**graph(), "rlsuite.sweeping.catalogue": {"rlsuite.sweeping.collect"}}
+    assert {"rlsuite.sweeping.catalogue", "rlsuite.sweeping.collect"} <= set(circle(planted))

@@ -276,6 +276,7 @@ def test_whole_updates(name: str) -> None:
 def test_starts_with_critics_that_differ_and_with_targets_that_do_not() -> None:
     algorithm = prdc.make(CONFIGS["delay 3"])
     state = jax.jit(lambda key: algorithm.init(key, Task(task_env(), dataset()), HYPERS))(jax.random.key(0))
+    state = params_of(state)
     for leaf in jax.tree.leaves(state.critics):
         assert leaf.shape[0] == 2 and not np.any(leaf[0] == leaf[1])
     chex.assert_trees_all_equal((state.actor, state.critics), (state.target_actor, state.target_critics))

@@ -371,6 +371,7 @@ def test_starts_with_critics_that_differ_and_with_targets_that_do_not() -> None:
     with jax.enable_x64(True):
         env = task().env
     state = jax.jit(lambda key: algorithm.init(key, Task(env, dataset()), HYPERS))(jax.random.key(0))
+    state = params_of(state)
     for path, leaf in jax.tree.leaves_with_path(state.critics):
         starts_equal = "LayerNorm" in jax.tree_util.keystr(path)
         assert leaf.shape[0] == 2 and (np.all(leaf[0] == leaf[1]) if starts_equal else not np.any(leaf[0] == leaf[1]))

@@ -141,7 +141,7 @@ def test_one_name_for_a_dataset_whoever_wrote_it(dataset_id: str) -> None:
 def test_other_datasets_keep_names_of_their_own(dataset_id: str, name: str) -> None:
     assert dataset_name(dataset_id) == name
     if "antmaze" not in name:
-        assert not [key for key, spec in algorithms.REGISTRY.items() if name in spec.presets]
+        assert not [key for key, spec in algorithms.registered().items() if name in spec.presets]
 
 
 def test_the_full_comparison_has_the_settings_that_were_published() -> None:

@@ -347,8 +347,10 @@ def test_sac_starts_with_two_critics_that_differ_from_each_other_but_not_from_th
     algorithm = sac.make(sac.Config(hidden_sizes=(8,), buffer_size=4))
     init = jax.jit(lambda key: algorithm.init(key, Task(Toy()), sac.Hypers(initial_alpha=0.3)).learner)
     learner = init(jax.random.key(0))
-    for online, target in zip(jax.tree.leaves(learner.critics), jax.tree.leaves(learner.target_critics), strict=True):
+    for online, target in zip(
+        jax.tree.leaves(learner.critics.params), jax.tree.leaves(learner.target_critics), strict=True
+    ):
         assert online.shape[0] == 2
         assert not np.any(online[0] == online[1])
         np.testing.assert_array_equal(online, target)
-    assert float(learner.log_alpha) == pytest.approx(np.log(0.3), rel=1e-6)
+    assert float(learner.log_alpha.params) == pytest.approx(np.log(0.3), rel=1e-6)

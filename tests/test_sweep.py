@@ -151,7 +151,7 @@ TUNED = Preset(ppo.Config(num_envs=4), ppo.Hypers(learning_rate=1e-3), "somebody
 def tuned(monkeypatch: pytest.MonkeyPatch) -> None:
     """PPO has settings for one environment."""
     spec = dataclasses.replace(algorithms.get("ppo"), presets={"gymnax/CartPole": TUNED})
-    monkeypatch.setitem(algorithms.REGISTRY, "ppo", spec)
+    monkeypatch.setattr(ppo, "SPEC", spec)
 
 
 @pytest.mark.usefixtures("tuned")

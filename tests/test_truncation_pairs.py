@@ -36,7 +36,7 @@ Array = jax.Array
 # the others on two environments; `make exhaustive` tries the rest, probes among them.
 EVERYWHERE = frozenset({"ppo", "sac"})
 FOR_ALL = frozenset({"gymnax/CartPole-v1", "gymnax/Pendulum-v1"})
-assert set(algorithms.REGISTRY) >= EVERYWHERE and set(envs.registered()) >= FOR_ALL
+assert set(algorithms.names()) >= EVERYWHERE and set(envs.registered()) >= FOR_ALL
 
 
 def pair(name: str, env_id: str) -> Any:

@@ -25,11 +25,10 @@ from envs.core import Box, EpisodeState, TimeStep
 from envs.datasets import Dataset, Records
 from rlsuite import algorithms
 from rlsuite.commands.bench import TOTAL_UPDATES
-from rlsuite.commands.cli import prepare_jax
 from rlsuite.core import AlgorithmSpec, Task
-from rlsuite.sweeping.local import describe_device
 from rlsuite.training import memory
 from rlsuite.training import plan as planning
+from rlsuite.training.device import describe_device, prepare_jax
 from rlsuite.training.plan import Limits
 
 

@@ -55,14 +55,15 @@ CORRECTED_EXAMPLE = "td3_bc" + CORRECTED
 ENTRY_POINTS = "rlsuite.algorithms"
 """the group of entry points in which other packages name their algorithms"""
 
-_MODULES = {method.split(".")[1]: f"{__name__}.{method}" for method in METHODS}
+MODULES = {method.split(".")[1]: f"{__name__}.{method}" for method in METHODS}
+"""Name -> the module that declares it."""
 
 
 def __getattr__(name: str) -> ModuleType:
     """`rlsuite.algorithms.ppo`, whatever its room."""
-    if name not in _MODULES:
+    if name not in MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return importlib.import_module(_MODULES[name])
+    return importlib.import_module(MODULES[name])
 
 
 class Card(NamedTuple):
@@ -81,7 +82,7 @@ class Card(NamedTuple):
 
 def names() -> list[str]:
     """The names of our own methods, sorted. Imports nothing."""
-    return sorted([*_MODULES, CORRECTED_EXAMPLE])
+    return sorted([*MODULES, CORRECTED_EXAMPLE])
 
 
 def registered() -> dict[str, AlgorithmSpec]:
@@ -98,11 +99,11 @@ def get(name: str) -> AlgorithmSpec:
     Raises:
         UserError: there is none; the message names the nearest one.
     """
-    if name in _MODULES:
-        spec: AlgorithmSpec = importlib.import_module(_MODULES[name]).SPEC
+    if name in MODULES:
+        spec: AlgorithmSpec = importlib.import_module(MODULES[name]).SPEC
         return spec
     base = name.removesuffix(CORRECTED)
-    if base in _MODULES and base != name:
+    if base in MODULES and base != name:
         return _corrected(base)
     others = _from_other_packages()
     if name in others:
@@ -119,7 +120,7 @@ def get(name: str) -> AlgorithmSpec:
 def package(name: str) -> Package | None:
     """The other package that brings the algorithm of this name, which there is; None for ours."""
     base = name.removesuffix(CORRECTED)
-    return None if name in _MODULES or base in _MODULES else _from_other_packages()[base][1]
+    return None if name in MODULES or base in MODULES else _from_other_packages()[base][1]
 
 
 @functools.cache
@@ -173,7 +174,7 @@ def _from_other_packages() -> dict[str, tuple[AlgorithmSpec, Package]]:
             raise TypeError(f"expected an AlgorithmSpec, got {type(spec).__name__}")
         if not re.fullmatch(r"\w+", name, re.ASCII):  # it becomes a part of file names, and a plus sign has a meaning
             raise ValueError("its name must consist of letters, digits and underscores")
-        if name in {*_MODULES, *found}:
+        if name in {*MODULES, *found}:
             raise ValueError("there is an algorithm of this name already")
         found[name] = spec, package
 

@@ -21,9 +21,9 @@ from rlsuite import algorithms
 from rlsuite.algorithms.off_policy import sac
 from rlsuite.algorithms.on_policy import ppo
 from rlsuite.core import Task
-from rlsuite.sweeping.local import describe_device
 from rlsuite.training import memory
 from rlsuite.training import plan as planning
+from rlsuite.training.device import describe_device, prepare_jax
 from rlsuite.training.plan import Limits
 from rlsuite.training.progress import quantity, say
 from rlsuite.training.train import Programs
@@ -182,8 +182,6 @@ def in_new_process(name: str, runs: int, limits: Limits) -> tuple[Row, str]:
 
 def main(job: str, began: str) -> None:
     """One row and the device, as JSON on the last line."""
-    from rlsuite.commands.cli import prepare_jax
-
     prepare_jax()
     name, runs, *limits = json.loads(job)
     print(json.dumps([measure(name, runs, Limits(*limits), float(began)), describe_device()]))

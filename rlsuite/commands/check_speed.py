@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from rlsuite import algorithms
 from rlsuite.errors import UserError
-from rlsuite.sweeping import sweep
+from rlsuite.sweeping import collect, sweep
 from rlsuite.sweeping.sweep import Shard
 from rlsuite.training import batch, memory
 from rlsuite.training.progress import quantity, say
@@ -58,6 +58,8 @@ def measure(shard: Shard) -> Speed:
     hypers = shard.runs[0][1]
     total = -(-cell.steps // algorithm.steps_per_update)
     device = jax.local_devices()[0]
+    if cell.dataset is not None:
+        collect.ensure(cell.dataset, sweep.env_of(cell))
     task = batch.place(sweep.task_of(cell), [device])
     compiled = batch.compile_programs(algorithm, task, hypers, WIDTH, cell.eval_episodes, [device])
     programs = compiled.programs

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -102,6 +101,7 @@ def run(arguments: list[str]) -> int:
     from rlsuite import algorithms
     from rlsuite.sweeping import local, search, sweep
     from rlsuite.sweeping.store import Store
+    from rlsuite.training.device import prepare_jax
 
     if not arguments or arguments[0] in ("-h", "--help"):
         parser = Parser(
@@ -219,6 +219,7 @@ def run_sweep(arguments: list[str]) -> int:
     """`rlsuite sweep FILE`: run every cell of an experiment that has no results yet, then report."""
     from rlsuite.sweeping import local, sweep
     from rlsuite.sweeping.store import Store
+    from rlsuite.training.device import prepare_jax
 
     parser = Parser(prog="rlsuite sweep", description="Run every cell of an experiment that has no results yet.")
     parser.add_argument(
@@ -253,13 +254,14 @@ def run_sweep(arguments: list[str]) -> int:
 def run_collect(arguments: list[str]) -> int:
     """`rlsuite collect ENV`: train an agent and record datasets of several qualities from along its way."""
     from rlsuite import algorithms
-    from rlsuite.sweeping import catalogue, collect
+    from rlsuite.sweeping import collect, recipes
     from rlsuite.sweeping.sweep import make_env
+    from rlsuite.training.device import prepare_jax
 
     parser = Parser(
         prog="rlsuite collect",
         description="Train an agent on an environment and record datasets from along its way, in Minari's format.\n\n"
-        + "\n".join(f"  {tier:<18} {text}" for tier, text in catalogue.TIERS.items()),
+        + "\n".join(f"  {tier:<18} {text}" for tier, text in recipes.TIERS.items()),
     )
     parser.add_argument("env", metavar="ENV", help="environment id, see 'rlsuite list'")
     parser.add_argument("--tiers", metavar="LIST", help="of the above, with commas between (all)")
@@ -274,17 +276,17 @@ def run_collect(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     env = make_env(options.env)
     prepare_jax()
-    recipe = collect.RECIPES.get(env.id)
+    recipe = recipes.RECIPES.get(env.id)
     if recipe is None or options.algorithm is not None:
         name = options.algorithm or "sac"
         preset = algorithms.get(name).preset(env.id)
-        recipe = collect.Recipe(name, preset.config, preset.hypers, steps=100_000, transitions=20_000)
+        recipe = recipes.Recipe(name, preset.config, preset.hypers, steps=100_000, transitions=20_000)
     given = {name: getattr(options, name) for name in ("transitions", "steps", "seeds")}
     recipe = recipe._replace(**{name: value for name, value in given.items() if value is not None})
     check_positive(transitions=recipe.transitions, steps=recipe.steps, seeds=recipe.seeds)
     check_at_most(MOST_INT32, transitions=recipe.transitions)
     check_at_most(MOST_RUNS, seeds=recipe.seeds)
-    collect.make(env, recipe, tuple(options.tiers.split(",")) if options.tiers else tuple(catalogue.TIERS))
+    collect.make(env, recipe, tuple(options.tiers.split(",")) if options.tiers else tuple(recipes.TIERS))
     return 0
 
 
@@ -317,6 +319,7 @@ def run_dataset(arguments: list[str]) -> int:
 def run_evaluate(arguments: list[str]) -> int:
     """`rlsuite evaluate RUN --gymnasium ID`: what a trained policy is worth in real Gymnasium."""
     from rlsuite.commands.transfer import transfer
+    from rlsuite.training.device import prepare_jax
 
     parser = Parser(
         prog="rlsuite evaluate",
@@ -564,6 +567,7 @@ def run_check(arguments: list[str]) -> int:
     from rlsuite.commands import check as checking
     from rlsuite.commands import check_speed
     from rlsuite.sweeping.store import Store
+    from rlsuite.training.device import prepare_jax
 
     parser = Parser(
         prog="rlsuite check",
@@ -638,6 +642,7 @@ def run_check(arguments: list[str]) -> int:
 def run_bench(arguments: list[str]) -> int:
     """`rlsuite bench`: speed and memory against the number of runs, on this machine."""
     from rlsuite.commands.bench import BENCHMARKS, DEFAULT, bench
+    from rlsuite.training.device import prepare_jax
 
     parser = Parser(prog="rlsuite bench", description="Speed and memory against the number of runs, on this machine.")
     parser.add_argument(
@@ -725,36 +730,6 @@ def execution_settings(options: dict[str, Any]) -> Any:
         raise UserError(f"--save-every {options['save_every']} must be 0 (at every pause) or more seconds")
     limits = Limits(options["width"], options["devices"], options["memory_share"])
     return Settings(limits, options["save_every"], options["save_policies"], options.get("retrain", False))
-
-
-def prepare_jax() -> None:
-    """Keep compiled programs in a user folder, so that the same sweep started again does not compile again, and show
-    every processor core as a device, so that runs train side by side where there is no accelerator.
-
-    JAX_COMPILATION_CACHE_DIR chooses another folder, JAX_NUM_CPU_DEVICES another number. Where the folder cannot be
-    written, nothing is kept, and one line says so in place of JAX' warnings.
-    """
-    import jax
-
-    from rlsuite.sweeping.store import check_writable
-    from rlsuite.training import memory, plan
-
-    folder = jax.config.values["jax_compilation_cache_dir"] or str(plan.cache_folder() / "jax")
-    if "://" not in folder:  # JAX keeps them in a bucket, too
-        folder = os.path.expanduser(folder)
-        try:
-            check_writable(Path(folder), "cache", "JAX_COMPILATION_CACHE_DIR or XDG_CACHE_HOME")
-        except UserError as error:
-            jax.config.update("jax_enable_compilation_cache", False)
-            print(f"rlsuite: compiled programs are not kept; {error}", flush=True)
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    already = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if not already and "JAX_NUM_CPU_DEVICES" not in os.environ:
-        # Refused once JAX has started, as in a notebook; then there is as much as there is.
-        with contextlib.suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", memory.num_cores())
 
 
 METAVARS: dict[Any, str] = {int: "N", float: "X", tuple[int, ...]: "N,N,...", tuple[float, ...]: "X,X,..."}

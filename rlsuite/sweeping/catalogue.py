@@ -1,6 +1,6 @@
-"""Which datasets there are, by name: files of others, and those made here, which are made when first asked for.
+"""Which datasets there are, by name: files of others, and those made here, which `collect.py` makes. This file reads.
 
-`<environment>/<tier>` names one that is made here, see `TIERS`; it lies below `folder()`.
+`<environment>/<tier>` names one that is made here, see `recipes.TIERS`; it lies below `folder()`.
 """
 
 from __future__ import annotations
@@ -13,40 +13,14 @@ from envs import dataset_files, datasets
 from envs.core import Env, Reference
 from envs.datasets import Dataset, DatasetError
 from rlsuite.errors import UserError
+from rlsuite.sweeping.recipes import RECIPES, TIERS
 
 FOLDER_VARIABLE = "RLSUITE_DATASETS"
-
-TIERS = {
-    "random": "uniformly random actions",
-    "medium": "a policy a third of the way from random to expert",
-    "medium-replay": "every policy up to the medium one, in equal shares",
-    "medium-expert": "as many transitions of the medium as of the expert policy",
-    "expert": "the best policy at the end of training",
-    "random-expert-1": "1 % of the transitions are the expert's, the others random",
-    "random-expert-5": "5 %",
-    "random-expert-10": "10 %",
-    "random-expert-50": "50 %",
-}
-"""What can be made of an environment, and one line on each."""
 
 
 def folder() -> Path:
     """Where datasets made here lie: `datasets/`, or what RLSUITE_DATASETS says."""
     return Path(os.environ.get(FOLDER_VARIABLE, "datasets")).expanduser()
-
-
-def load(dataset_id: str, env: Env, sampling: str = "uniform", clip_actions: bool = False) -> Dataset:
-    """The dataset of this id, read from its files, or made now if there are none and it is one that can be made.
-
-    Raises:
-        UserError: it cannot be made, or as `read`.
-    """
-    from rlsuite.sweeping.collect import RECIPES, make  # late: it trains, and what trains may look into this catalogue
-
-    if not exists(dataset_id):
-        check(dataset_id, env)
-        make(env, RECIPES[env.id], tuple(TIERS))  # all at once, since training the agent is what costs
-    return read(dataset_id, env, sampling, clip_actions)
 
 
 def read(dataset_id: str, env: Env, sampling: str = "uniform", clip_actions: bool = False) -> Dataset:
@@ -96,9 +70,7 @@ def exists(dataset_id: str) -> bool:
 
 
 def check(dataset_id: str, env: Env) -> None:
-    """Raise UserError unless `load` would find the dataset or make it. Nothing is read."""
-    from rlsuite.sweeping.collect import RECIPES  # late, as above
-
+    """Raise UserError unless the dataset is there or can be made here. Nothing is read."""
     if exists(dataset_id):
         return
     if tier_of(dataset_id, env) is None:

@@ -7,7 +7,7 @@ for that, and is known as incomplete. Datasets are written below `catalogue.fold
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,14 +18,13 @@ from envs import dataset_files
 from envs.core import Box, Env, Reference
 from envs.datasets import DatasetError, Records
 from rlsuite import algorithms
-from rlsuite.algorithms.off_policy import sac
-from rlsuite.algorithms.on_policy import ppo
 from rlsuite.core import Algorithm, Task, Transition
 from rlsuite.errors import UserError, check_updates
 from rlsuite.pieces import rollout
-from rlsuite.sweeping import catalogue, policies, store
-from rlsuite.sweeping.catalogue import FOLDER_VARIABLE, TIERS, folder
-from rlsuite.training import batch, train
+from rlsuite.sweeping import catalogue, policies
+from rlsuite.sweeping.catalogue import FOLDER_VARIABLE, folder
+from rlsuite.sweeping.recipes import FIRST_SEED, RECIPES, TIERS, Recipe
+from rlsuite.training import batch, device, train
 from rlsuite.training.evaluate import check_ended
 from rlsuite.training.progress import quantity, say
 
@@ -39,48 +38,6 @@ EVAL_EPISODES = 16
 """of each run at each checkpoint"""
 
 
-class Recipe(NamedTuple):
-    """The agent that an environment's datasets come from."""
-
-    algorithm: str
-    config: Any
-    hypers: Any
-    steps: int
-    """environment steps of each run"""
-    transitions: int
-    """in each tier, unless another number is asked for"""
-    seeds: int = 8
-    """runs side by side, of which the best at the end is the expert; the first seed is `FIRST_SEED`"""
-    checkpoints: int = 20
-
-
-FIRST_SEED = 10_000
-"""Not a seed that anybody compares at."""
-
-PPO = ppo.Config(num_envs=8, num_steps=128, num_epochs=10, num_minibatches=8)
-RECIPES: Mapping[str, Recipe] = {
-    "gymnax/Pendulum-v1": Recipe(
-        "sac",
-        sac.Config(num_envs=4, gradient_steps=1, batch_size=64, warmup_steps=2_000, hidden_sizes=(64, 64)),
-        sac.Hypers(1e-3, 1e-3, 1e-3, discount=0.99, tau=0.01),
-        steps=40_000,
-        transitions=20_000,
-    ),
-    "brax/inverted_pendulum/spring": Recipe(
-        "ppo", PPO, ppo.Hypers(learning_rate=1e-3, discount=0.997, gae_lambda=0.97), steps=120_000, transitions=20_000
-    ),
-    "brax/hopper/spring": Recipe(
-        "ppo", PPO, ppo.Hypers(learning_rate=1e-3, discount=0.999, gae_lambda=0.99), steps=320_000, transitions=30_000
-    ),
-    # For a GPU.
-    **{
-        f"mujoco/{task}-v5": Recipe("sac", sac.Config(), sac.Hypers(), steps=1_000_000, transitions=1_000_000)
-        for task in ("Hopper", "HalfCheetah", "Walker2d")
-    },
-}
-"""Environments whose datasets are made when they are first asked for."""
-
-
 class Policy(NamedTuple):
     """One policy from along the way."""
 
@@ -90,6 +47,17 @@ class Policy(NamedTuple):
     """of the exploring policy, over `EVAL_EPISODES` episodes"""
     step: int
     seed: int
+
+
+def ensure(dataset_id: str, env: Env) -> None:
+    """Make the dataset of this id if it is not there and can be made here.
+
+    Raises:
+        UserError: it is not there and cannot be made, or as `make`.
+    """
+    if not catalogue.exists(dataset_id):
+        catalogue.check(dataset_id, env)
+        make(env, RECIPES[env.id], tuple(TIERS))  # all at once, since training the agent is what costs
 
 
 def make(env: Env, recipe: Recipe, tiers: tuple[str, ...]) -> None:
@@ -104,7 +72,7 @@ def make(env: Env, recipe: Recipe, tiers: tuple[str, ...]) -> None:
     for tier in tiers:
         if tier not in TIERS:
             raise UserError(f"unknown tier '{tier}'; there are: {', '.join(TIERS)}")
-    store.check_writable(folder(), "datasets", FOLDER_VARIABLE)  # before an agent is trained for it
+    device.check_writable(folder(), "datasets", FOLDER_VARIABLE)  # before an agent is trained for it
     there = [tier for tier in tiers if catalogue.exists(f"{env.id}/{tier}")]
     for tier in there:
         say(made_before(f"{env.id}/{tier}", recipe.transitions))

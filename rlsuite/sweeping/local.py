@@ -27,12 +27,13 @@ from envs.datasets import Dataset
 from envs.mujoco_c import WithC
 from rlsuite import algorithms
 from rlsuite.errors import Stopped, UserError
-from rlsuite.sweeping import catalogue, policies, provenance, sweep
+from rlsuite.sweeping import catalogue, collect, policies, provenance, sweep
 from rlsuite.sweeping.store import Part, Store
 from rlsuite.sweeping.sweep import Shard
 from rlsuite.training import memory
 from rlsuite.training import plan as planning
 from rlsuite.training.checkpoint import Snapshot, Snapshots
+from rlsuite.training.device import describe_device
 from rlsuite.training.plan import Limits, Plan, Work
 from rlsuite.training.progress import Progress, duration, live, quantity, say
 from rlsuite.training.train import Training, evaluation_points, train
@@ -236,6 +237,8 @@ def run_shard(shard: Shard, store: Store, settings: Settings, signals: Signals) 
     algorithm = spec.make(config)
     if store.begun(shard):
         provenance.check_resumed(shard, store)
+    if cell.dataset is not None:
+        collect.ensure(cell.dataset, sweep.env_of(cell))
     task = sweep.task_of(cell)
     check_checksum(shard, store, task.dataset)
     total_updates = -(-cell.steps // algorithm.steps_per_update)
@@ -541,12 +544,6 @@ def first_gap(finished: Sequence[Part], num_runs: int) -> tuple[int, int] | None
             return first, part.first
         first = part.stop
     return (first, num_runs) if first < num_runs else None
-
-
-def describe_device() -> str:
-    """The accelerators or the processor, in words."""
-    devices = jax.local_devices()
-    return f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
 
 
 def versions() -> dict[str, str]:

@@ -46,7 +46,6 @@ import os
 import platform
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,6 +56,7 @@ import pyarrow.parquet as pq
 
 from rlsuite.errors import UserError
 from rlsuite.sweeping.sweep import Shard
+from rlsuite.training.device import check_writable
 from rlsuite.training.evaluate import over_finite
 from rlsuite.training.train import Evaluation, evaluation_points, nonfinite_names
 
@@ -128,18 +128,6 @@ class Part(NamedTuple):
         """The part that a file of this name holds; None for any other file."""
         match = re.fullmatch(r"runs(\d+)-(\d+)\.update(\d+)\.parquet", path.name)
         return cls(int(match[1]), int(match[2]) + 1, int(match[3])) if match else None
-
-
-def check_writable(folder: Path, of: str, option: str) -> None:
-    """Make this folder, `of` what, if it is not there. Raise UserError, naming the option, unless it can be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"{of} folder '{folder}' cannot be written ({error.strerror}); choose another with {option}"
-        ) from error
 
 
 class Store:

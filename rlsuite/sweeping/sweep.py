@@ -252,15 +252,15 @@ def make_env(env_id: str, max_episode_steps: int | None = None, physics: Evaluat
 
 
 def task_of(cell: Cell) -> Task:
-    """What a cell is trained and evaluated on. Its dataset is loaded, or made if it is one that can be made here.
+    """What a cell is trained and evaluated on. Its dataset is read; `collect.ensure` makes one that is missing.
 
     Raises:
-        UserError: as `make_env`; or the dataset cannot be read or made, or is of another environment.
+        UserError: as `make_env`; or the dataset is not there, cannot be read, or is of another environment.
     """
     env = env_of(cell)
     if cell.dataset is None:
         return Task(env)
-    dataset = catalogue.load(cell.dataset, env, cell.sampling, cell.clip_actions)
+    dataset = catalogue.read(cell.dataset, env, cell.sampling, cell.clip_actions)
     return Task(env, algorithms.get(cell.algorithm).prepare(dataset))
 
 
