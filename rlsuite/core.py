@@ -6,11 +6,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 
 from envs.core import Box, Discrete, Env, Space
+from rlsuite.evidence import Source as Source
 
 Array: TypeAlias = jax.Array
 State: TypeAlias = Any
@@ -115,26 +116,6 @@ class Preset(NamedTuple):
     """its `Hypers`"""
     source: str
     """who published them, for the manifest"""
-
-
-EVIDENCE = {
-    "A": "the official code was read",
-    "B": "third-party code or the paper's equations were read",
-    "C": "written from the abstract or from memory",
-    "D": "a reconstruction",
-}
-"""Evidence level -> what it rests on. Results of levels C and D are called a reconstruction wherever they show."""
-
-
-class Source(NamedTuple):
-    """Where a method comes from."""
-
-    paper: str
-    """authors, year and arXiv id, or another reference"""
-    read: str
-    """what was read: a repository and its commit, or equations"""
-    level: Literal["A", "B", "C", "D"]
-    """a key of `EVIDENCE`"""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -173,6 +173,11 @@ ERRORS: dict[str, tuple[list[str], list[str]]] = {
     "saving at no time": (["sweep", "nosuch.py", "--save-every", "nan"], ["--save-every nan", "seconds"]),
     "saving in words": (["run", "ppo", *ENV, "--save-every", "5min"], ["--save-every", "'5min'", "float"]),
     "list of what there is not": (["list", "nosuch"], ["'nosuch'", "algorithms", "envs", "rlsuite list --help"]),
+    "list of a room that there is not": (
+        ["list", "algorithms", "ofline"],
+        ["'ofline'", "off_policy, offline, on_policy"],
+    ),
+    "list of a room of environments": (["list", "envs", "brax"], ["'brax'", "envs", "rlsuite list --help"]),
     "misspelt wrapper": (
         ["run", "ppo", "--env", "probe/action/discrete+reward_scal=2"],
         ["unknown wrapper 'reward_scal'", "did you mean 'reward_scale'?"],
@@ -374,9 +379,48 @@ def test_list_shows_every_name(capsys: pytest.CaptureFixture[str]) -> None:
 def test_list_algorithms_shows_no_environment(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list", "algorithms"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["algorithms", *algorithms.registered()]
-    (corrected,) = (line for line in lines if "+cdsa" in line)
-    assert corrected.endswith("; +cdsa may stand behind any that learns from one")
+    cards = sorted(algorithms.cards(), key=lambda card: (card.room, card.name))
+    assert [line.split()[0] for line in lines] == ["algorithms", "name", *(card.name for card in cards), "evidence:"]
+    for card, line in zip(cards, lines[2:-1], strict=True):
+        assert card.source
+        shown = [card.name, card.room, card.source.level, *card.actions, "the environment", card.summary]
+        shown[-2] = "a dataset" if card.offline else shown[-2]
+        assert line.split() == " ".join([*shown, card.source.paper]).split()
+    assert lines[-1].endswith("+cdsa may follow the name of any that learns from a dataset")
+
+
+def test_cards_say_what_the_modules_declare() -> None:
+    """They are read from the sources, without importing a method."""
+    for card in algorithms.cards():
+        spec = algorithms.get(card.name)
+        assert (card.summary, card.source, card.offline) == (spec.summary, spec.source, spec.offline)
+        assert card.actions == tuple(space.__name__ for space in spec.action_spaces)
+
+
+def test_list_algorithms_of_one_room(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", "algorithms", "on_policy"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:-1]] == ["mdpo", "ppo", "ppo_buffer", "props", "ros"]
+
+
+def test_list_shows_one_algorithm_with_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", "prdc"]) == 0
+    shown = capsys.readouterr().out
+    assert "Ran et al. 2023, arXiv 2306.06569" in shown and "LAMDA-RL/PRDC 9f38464" in shown
+    assert re.search(r"^  policy_delay +2 +\S", shown, re.M) and re.search(r"^  beta +2\.0 +\S", shown, re.M)
+    assert "halfcheetah-medium" in shown
+
+
+def test_a_list_of_algorithms_imports_none_of_them(here: Path) -> None:
+    program = (
+        "import sys; from rlsuite.commands import cli; cli.main(['list', 'algorithms']); print(sorted(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    imported = set(ast.literal_eval(done.stdout.splitlines()[-1]))
+    assert not imported & {"jax", "envs", "flax", "optax", "rlsuite.core", "rlsuite.algorithms.on_policy.ppo"}
 
 
 def test_list_envs_shows_a_row_for_each_environment_and_wrapper(capsys: pytest.CaptureFixture[str]) -> None:
@@ -408,7 +452,7 @@ def test_list_envs_shows_reference_returns(capsys: pytest.CaptureFixture[str], m
 
 
 def test_list_envs_imports_no_simulator(here: Path) -> None:
-    program = "import sys; from rlsuite import cli; cli.main(['list', 'envs']); print(sorted(sys.modules))"
+    program = "import sys; from rlsuite.commands import cli; cli.main(['list', 'envs']); print(sorted(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )

@@ -130,7 +130,7 @@ def test_checker_accepts(path: str, source: str) -> None:
 # --- Inside rlsuite ---------------------------------------------------------------------------------------------------
 
 ROOMS = ("commands", "sweeping", "training", "algorithms", "pieces")
-"""From the top: a room imports itself and the rooms below it. `core.py` and `errors.py` lie below all of them."""
+"""From the top: a room imports itself and the rooms below it; `core.py`, `errors.py` and `evidence.py` lie lowest."""
 BASES = frozenset({"on_policy.ppo", "on_policy.buffered_ppo", "off_policy.td3"})
 """Methods that others are variants of. No method imports another one: what two share is a piece."""
 

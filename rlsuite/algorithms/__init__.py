@@ -13,16 +13,19 @@ import ast
 import difflib
 import functools
 import importlib
+import importlib.metadata
 import re
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from envs import plugins
-from envs.core import Env
-from envs.plugins import Package
-from rlsuite.core import AlgorithmSpec, Source
 from rlsuite.errors import UserError
+from rlsuite.evidence import Source
+
+if TYPE_CHECKING:  # they import JAX, which a list does without
+    from envs.core import Env
+    from envs.plugins import Package
+    from rlsuite.core import AlgorithmSpec
 
 METHODS = (
     "off_policy.ddpg",
@@ -168,6 +171,10 @@ def _card(method: str) -> Card:
 def _from_other_packages() -> dict[str, tuple[AlgorithmSpec, Package]]:
     """Name -> (declaration, package) of every usable algorithm of other installed packages."""
     found: dict[str, tuple[AlgorithmSpec, Package]] = {}
+    if not importlib.metadata.entry_points(group=ENTRY_POINTS):
+        return found
+    from envs import plugins
+    from rlsuite.core import AlgorithmSpec
 
     def add(name: str, spec: object, package: Package) -> None:
         if not isinstance(spec, AlgorithmSpec):

@@ -355,25 +355,22 @@ def seed(text: str) -> int | str:
 
 
 def list_registered(arguments: list[str]) -> int:
-    """`rlsuite list [algorithms|envs]`: what can be trained, and on what."""
-    parser = Parser(prog="rlsuite list", description="What can be trained, and on what.")
-    parser.add_argument(
-        "what", nargs="?", metavar="WHAT", choices=("algorithms", "envs"), help="'algorithms' or 'envs' (both)"
+    """`rlsuite list [algorithms [ROOM] | envs | NAME]`: what can be trained, and on what."""
+    parser = Parser(
+        prog="rlsuite list",
+        usage="rlsuite list [algorithms [ROOM] | envs | NAME]",
+        description="What can be trained, and on what; or one algorithm with its settings.",
     )
-    what = parser.parse_args(arguments).what
-    if what != "envs":
-        from rlsuite import algorithms
-
-        print("algorithms")
-        there = algorithms.registered()
-        for name, spec in there.items():
-            spaces = " and ".join(space.__name__ for space in spec.action_spaces)
-            learns = ", learns from a dataset" if spec.offline else ""
-            shown = f", in reports '{spec.label}'" if spec.label else ""
-            if name.endswith(algorithms.CORRECTED):
-                shown += "; +cdsa may stand behind any that learns from one"
-            print(f"  {name:<{max(map(len, there))}}  {spaces} actions{learns}{shown}")
-    if what != "algorithms":
+    parser.add_argument("what", nargs="?", metavar="WHAT", help="'algorithms', 'envs' or an algorithm (both lists)")
+    parser.add_argument("room", nargs="?", metavar="ROOM", help="of 'algorithms', such as offline (all)")
+    options = parser.parse_args(arguments)
+    if options.room and options.what != "algorithms":
+        raise UserError(f"'{options.room}' has no meaning after '{options.what}' (see 'rlsuite list --help')")
+    if options.what not in (None, "algorithms", "envs"):
+        return list_one(options.what)
+    if options.what != "envs":
+        list_algorithms(options.room)
+    if options.what != "algorithms":
         import envs
 
         print("environments")
@@ -381,6 +378,71 @@ def list_registered(arguments: list[str]) -> int:
         print_columns([heads, *map(env_row, envs.registered())])
         print("wrappers, added to an id in any number, such as gymnax/Pendulum-v1+observation_delay=2+reward_scale=0.1")
         print_columns(list(envs.describe_wrappers().items()))
+    return 0
+
+
+def list_algorithms(room: str | None) -> None:
+    """Print a line on each algorithm, by room; of one room alone, if it is given."""
+    from rlsuite import algorithms
+    from rlsuite.evidence import EVIDENCE
+
+    cards = algorithms.cards()
+    rooms = sorted({card.room for card in cards})
+    if room not in (None, *rooms):
+        raise UserError(f"no room '{room}'; there are: {', '.join(rooms)}")
+    print("algorithms")
+    heads = ("name", "room", "evidence", "actions", "learns from", "what it is", "paper")
+    print_columns(
+        [
+            heads,
+            *(
+                (
+                    card.name,
+                    card.room,
+                    card.source.level if card.source else "-",
+                    " ".join(card.actions),
+                    "a dataset" if card.offline else "the environment",
+                    card.summary or "-",
+                    card.source.paper if card.source else "-",
+                )
+                for card in sorted(cards, key=lambda card: (card.room, card.name))
+                if room in (None, card.room)
+            ),
+        ]
+    )
+    levels = "; ".join(f"{level} {meaning}" for level, meaning in EVIDENCE.items())
+    print(f"evidence: {levels}. +cdsa may follow the name of any that learns from a dataset")
+
+
+def list_one(name: str) -> int:
+    """Print one algorithm: where it comes from, and its settings with their texts and defaults."""
+    if name not in ("algorithms", "envs"):
+        near = difflib.get_close_matches(name, ("algorithms", "envs"), n=1, cutoff=0.8)
+        if near:
+            raise UserError(f"'{name}' is no list; did you mean '{near[0]}'? (see 'rlsuite list --help')")
+    from rlsuite import algorithms
+    from rlsuite.evidence import EVIDENCE
+
+    try:
+        spec = algorithms.get(name)
+    except UserError as error:
+        raise UserError(f"{error}; lists are 'algorithms' and 'envs' (see 'rlsuite list --help')") from error
+    print(f"{name}: {spec.summary}" if spec.summary else name)
+    if spec.source:
+        print(f"  paper     {spec.source.paper}")
+        print(f"  read      {spec.source.read}")
+        print(f"  evidence  {spec.source.level}, {EVIDENCE[spec.source.level]}")
+    print(f"  actions   {' or '.join(space.__name__ for space in spec.action_spaces)}")
+    print(f"  learns    from {'a dataset' if spec.offline else 'its environment'}")
+    for title, settings in (
+        ("config", dataclasses.asdict(spec.config())),
+        ("hyperparameters", spec.hypers()._asdict()),
+    ):
+        texts = field_texts(spec.config if title == "config" else spec.hypers)
+        print(title)
+        print_columns([(field, show(value), texts.get(field, "")) for field, value in settings.items()])
+    if spec.presets:
+        print(f"published settings for: {', '.join(sorted(spec.presets))}")
     return 0
 
 
