@@ -157,6 +157,7 @@ class Shard:
             "shard": self.name,
             "experiment": self.experiment,
             "label": self.label,
+            "evidence": source.level if (source := algorithms.get(cell.algorithm).source) else None,
             "cell": self.place,
             "algorithm": cell.algorithm,
             "environment": self.environment,
