@@ -689,6 +689,7 @@ def test_the_manifest_says_all_that_was_run(finished: Finished) -> None:
         "experiment": "run",
         "cell": 0,
         "label": "ppo",
+        "evidence": "B",
         "algorithm": "ppo",
         "environment": "probe/action/discrete",
         "preset": None,
