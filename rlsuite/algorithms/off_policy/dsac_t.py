@@ -339,6 +339,7 @@ SPEC = AlgorithmSpec(
     TRIAL,
     action_spaces=(Box,),
     fit=fit,
+    read_with={"alpha_learning_rate": {"learn_alpha": True}, "target_entropy_scale": {"learn_alpha": True}},
     summary="DSAC with twin distributions, a sample-free target and adaptive bounds",
     source=Source(
         paper="Duan et al. 2023, arXiv 2310.05858",

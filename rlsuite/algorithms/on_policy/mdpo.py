@@ -262,6 +262,7 @@ SPEC = AlgorithmSpec(
     Hypers,
     make,
     TRIAL,
+    read_with={"tsallis_q": {"tsallis": True}, "clip_epsilon": {"clip_value": True}},
     summary="PPO's rollouts, with a KL penalty from mirror descent",
     source=Source(
         paper="Tomar et al. 2020, arXiv 2005.09814",

@@ -127,6 +127,7 @@ SPEC = AlgorithmSpec(
     make,
     TRIAL,
     presets=PRESETS,
+    read_with={"sampling_error_interval": {"sampling_error_epochs": 1}},
     summary="PPO that learns from its last few batches",
     source=Source(
         paper="Corrado and Hanna 2023, arXiv 2311.08290",
