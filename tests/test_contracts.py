@@ -2,8 +2,8 @@
 
 No dead field: every number of `Hypers` is read by the program, and every field of `Config`, when it is changed, changes
 the program. A setting that is accepted and ignored is an error, unless `AlgorithmSpec.read_with` names the settings
-with which it is read. Nothing is compiled for it. Reduces to: with the settings of `AlgorithmSpec.reduces_to`, a variant
-learns the bits of its base.
+with which it is read. Nothing is compiled for it. Reduces to: with the settings of `AlgorithmSpec.reduces_to`, a
+variant learns the bits of its base.
 """
 
 from __future__ import annotations
@@ -25,13 +25,12 @@ from jax.interpreters.partial_eval import dce_jaxpr
 import envs
 from envs import datasets
 from envs.core import Box, Env, EpisodeState, Space, TimeStep
-from envs.datasets import Dataset, Records
+from envs.datasets import Batch, Dataset, Records
 from rlsuite import algorithms
-from rlsuite.algorithms.off_policy import td3
 from rlsuite.algorithms.offline import td3_bc
 from rlsuite.core import Algorithm, AlgorithmSpec, Clock, Metrics, Reduction, Task
 from rlsuite.errors import UserError
-from rlsuite.pieces import off_policy
+from rlsuite.pieces import offline_td3
 
 Array = jax.Array
 
@@ -258,8 +257,8 @@ def settings_of_both(spec: AlgorithmSpec, base: AlgorithmSpec) -> tuple[tuple[An
 
 
 def learned(algorithm: Algorithm, task: Task, hypers: Any, key: Array) -> dict[str, Array]:
-    """Name -> what a run shows and holds after `UPDATES`: actions, values, metrics of all updates, and the leaves of its
-    state by their path. Not the states of optimisers, which act through parameters alone."""
+    """Name -> what a run shows and holds after `UPDATES`: actions, values, metrics of all updates, and the leaves of
+    its state by their path. Not the states of optimisers, which act through parameters alone."""
 
     def update(state: Any, number: Array) -> tuple[Any, Metrics]:
         return algorithm.update(jax.random.fold_in(key, number), task, state, hypers, clock_at(number))
@@ -299,7 +298,6 @@ def test_a_variant_reduces_to_its_base(name: str) -> None:
     spec = algorithms.get(name)
     assert spec.reduces_to is not None
     assert differences(spec, algorithms.get(spec.reduces_to.base)) == []
-
 
 
 # --- Planted faults ---------------------------------------------------------------------------------------------------
@@ -361,30 +359,27 @@ def test_a_number_that_is_read_with_a_setting_alone_must_say_so() -> None:
     assert unread_hypers(dataclasses.replace(spec, read_with={})) == ["tsallis_q"]
 
 
-def planted_td3(**slots: Any) -> AlgorithmSpec:
-    """TD3 with other slots, which is said to be TD3."""
-    method = td3.METHOD._replace(**slots)
-    return dataclasses.replace(td3.SPEC, make=lambda config: off_policy.make(config, method), reduces_to=Reduction("td3"))
-
-
 def test_a_planted_wrong_reduction_of_a_base_is_found() -> None:
-    """A policy that collects with a little less noise."""
+    """TD3+BC that imitates actions a little nearer to the middle of the box."""
 
-    def behave(config: Any, key: Array, env: Env, learner: Any, obs: Array, hypers: Any) -> Array:
-        quieter = hypers._replace(exploration_noise=0.999 * hypers.exploration_noise)
-        return td3.behave(config, key, env, learner, obs, quieter)
+    def anchor(config: Any, task: Task, recorded: Batch, action: Array, hypers: Any) -> Array:
+        return 0.999 * recorded.action
 
-    assert differences(planted_td3(), td3.SPEC) == []
-    assert "action" in differences(planted_td3(behave=behave), td3.SPEC)
+    method = offline_td3.METHOD._replace(anchor=anchor)
+    planted = dataclasses.replace(
+        td3_bc.SPEC, make=lambda config: offline_td3.make(config, method), reduces_to=Reduction("td3_bc")
+    )
+    assert "action" in differences(planted, td3_bc.SPEC)
 
 
-@pytest.mark.parametrize("name", ["rebrac", "prdc"])
-def test_a_planted_wrong_reduction_of_a_variant_is_found(name: str) -> None:
-    """One number of the reduction is forgotten."""
+@pytest.mark.parametrize(
+    ("name", "forgotten"),
+    [("rebrac", "actor_learning_rate"), ("prdc", "beta"), ("ros", "ros_step_size"), ("td3_bc+cdsa", "state_coef")],
+)
+def test_a_planted_wrong_reduction_of_a_variant_is_found(name: str, forgotten: str) -> None:
+    """One number of the reduction has its usual value."""
     spec = algorithms.get(name)
     assert spec.reduces_to is not None
-    for forgotten in spec.reduces_to.hypers:
-        numbers = {field: value for field, value in spec.reduces_to.hypers.items() if field != forgotten}
-        planted = dataclasses.replace(spec, reduces_to=spec.reduces_to._replace(hypers=numbers))
-        if settings_of_both(planted, td3_bc.SPEC) != settings_of_both(spec, td3_bc.SPEC):
-            assert differences(planted, td3_bc.SPEC)
+    usual = {**spec.reduces_to.hypers, forgotten: getattr(spec.trial.hypers, forgotten)}
+    planted = dataclasses.replace(spec, reduces_to=spec.reduces_to._replace(hypers=usual))
+    assert "action" in differences(planted, algorithms.get(spec.reduces_to.base))

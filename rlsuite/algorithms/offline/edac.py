@@ -272,6 +272,7 @@ SPEC = AlgorithmSpec(
         "target_entropy_scale": {"learn_alpha": True},
         "eta": {"diversity": True},
     },
+    # SAC-N, as the docstring says.
     reduces_to=Reduction("edac", {"diversity": True}, {"eta": 0.0}, base_config={"diversity": False}),
     summary="SAC with N diversified critics; SAC-N without that term",
     source=Source(

@@ -151,6 +151,7 @@ SPEC = AlgorithmSpec(
     presets=PRESETS,
     prepare=with_blocks,
     offline=True,
+    # So large a beta makes the recorded transition the nearest one, where no two observations are equal.
     reduces_to=Reduction("td3_bc", {"k": 1}, {"beta": 1e6, "reward_scale": 1.0, "reward_shift": 0.0}),
     summary="TD3 drawn to the dataset's nearest action",
     source=Source(

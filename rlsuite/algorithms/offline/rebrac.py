@@ -191,6 +191,7 @@ SPEC = AlgorithmSpec(
     action_spaces=(Box,),
     presets=PRESETS,
     offline=True,
+    # Its actor climbs the smaller critic, TD3+BC's the first one: only with an actor that stays are the critics equal.
     reduces_to=Reduction(
         "td3_bc",
         {"actor_layer_norm": False, "critic_layer_norm": False},
