@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -118,6 +119,25 @@ class Preset(NamedTuple):
     """who published them, for the manifest"""
 
 
+class Reduction(NamedTuple):
+    """A setting in which a method is another one: given the same keys, both give the same bits.
+
+    What both have has one value: that of the method's `trial`, with the changes that are named here. The contract test
+    trains both and compares actions, values, parameters and metrics, all that both have by one name.
+    """
+
+    base: str
+    """the other one's name; the method's own where one of its settings is what another one is"""
+    config: Mapping[str, Any] = MappingProxyType({})
+    """field of the method's `Config` -> its value"""
+    hypers: Mapping[str, float] = MappingProxyType({})
+    """field of the method's `Hypers` -> its value"""
+    base_config: Mapping[str, Any] = MappingProxyType({})
+    """field of the base's `Config` -> its value, where it is not that of the method"""
+    base_hypers: Mapping[str, float] = MappingProxyType({})
+    """the same of the base's `Hypers`"""
+
+
 @dataclasses.dataclass(frozen=True)
 class AlgorithmSpec:
     """What an algorithm module declares of itself, as `SPEC` at its end."""
@@ -153,6 +173,10 @@ class AlgorithmSpec:
     of shards still count them."""
     former_hypers: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """The same of `Hypers`."""
+    read_with: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    """Field of `Config` or `Hypers` -> the settings of `Config` with which it is read, where not with all of them."""
+    reduces_to: Reduction | None = None
+    """The setting in which a variant is its base; None for a base, and where there is no such setting."""
 
     def preset(self, env_id: str, dataset_id: str | None = None) -> Preset:
         """The settings for this environment, or for this dataset; without any of its own, the defaults of `Config` and

@@ -68,6 +68,7 @@ def test_the_command_on_the_page_leaves_out_no_contract_test(contributed: dict[s
 @pytest.mark.xdist_group("a2c")
 def test_contract_tests_run_on_a_new_algorithm(contributed: dict[str, str]) -> None:
     assert "2 passed" in run_pytest(contributed, "tests/test_algorithms.py", "-k", "a2c and (constant or truncation)")
+    assert "3 passed" in run_pytest(contributed, "tests/test_contracts.py", "-k", "a2c")
 
 
 def of_a2c(listed: str) -> set[str]:

@@ -25,7 +25,7 @@ import jax
 
 from envs.core import Box
 from rlsuite.algorithms.off_policy import td3
-from rlsuite.core import Algorithm, AlgorithmSpec, Clock, Metrics, Source, Task, Trial
+from rlsuite.core import Algorithm, AlgorithmSpec, Clock, Metrics, Reduction, Source, Task, Trial
 from rlsuite.pieces import off_policy, replay
 
 Array = jax.Array
@@ -108,6 +108,11 @@ SPEC = AlgorithmSpec(
     TRIAL,
     action_spaces=(Box,),
     fit=fit,
+    reduces_to=Reduction(
+        "td3",
+        base_config={"num_critics": 1, "policy_delay": 1},
+        base_hypers={"target_noise": 0.0, "target_noise_clip": 0.0},
+    ),
     summary="deterministic actor and one critic, from a replay buffer",
     source=Source(
         paper="Lillicrap et al. 2015, arXiv 1509.02971",

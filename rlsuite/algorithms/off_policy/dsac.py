@@ -275,6 +275,7 @@ SPEC = AlgorithmSpec(
     TRIAL,
     action_spaces=(Box,),
     fit=fit,
+    read_with={"alpha_learning_rate": {"learn_alpha": True}, "target_entropy_scale": {"learn_alpha": True}},
     summary="SAC whose critic gives a Gaussian of the return",
     source=Source(
         paper="Duan et al. 2021, arXiv 2001.02811",

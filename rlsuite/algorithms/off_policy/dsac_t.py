@@ -17,7 +17,8 @@ has another one, which `huber=True` takes. With H the Huber loss of delta = 50, 
     dL/dQ_i     = -rho_i clip(y - Q_i, -50, 50),            rho_i = clip(b_i^2 / (sigma_i^2 + 0.1), 0.1, 10)
     dL/dsigma_i = -rho_i (H(Q_i - C_i) - sigma_i^2) / (sigma_i + 0.1)
 
-so that sigma settles at 1 / sqrt(2) of where the published loss takes it.
+so that sigma settles at 1 / sqrt(2) of where the published loss takes it. No setting gives DSAC's bits: there are two
+critics.
 
 Deviations from the paper:
 - As in the code, b is one running mean of sigma: the bound is 3 b and the gradient's scale b^2 + 0.1. The paper keeps a
@@ -339,6 +340,7 @@ SPEC = AlgorithmSpec(
     TRIAL,
     action_spaces=(Box,),
     fit=fit,
+    read_with={"alpha_learning_rate": {"learn_alpha": True}, "target_entropy_scale": {"learn_alpha": True}},
     summary="DSAC with twin distributions, a sample-free target and adaptive bounds",
     source=Source(
         paper="Duan et al. 2023, arXiv 2310.05858",

@@ -290,6 +290,7 @@ SPEC = AlgorithmSpec(
     TRIAL,
     action_spaces=(Box,),
     fit=fit,
+    read_with={"alpha_learning_rate": {"learn_alpha": True}, "target_entropy_scale": {"learn_alpha": True}},
     summary="soft actor-critic with twin critics and a learned temperature",
     source=Source(
         paper="Haarnoja et al. 2018, arXiv 1812.05905",

@@ -38,7 +38,7 @@ from flax import linen as nn
 
 from envs.core import Box
 from envs.datasets import STD_FLOOR, Batch
-from rlsuite.core import Algorithm, AlgorithmSpec, Clock, Metrics, Preset, Source, Task, Trial
+from rlsuite.core import Algorithm, AlgorithmSpec, Clock, Metrics, Preset, Reduction, Source, Task, Trial
 from rlsuite.errors import UserError, check_positive
 from rlsuite.pieces import offline
 from rlsuite.pieces.networks import MLP
@@ -333,6 +333,8 @@ def around(name: str, spec: AlgorithmSpec) -> AlgorithmSpec:
             for key, preset in spec.presets.items()
         },
         label=f"{name} + {LABEL}",
+        read_with=spec.read_with,
+        reduces_to=Reduction(name, hypers={"action_coef": 0.0, "state_coef": 0.0}),
     )
 
 

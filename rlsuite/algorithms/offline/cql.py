@@ -383,6 +383,13 @@ SPEC = AlgorithmSpec(
     action_spaces=(Box,),
     presets=PRESETS,
     offline=True,
+    read_with={
+        "alpha_learning_rate": {"learn_alpha": True},
+        "target_entropy_scale": {"learn_alpha": True},
+        "target_gap": {"lagrange": True},
+        "multiplier_learning_rate": {"lagrange": True},
+        "min_difference": {"clip_difference": True},
+    },
     summary="SAC whose critics are pressed down outside the dataset",
     source=Source(
         paper="Kumar et al. 2020, arXiv 2006.04779",

@@ -33,7 +33,7 @@ import optax
 
 from envs.core import Box
 from envs.datasets import Batch
-from rlsuite.core import Algorithm, AlgorithmSpec, Clock, Metrics, Preset, Source, Task, Trial
+from rlsuite.core import Algorithm, AlgorithmSpec, Clock, Metrics, Preset, Reduction, Source, Task, Trial
 from rlsuite.errors import UserError, check_positive
 from rlsuite.pieces import offline, squashed
 from rlsuite.pieces.critics import bellman_target, min_q, q_values, squared_error
@@ -267,6 +267,13 @@ SPEC = AlgorithmSpec(
     action_spaces=(Box,),
     presets=PRESETS,
     offline=True,
+    read_with={
+        "alpha_learning_rate": {"learn_alpha": True},
+        "target_entropy_scale": {"learn_alpha": True},
+        "eta": {"diversity": True},
+    },
+    # SAC-N, as the docstring says.
+    reduces_to=Reduction("edac", {"diversity": True}, {"eta": 0.0}, base_config={"diversity": False}),
     summary="SAC with N diversified critics; SAC-N without that term",
     source=Source(
         paper="An et al. 2021, arXiv 2110.01548",

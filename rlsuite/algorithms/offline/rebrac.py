@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from envs.core import Box
 from envs.datasets import Batch
-from rlsuite.core import Algorithm, AlgorithmSpec, Metrics, Preset, Source, Trial
+from rlsuite.core import Algorithm, AlgorithmSpec, Metrics, Preset, Reduction, Source, Trial
 from rlsuite.pieces import offline_td3
 from rlsuite.pieces.critics import bellman_target, min_q, q_values, squared_error
 from rlsuite.pieces.networks import MLP
@@ -191,6 +191,12 @@ SPEC = AlgorithmSpec(
     action_spaces=(Box,),
     presets=PRESETS,
     offline=True,
+    # Its actor climbs the smaller critic, TD3+BC's the first one: only with an actor that stays are the critics equal.
+    reduces_to=Reduction(
+        "td3_bc",
+        {"actor_layer_norm": False, "critic_layer_norm": False},
+        {"actor_learning_rate": 0.0, "critic_penalty": 0.0, "reward_shift": 0.0},
+    ),
     summary="TD3+BC with penalties in actor and critic, and layer norms",
     source=Source(
         paper="Tarasov et al. 2023, arXiv 2305.09836",

@@ -6,7 +6,8 @@ budget. The details are those of the authors' code: separate tanh networks, orth
 state-independent log standard deviation, the KL divergence in closed form, advantages standardised over the whole
 rollout by the population's standard deviation, Adam (eps 1e-5) after clipping the gradient's global norm for the
 policy, plain Adam (eps 1e-8) for the value, whose clipped loss is learned in minibatches, and VecNormalize's running
-normalisation of observations and rewards. `mdpo_off_policy.py` is the other half of the paper.
+normalisation of observations and rewards. `mdpo_off_policy.py` is the other half of the paper. No setting gives PPO's
+bits: policy and value network have an optimiser each.
 
 Deviations from the code:
 - k counts from 0. The code's t_k is 1 - (k - 1) / N, which starts above 1 and ends at 2 / N. Ours ends at 1 / N and is
@@ -262,6 +263,7 @@ SPEC = AlgorithmSpec(
     Hypers,
     make,
     TRIAL,
+    read_with={"tsallis_q": {"tsallis": True}, "clip_epsilon": {"clip_value": True}},
     summary="PPO's rollouts, with a KL penalty from mirror descent",
     source=Source(
         paper="Tomar et al. 2020, arXiv 2005.09814",

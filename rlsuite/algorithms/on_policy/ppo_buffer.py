@@ -7,6 +7,8 @@ PPO with a stop at a KL divergence.
 
 Deviations from the authors' code: those of `props.py` that concern the target policy, and the statistics of the
 normalisers are merged once an update.
+
+No setting gives PPO's bits: keys, the order of minibatches, and the statistics by which advantages are computed differ.
 """
 
 from __future__ import annotations
@@ -127,6 +129,7 @@ SPEC = AlgorithmSpec(
     make,
     TRIAL,
     presets=PRESETS,
+    read_with={"sampling_error_interval": {"sampling_error_epochs": 1}},
     summary="PPO that learns from its last few batches",
     source=Source(
         paper="Corrado and Hanna 2023, arXiv 2311.08290",

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 
 from rlsuite.algorithms.on_policy import buffered_ppo, ppo
 from rlsuite.algorithms.on_policy.buffered_ppo import Recall, Round
-from rlsuite.core import Algorithm, AlgorithmSpec, Metrics, Preset, Source, Trial
+from rlsuite.core import Algorithm, AlgorithmSpec, Metrics, Preset, Reduction, Source, Trial
 from rlsuite.errors import UserError, check_positive
 from rlsuite.pieces import distributions
 from rlsuite.pieces.actor_critic import Networks, actor_of, distribution, log_prob
@@ -276,6 +276,8 @@ SPEC = AlgorithmSpec(
     presets=PRESETS,
     former={"behavior": "props"},
     former_hypers={"ros_step_size": 0.1},
+    read_with={"sampling_error_interval": {"sampling_error_epochs": 1}},
+    reduces_to=Reduction("ppo_buffer", {"behavior_steps": TRIAL.config.num_steps}, {"behavior_learning_rate": 0.0}),
     summary="PPO on a buffer, with a behaviour policy that corrects its sampling error",
     source=Source(
         paper="Corrado and Hanna 2023, arXiv 2311.08290",

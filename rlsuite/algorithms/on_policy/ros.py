@@ -19,7 +19,7 @@ import jax
 
 from rlsuite.algorithms.on_policy import buffered_ppo
 from rlsuite.algorithms.on_policy.buffered_ppo import Round
-from rlsuite.core import Algorithm, AlgorithmSpec, Metrics, Source, Trial
+from rlsuite.core import Algorithm, AlgorithmSpec, Metrics, Reduction, Source, Trial
 from rlsuite.pieces.actor_critic import Networks, actor_of, distribution, log_prob
 from rlsuite.pieces.minibatches import mean_of
 from rlsuite.pieces.on_policy import Batch
@@ -145,6 +145,8 @@ SPEC = AlgorithmSpec(
     Hypers,
     make,
     TRIAL,
+    read_with={"sampling_error_interval": {"sampling_error_epochs": 1}},
+    reduces_to=Reduction("ppo_buffer", {"behavior_steps": TRIAL.config.num_steps}, {"ros_step_size": 0.0}),
     summary="PPO on a buffer, collected by a step away from what the buffer holds",
     source=Source(
         paper="Zhong et al. 2022, arXiv 2111.14552",
