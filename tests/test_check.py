@@ -177,7 +177,7 @@ def test_other_code_never_takes_these_results(file: Path, monkeypatch: pytest.Mo
         patch.setattr(local, "versions", lambda: {"jax": "another"})
         assert checking.code_state(check) != state
     real_read = Path.read_bytes
-    gae = ROOT / "rlsuite" / "returns.py"
+    gae = ROOT / "rlsuite" / "pieces" / "returns.py"
     monkeypatch.setattr(Path, "read_bytes", lambda path: real_read(path) + (b"#" if path == gae else b""))
     assert checking.code_state(check) != state
 

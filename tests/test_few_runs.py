@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from benchmark_scripts import DOCS
 from written import read, write_shard
 
 from analysis import __main__ as command
@@ -20,6 +19,8 @@ from analysis.bootstrap import FEW_RUNS, FEWEST_FOR_A_MEAN, FEWEST_RUNS, NO_SPRE
 from analysis.curves import performance_profiles, sample_efficiency_curves
 from analysis.power import Pilot
 from analysis.tables import AGGREGATES, latex, summarise
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 BOUNDS = r"\[-?[\d.]+, -?[\d.]+\]"
 

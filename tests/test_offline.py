@@ -24,7 +24,7 @@ from rlsuite.algorithms.offline import bc, td3_bc
 from rlsuite.commands import cli
 from rlsuite.core import Task, dataset_name
 from rlsuite.errors import UserError
-from rlsuite.sweeping import catalogue, local, policies, sweep
+from rlsuite.sweeping import catalogue, collect, local, policies, sweep
 from rlsuite.sweeping.store import Store
 from rlsuite.sweeping.sweep import Cell
 from rlsuite.training import batch
@@ -188,8 +188,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(catalogue, "check", lambda dataset_id, env: None)
-        for name in ("load", "read"):
-            patch.setattr(catalogue, name, lambda dataset_id, env, sampling, clip: datasets.draw(dataset, sampling))
+        patch.setattr(collect, "ensure", lambda dataset_id, env: None)
+        patch.setattr(catalogue, "read", lambda dataset_id, env, sampling, clip: datasets.draw(dataset, sampling))
         cell = dataclasses.replace(CELL, algorithm="bc", environment=ENV, dataset=dataset.id, steps=300, evaluations=6)
         shards = [
             sweep.shard("mine", dataclasses.replace(cell, config=BC, hypers=bc.Hypers(1e-2), label=label, sampling=how))

@@ -19,14 +19,16 @@ import optax
 import pytest
 from flax import struct
 from numpy_nets import FloatArray, Tree, assert_close
+from trained_states import params_of, with_adam
 
 from envs import datasets
 from envs.core import Box
-from rlsuite.algorithms.off_policy import dsac, dsac_t, mdpo_off_policy, sac
+from rlsuite.algorithms.off_policy import dsac_t, mdpo_off_policy, sac
 from rlsuite.algorithms.offline import iql, prdc, td3_bc
-from rlsuite.algorithms.on_policy import ppo, props
+from rlsuite.algorithms.on_policy import buffered_ppo
 from rlsuite.core import Algorithm, Clock, Task, Transition
-from rlsuite.pieces import offline, replay, rollout
+from rlsuite.pieces import off_policy, offline, offline_td3, replay, rollout
+from rlsuite.pieces.actor_critic import Networks, distribution, log_prob
 from rlsuite.pieces.sampling_error import sampling_error
 
 Case = dict[str, FloatArray]
@@ -127,8 +129,7 @@ def learned(
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(rollout, "collect", collect)
-            patch.setattr(replay, "add", lambda buffer, *_: buffer)
-            patch.setattr(dsac, "store", lambda buffer, *_: buffer)
+            patch.setattr(replay, "add_rollout", lambda buffer, *_: buffer)
             patch.setattr(replay, "sample", lambda *_: batch)
             patch.setattr(offline, "sample", lambda *_, **__: batch)
             patch.setattr(jax.random, "normal", lambda key, shape: next(turns[shape]))
@@ -144,7 +145,8 @@ def learned(
 
 def assert_equal_to(learner: Any, params: dict[str, Tree], tolerance: float = TOLERANCE) -> None:
     """The fields that `params` names are these."""
-    assert_close({name: learner._asdict()[name] for name in params}, params, tolerance)
+    found = params_of(learner)._asdict()
+    assert_close({name: found[name] for name in params}, params, tolerance)
 
 
 def on_device(params: dict[str, Tree]) -> dict[str, Tree]:
@@ -183,18 +185,12 @@ def test_sac_in_both_forms(name: str, cleanrl: bool) -> None:
         tau=hyper(case, "tau"),
     )
     params = on_device(sac_params(case, "init"))
-    fresh = optax.adam(0.0).init
-    learner = sac.Learner(
-        **params,
-        actor_opt=fresh(params["actor"]),
-        critic_opt=fresh(params["critics"]),
-        alpha_opt=fresh(params["log_alpha"]),
-    )
+    learner = with_adam(sac.Learner(**params))
     of_actor = [case["noise/action"], case["noise/alpha"]] if cleanrl else [case["noise/action"]]
     states = learned(
         sac.make(config),
         Task(Original(tuple(case["hyper/high"].tolist()))),
-        sac.State(**online(learner)),
+        off_policy.State(**online(learner)),
         hypers,
         replayed(case),
         [case["noise/next_action"], np.stack(of_actor, axis=1)],
@@ -236,18 +232,12 @@ def test_dsac_t_with_the_loss_of_2025() -> None:
         tau_b=hyper(case, "tau_b"),
     )
     params = on_device(dsac_t_params(case, "init"))
-    fresh = optax.adam(0.0).init
-    learner = dsac_t.Learner(
-        **params,
-        actor_opt=fresh(params["actor"]),
-        critic_opt=fresh(params["critics"]),
-        alpha_opt=fresh(params["log_alpha"]),
-    )
+    learner = with_adam(dsac_t.Learner(**params))
     returns = np.stack([case["noise/return_1"], case["noise/return_2"]], axis=1)
     states = learned(
         dsac_t.make(config),
         Task(Original(tuple(case["hyper/action_high_limit"].tolist()))),
-        dsac_t.State(**online(learner)),
+        off_policy.State(**online(learner)),
         hypers,
         replayed(case),
         # The next action's noise is drawn first, the actor's last.
@@ -316,17 +306,11 @@ def mdpo_states(case: Case, mean_log_prob: bool) -> list[Any]:
     params = on_device(mdpo_params(case, "init"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(optax, "adam", tensorflow_adam)
-        fresh = optax.adam(0.0).init
-        learner = mdpo_off_policy.Learner(
-            **params,
-            actor_opt=fresh(params["actor"]),
-            critic_opt=fresh(params["critics"]),
-            value_opt=fresh(params["value"]),
-        )
+        learner = with_adam(mdpo_off_policy.Learner(**params))
         return learned(
             mdpo_off_policy.make(config),
             Task(Original()),
-            mdpo_off_policy.State(**online(learner)),
+            off_policy.State(**online(learner)),
             mdpo_hypers(case),
             replayed(case),
             [case["noise/action"]],
@@ -367,13 +351,13 @@ def test_what_off_policy_mdpo_leaves_out_of_the_loss_of_the_code_is_a_variance()
     case = load("mdpo_off_policy")
     networks = mdpo_off_policy.networks_of(mdpo_off_policy.Config(hidden_sizes=HIDDEN), Original())
     params, hypers = on_device(mdpo_params(case, "init")), mdpo_hypers(case)
-    learner = mdpo_off_policy.Learner(**params, actor_opt=None, critic_opt=None, value_opt=None)
+    learner = with_adam(mdpo_off_policy.Learner(**params))
 
     @jax.jit
     def losses(learner: Any, obs: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
-        drawn = mdpo_off_policy.draw(networks, learner.actor, obs, noise)
+        drawn = mdpo_off_policy.draw(networks.policy, learner.actor.params, obs, noise)
         log_prob = mdpo_off_policy.log_q_prob(drawn.log_density, hypers.tsallis_q)
-        of_mean = mdpo_off_policy.value_loss(learner.value, networks, learner, obs, noise, hypers, True)[0]
+        of_mean = mdpo_off_policy.value_loss(learner.value.params, networks, learner, obs, noise, hypers, True)[0]
         return of_mean, 0.5 * jnp.var(hypers.entropy_coef * log_prob)
 
     of_mean, constant = losses(learner, jnp.asarray(case["in/obs"][0]), jnp.asarray(case["noise/action"][0]))
@@ -416,10 +400,9 @@ def prdc_params(case: Case, when: str) -> dict[str, Tree]:
     }
 
 
-def td3_state(params: dict[str, Tree]) -> td3_bc.State:
+def td3_state(params: dict[str, Tree]) -> offline_td3.State:
     """That of TD3+BC and of PRDC."""
-    params, fresh = on_device(params), optax.adam(0.0).init
-    return td3_bc.State(**params, actor_opt=fresh(params["actor"]), critic_opt=fresh(params["critics"]))
+    return with_adam(offline_td3.State(**on_device(params)))
 
 
 def test_td3_bc() -> None:
@@ -513,13 +496,7 @@ def test_iql() -> None:
         beta=hyper(case, "beta"),
         max_weight=hyper(case, "exp_adv_max"),
     )
-    params, fresh = on_device(iql_params(case, "init")), optax.adam(0.0).init
-    state = iql.State(
-        **params,
-        actor_opt=fresh(params["actor"]),
-        critic_opt=fresh(params["critics"]),
-        value_opt=fresh(params["value"]),
-    )
+    state = with_adam(iql.State(**on_device(iql_params(case, "init"))))
     task, budget = Task(Original()), int(hyper(case, "max_steps"))
     states = learned(iql.make(config), task, state, hypers, batches_of(case), [], budget=budget)
     assert_equal_to(states[-1], iql_params(case, "out5"))
@@ -530,19 +507,19 @@ def test_iql() -> None:
 
 def test_sampling_error() -> None:
     case = load("props_sampling_error")
-    networks = ppo.Networks(HIDDEN, Original().action_space)
+    networks = Networks(HIDDEN, Original().action_space)
     policy = torch_mlp(case, "init/agent.actor_mean.", ("0", "2", "4"))["params"]
     actor = on_device({"policy": policy, "log_std": case["init/agent.actor_logstd"][0]})
 
     @jax.jit
     def measured(actor: Tree, obs: jax.Array, action: jax.Array) -> jax.Array:
         return sampling_error(
-            lambda actor: ppo.log_prob(props.distribution(networks, actor, obs), action),
+            lambda actor: log_prob(distribution(networks, actor, obs), action),
             actor,
-            props.learns_in_fit(actor),
+            buffered_ppo.learns_in_fit(actor),
             jnp.ones(len(obs), bool),
             num_steps=2000,
-            project=props.within_bounds,
+            project=buffered_ppo.within_bounds,
         )
 
     got = measured(actor, jnp.asarray(case["in/obs"]), jnp.asarray(case["in/action"]))
