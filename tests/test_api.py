@@ -35,9 +35,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> rlsuite.Run:
     return train(tmp_path_factory.mktemp("api"), hypers={"learning_rate": (1e-3, 1e-2), "discount": 0.5})
 
 
-def python(program: str) -> str:
+def python(program: str, **variables: str) -> str:
     """What a program prints in a process of its own."""
-    return subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    there = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, check=True, capture_output=True, text=True, env={**there, **variables}).stdout
 
 
 # --- The names --------------------------------------------------------------------------------------------------------
@@ -100,6 +102,19 @@ def test_sweep_reads_a_file(tmp_path: Path) -> None:
     )
     found = rlsuite.sweep(tmp_path / "mine.py", results=tmp_path / "results", settings=SETTINGS)
     assert found.folder == tmp_path / "results" / "mine" and len(found.table()) == 2
+
+
+def test_run_trains_on_every_core(tmp_path: Path) -> None:
+    """In a process of its own, since JAX takes the number of its devices before it computes anything."""
+    shown = python(
+        "import rlsuite, jax\n"
+        f"run = rlsuite.run('ppo', '{ENV}', steps=8, seeds=2, config={CONFIG}, evaluations=1, eval_episodes=1,"
+        f" results={str(tmp_path)!r}, settings=rlsuite.Settings(rlsuite.Limits(width=1)))\n"
+        "from rlsuite.training import memory\n"
+        "print(jax.local_device_count() == memory.num_cores())\n",
+        JAX_PLATFORMS="cpu",
+    )
+    assert shown.endswith("True\n")
 
 
 def test_run_works_in_a_thread(tmp_path: Path) -> None:

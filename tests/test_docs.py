@@ -132,10 +132,12 @@ def test_the_readme_lists_every_method() -> None:
     rows = re.findall(
         r"^\| `(\w+)` \| \[`([\w+]+)`\]\(docs/algorithms/(\w+)\.md\) \| (.+) \|$", README.read_text(), re.M
     )
-    listed = [(room, name, summary) for room, name, _, summary in rows]
-    there = [(card.room, card.name, card.summary) for card in algorithms.cards() if card.room != "other"]
-    assert sorted(listed) == sorted(there)
-    assert all(page == name.split("+")[-1] for _, name, page, _ in rows)
+    own = [card for card in algorithms.cards() if card.room != "other"]
+    there = {(card.room, card.name, card.name.split("+")[-1], card.summary) for card in own}
+    wanted = [f"| `{room}` | [`{name}`](docs/algorithms/{page}.md) | {text} |" for room, name, page, text in there]
+    assert set(rows) == there and len(rows) == len(there), "the rows of the table are to be:\n" + "\n".join(
+        sorted(wanted)
+    )
 
 
 def test_citations_are_of_this_version() -> None:

@@ -168,6 +168,7 @@ def run(
         UserError: an unknown name, or a value that cannot work.
         Stopped: by SIGINT or SIGTERM, after saving; the same call goes on.
     """
+    prepare_jax()  # before an environment is made, which computes
     preset = algorithms.get(algorithm).preset(environment, dataset)
     cell = Cell(
         algorithm,
@@ -201,6 +202,7 @@ def sweep(experiment: Experiment | PathLike, *, results: PathLike = "results", s
     Raises:
         UserError, Stopped: as `run`.
     """
+    prepare_jax()
     if not isinstance(experiment, Experiment):
         experiment = sweeps.load(_path(experiment))
     return _train(sweeps.shards(experiment), _path(results) / experiment.name, settings)
@@ -254,6 +256,7 @@ def load_policy(run: Run | PathLike, *, seed: int | None = None) -> Policy:
             names = ", ".join(str(run.folder / name) for name in run.shards[:4])
             raise UserError(f"there are {len(run.shards)} shards; load the policy of one, such as {names}")
         run = run.folder / run.shards[0]
+    prepare_jax()
     trained = policies.load(_path(run))
     seeds = trained.table["seed"].to_pylist()
     if seed is not None and seed not in seeds:
@@ -270,7 +273,6 @@ def _train(shards: Sequence[Shard], folder: Path, settings: Settings | None) -> 
     settings = settings or Settings(save_policies=True)
     chosen = {"width": settings.limits.width, "devices": settings.limits.devices}
     check_positive(**{name: value for name, value in chosen.items() if value is not None})
-    prepare_jax()
     store = Store(folder)
     wanted = {shard.name: shard for one in shards for shard in local.extending(one, store)}
     local.run(list(wanted.values()), store, settings)
