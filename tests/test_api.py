@@ -108,7 +108,7 @@ def test_run_trains_on_every_core(tmp_path: Path) -> None:
     """In a process of its own, since JAX takes the number of its devices before it computes anything."""
     shown = python(
         "import rlsuite, jax\n"
-        f"run = rlsuite.run('ppo', '{ENV}', steps=8, seeds=2, config={CONFIG}, evaluations=1, eval_episodes=1,"
+        f"rlsuite.run('ppo', 'gymnax/CartPole-v1', steps=8, seeds=2, config={CONFIG}, evaluations=1, eval_episodes=1,"
         f" results={str(tmp_path)!r}, settings=rlsuite.Settings(rlsuite.Limits(width=1)))\n"
         "from rlsuite.training import memory\n"
         "print(jax.local_device_count() == memory.num_cores())\n",
