@@ -22,8 +22,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "rlsuite": frozenset({"envs"}),
 }
 
-# The one exception: `rlsuite report` hands its arguments to analysis, which is an extra that may be missing.
-LAZY_EXCEPTIONS = {("rlsuite/commands/cli.py", "analysis")}
+# The exceptions: `rlsuite report`, as a command and as a function, hands its arguments to analysis, which is an extra
+# that may be missing.
+LAZY_EXCEPTIONS = {("rlsuite/commands/cli.py", "analysis"), ("rlsuite/commands/api.py", "analysis")}
 
 # Only the adapters know which library simulates a task.
 ENVIRONMENT_LIBRARIES = frozenset({"brax", "gymnasium", "gymnax", "minari", "mujoco", "mujoco_playground"})
@@ -49,12 +50,18 @@ def imported_modules(path: str, node: ast.AST) -> list[str]:
 
 
 def imports(path: str, node: ast.AST, lazy: bool = False) -> Iterator[tuple[int, str, bool]]:
-    """(line, absolute module name, whether it is inside a function) of every import below `node`."""
+    """(line, absolute module name, whether it is inside a function, or for type checkers only) of every import below
+    `node`."""
     for child in ast.iter_child_nodes(node):
         for module in imported_modules(path, child):
             yield getattr(child, "lineno", 0), module, lazy
         inside_function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        yield from imports(path, child, lazy or inside_function)
+        yield from imports(path, child, lazy or inside_function or is_for_types(child))
+
+
+def is_for_types(node: ast.AST) -> bool:
+    """Whether this is `if TYPE_CHECKING:` without an `else`, which no program runs."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not node.orelse
 
 
 def offences(path: str, source: str) -> list[str]:
@@ -96,6 +103,9 @@ def test_imports_go_one_way(package: str) -> None:
         ("rlsuite/commands/cli.py", "class C:\n    import analysis"),
         ("rlsuite/commands/cli.py", "def f():\n    import experiments"),
         ("rlsuite/a.py", "if TYPE_CHECKING:\n    from brax.envs import Env"),
+        ("rlsuite/a.py", "if TYPE_CHECKING:\n    from analysis import Scores"),
+        ("rlsuite/commands/api.py", "if not TYPE_CHECKING:\n    from analysis import Scores"),
+        ("rlsuite/commands/api.py", "if TYPE_CHECKING:\n    pass\nelse:\n    from analysis import Scores"),
         ("rlsuite/algorithms/a.py", "from mujoco import mjx"),
         ("rlsuite/algorithms/a.py", "from ...analysis import scores"),
         ("experiments/a.py", "import analysis"),
@@ -114,6 +124,7 @@ def test_checker_finds(path: str, source: str) -> None:
     [
         ("envs/a.py", "from .core import Env\nimport envs.core\nfrom brax import envs as brax_envs"),
         ("rlsuite/commands/cli.py", "def report():\n    from analysis.__main__ import main"),
+        ("rlsuite/commands/api.py", "if TYPE_CHECKING:\n    from analysis import Scores"),
         (
             "rlsuite/commands/cli.py",
             "import importlib\ndef report():\n    importlib.import_module('analysis.__main__')",

@@ -1,4 +1,4 @@
-"""Learning curves: the experiments that we ship, run as a user runs them, reach what the README says.
+"""Learning curves: the experiments that we ship, run as a user runs them, reach what docs/quick.md says.
 
 Scores are read as a user reads them, through `analysis`.
 """
