@@ -1,4 +1,4 @@
-"""Trained networks: a step is the optimiser's own, and files number leaves as they did when states were flat records."""
+"""Trained networks: a step is the optimiser's own, and files number leaves as when states were flat records."""
 
 from __future__ import annotations
 
