@@ -8,7 +8,7 @@ authors' code: ReLU networks, log standard deviation clipped to [-20, 2], tanh-s
 a target of V only, a small penalty on the means and log standard deviations, and one gradient step of everything at
 once from the parameters before it. Log-densities are those of the action scaled to [-1, 1], each component's density
 bounded from below at 1e-6 and the squashing's slope kept 1e-6 from 0; log_q is summed over the components.
-`mdpo.py` is the other half of the paper. No setting gives SAC's bits: Q's target is a copy of V here, the Qs' own there.
+`mdpo.py` is the other half of the paper. No setting gives SAC's bits: Q's target is a copy of V here, of Q there.
 
 The code acts with the policy's mean after the warm-up, with no noise at all, where the paper samples. The code's is the
 default here, since every other setting is the code's too; `sample_actions` gives the paper's.
