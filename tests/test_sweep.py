@@ -31,7 +31,7 @@ from rlsuite.algorithms.on_policy import ppo
 from rlsuite.commands import cli
 from rlsuite.core import Preset
 from rlsuite.errors import Stopped, UserError
-from rlsuite.sweeping import catalogue, local, sweep
+from rlsuite.sweeping import catalogue, local, policies, sweep
 from rlsuite.sweeping.local import Settings
 from rlsuite.sweeping.store import Part, Store
 from rlsuite.sweeping.sweep import Cell, Experiment, Reference, Shard
@@ -106,6 +106,20 @@ def test_whole_hyperparameters_are_floats() -> None:
         for discount in (1, 1.0)
     }
     assert len(names) == 1
+
+
+def test_props_shards_keep_the_names_of_the_time_when_ros_was_a_setting_of_it() -> None:
+    props = algorithms.get("props")
+    cell = Cell("props", "probe/action/discrete", 512, seeds=2, evaluations=2, eval_episodes=2)
+    cell = dataclasses.replace(cell, config=props.trial.config, hypers=props.trial.hypers)
+    assert sweep.shard("mine", cell).name == "props__probe-action-discrete__ea974ecc"  # as commit cde63a0 names it
+
+
+def test_a_policy_of_a_setting_that_is_gone_is_refused_by_its_value() -> None:
+    former = algorithms.get("props").former
+    assert policies.without_former({"behavior": "props", "num_envs": 4}, former) == {"num_envs": 4}
+    with pytest.raises(ValueError, match="behavior='ros', a method of its own now: `rlsuite list algorithms`"):
+        policies.without_former({"behavior": "ros", "num_envs": 4}, former)
 
 
 def test_the_name_begins_with_label_and_environment() -> None:

@@ -161,8 +161,17 @@ def load(run: str | Path) -> Trained:
 
 
 def without_former(values: dict[str, Any], former: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of an old manifest without those that are gone and had the value that they always have now."""
-    return {name: value for name, value in values.items() if name not in former or former[name] != value}
+    """The settings of an old manifest without those that are gone and had the value that they always have now.
+
+    Raises:
+        ValueError: one that is gone had another value, with which the method is another one now.
+    """
+    for name, value in former.items():
+        if values.get(name, value) != value:
+            raise ValueError(
+                f"trained with {name}={values[name]!r}, a method of its own now: `rlsuite list algorithms` names it"
+            )
+    return {name: value for name, value in values.items() if name not in former}
 
 
 def dataset_of(manifest: dict[str, Any], env: Env) -> Dataset | None:
