@@ -136,7 +136,7 @@ TRIAL = Trial(
         hidden_sizes=(16,),
         normalize_reward=False,
     ),
-    Hypers(learning_rate=1e-2, discount=0.5, entropy_coef=0.0, target_kl=0.1),
+    Hypers(learning_rate=1e-2, discount=0.5, entropy_coef=0.0, target_kl=0.1, ros_step_size=1e-4),
     updates=200,
 )
 
