@@ -596,7 +596,9 @@ def test_both_commands_train_only_the_seeds_that_are_missing(
     Path("mine.py").write_text(EXPERIMENT)
     asked: list[sweep.Shard] = []
     monkeypatch.setattr(local, "run", lambda shards, store, settings: asked.extend(shards))
-    monkeypatch.setattr(local, "extending", lambda one, store: [local.at_seeds(one, 0, 2), local.at_seeds(one, 2, 3)])
+    monkeypatch.setattr(
+        local, "extending", lambda ones, store: [local.at_seeds(ones[0], 0, 2), local.at_seeds(ones[0], 2, 3)]
+    )
     assert cli.main(["run", "ppo", *ENV, "--seeds", "5"]) == 0
     assert [(one.cell.first_seed, one.cell.seeds) for one in asked] == [(0, 2), (2, 3)]
     asked.clear()

@@ -421,7 +421,7 @@ def seeds_of(shards: list[Shard]) -> list[tuple[int, int]]:
 
 
 def run_all(one: Shard, store: Store) -> None:
-    local.run(local.extending(one, store), store, Settings(at_once(4).limits))
+    local.run(local.extending([one], store), store, Settings(at_once(4).limits))
 
 
 def test_more_seeds_extend_what_is_there(tmp_path: Path, made_up: MadeUp) -> None:
@@ -435,10 +435,10 @@ def test_more_seeds_extend_what_is_there(tmp_path: Path, made_up: MadeUp) -> Non
     assert made_up.started == [(0, 1, 2, 3), (4, 5)]
     # What there is may begin later, and may be in several files.
     run_all(at(8, 2), store)
-    assert seeds_of(local.extending(at(0, 8), store)) == [(0, 4), (4, 2), (6, 2)]
-    assert seeds_of(local.extending(at(0, 10), store)) == [(0, 4), (4, 2), (8, 2), (6, 2)]
+    assert seeds_of(local.extending([at(0, 8)], store)) == [(0, 4), (4, 2), (6, 2)]
+    assert seeds_of(local.extending([at(0, 10)], store)) == [(0, 4), (4, 2), (8, 2), (6, 2)]
     # Seeds with gaps are no shard.
-    assert seeds_of(local.extending(at(0, 12), store)) == [(0, 12)]
+    assert seeds_of(local.extending([at(0, 12)], store)) == [(0, 12)]
 
 
 def test_settings_are_extended_together(tmp_path: Path, made_up: MadeUp) -> None:
@@ -446,11 +446,11 @@ def test_settings_are_extended_together(tmp_path: Path, made_up: MadeUp) -> None
     settings = (hypers(learning_rate=1e-3), hypers(learning_rate=3e-4))  # type: ignore[call-arg]
     store = Store(tmp_path)
     run_all(at(0, 2, hypers=settings), store)
-    [kept, more] = local.extending(at(0, 3, hypers=settings), store)
+    [kept, more] = local.extending([at(0, 3, hypers=settings)], store)
     assert store.path(kept).exists()
     assert more.runs == ((2, settings[0]), (2, settings[1]))
     # Of one setting alone there is nothing.
-    assert seeds_of(local.extending(at(0, 3, hypers=settings[0]), store)) == [(0, 3)]
+    assert seeds_of(local.extending([at(0, 3, hypers=settings[0])], store)) == [(0, 3)]
 
 
 @pytest.mark.parametrize(
@@ -459,7 +459,7 @@ def test_settings_are_extended_together(tmp_path: Path, made_up: MadeUp) -> None
 def test_seeds_of_another_command_are_not_extended(other: dict[str, Any], tmp_path: Path, made_up: MadeUp) -> None:
     store = Store(tmp_path)
     run_all(at(0, 4), store)
-    assert seeds_of(local.extending(at(0, 6, **other), store)) == [(0, 6)]
+    assert seeds_of(local.extending([at(0, 6, **other)], store)) == [(0, 6)]
 
 
 def test_seeds_of_other_code_are_not_extended(tmp_path: Path, made_up: MadeUp, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -467,19 +467,19 @@ def test_seeds_of_other_code_are_not_extended(tmp_path: Path, made_up: MadeUp, m
     run_all(at(0, 4), store)
     with monkeypatch.context() as patch:
         patch.setattr(provenance, "session", lambda: {**now, "rlsuite_sources": "0ther"})
-        assert seeds_of(local.extending(at(0, 6), store)) == [(0, 6)]
+        assert seeds_of(local.extending([at(0, 6)], store)) == [(0, 6)]
     strip(store, at(0, 4))
-    assert seeds_of(local.extending(at(0, 6), store)) == [(0, 6)]
+    assert seeds_of(local.extending([at(0, 6)], store)) == [(0, 6)]
 
 
 def test_what_was_begun_or_finished_as_a_whole_stays_whole(tmp_path: Path, made_up: MadeUp) -> None:
     """As folders of before have it."""
     store = Store(tmp_path)
     local.run([at(0, 4), at(0, 6)], store, Settings(at_once(4).limits))
-    assert seeds_of(local.extending(at(0, 6), store)) == [(0, 6)]
+    assert seeds_of(local.extending([at(0, 6)], store)) == [(0, 6)]
     store.path(at(0, 6)).unlink()
     store.partial(at(0, 6)).mkdir()
-    assert seeds_of(local.extending(at(0, 6), store)) == [(0, 6)]
+    assert seeds_of(local.extending([at(0, 6)], store)) == [(0, 6)]
 
 
 # --- Rows that go missing ---------------------------------------------------------------------------------------------

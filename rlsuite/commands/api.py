@@ -274,9 +274,9 @@ def _train(shards: Sequence[Shard], folder: Path, settings: Settings | None) -> 
     chosen = {"width": settings.limits.width, "devices": settings.limits.devices}
     check_positive(**{name: value for name, value in chosen.items() if value is not None})
     store = Store(folder)
-    wanted = {shard.name: shard for one in shards for shard in local.extending(one, store)}
-    local.run(list(wanted.values()), store, settings)
-    return Run(folder, tuple(wanted))
+    wanted = local.extending(shards, store)
+    local.run(wanted, store, settings)
+    return Run(folder, tuple(shard.name for shard in wanted))
 
 
 def _changed_config(config: Any, changes: Changes) -> Any:

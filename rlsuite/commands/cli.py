@@ -204,8 +204,8 @@ def run(arguments: list[str]) -> int:
     )
     shard = sweep.shard(options["name"], cell)
     store = Store(Path(options["results"]) / options["name"])
-    local.run(local.extending(shard, store), store, settings)
-    return report_after(Path(options["results"]) / options["name"])
+    local.run(local.extending([shard], store), store, settings)
+    return report_after(store.folder)
 
 
 def given_reference(low: float, high: float) -> Any:
@@ -236,9 +236,9 @@ def run_sweep(arguments: list[str]) -> int:
     settings = execution_settings(vars(options))
     prepare_jax()
     experiment = sweep.load(options.experiment)
-    whole = sweep.shards(experiment)
+    wanted = sweep.shards(experiment)  # before there is a folder
     store = Store(Path(options.results) / experiment.name)
-    shards = list({shard.name: shard for one in whole for shard in local.extending(one, store)}.values())
+    shards = local.extending(wanted, store)
     print(f"{experiment.name}: {experiment.description}", flush=True)
     local.run(shards, store, settings)
     if others := store.others(shards):

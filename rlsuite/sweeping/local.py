@@ -159,19 +159,24 @@ def begun_with_other_code(shard: Shard, store: Store) -> bool:
     return unfinished and not provenance.same(shard, store.manifest(shard))
 
 
-def extending(shard: Shard, store: Store) -> list[Shard]:
-    """The shards that together give the runs of this one, if some are finished in others of the same command.
+def extending(shards: Sequence[Shard], store: Store) -> list[Shard]:
+    """The shards that together give the runs of these, each once, if some are finished in others of the same command.
 
-    Those are the ones to keep, in the order of their seeds, and last one with the seeds that they lack, if any. They
-    are of the same code and data. The shard itself is to run where nothing of the kind is there, where it has been
-    begun or finished as a whole, and where the seeds that are left have gaps.
+    For each of `shards` those are the ones to keep, in the order of their seeds, and last one with the seeds that they
+    lack, if any. They are of the same code and data. A shard itself is to run where nothing of the kind is there,
+    where it has been begun or finished as a whole, and where the seeds that are left have gaps.
     """
+    manifests = finished_manifests(store)
+    return list({one.name: one for shard in shards for one in parts_of(shard, store, manifests)}.values())
+
+
+def parts_of(shard: Shard, store: Store, manifests: dict[str, dict[str, Any]]) -> list[Shard]:
+    """`extending` for one shard, given the manifests of the folder."""
     if store.path(shard).exists() or store.partial(shard).exists():
         return [shard]
-    wanted = set(range(shard.cell.first_seed, shard.cell.first_seed + shard.cell.seeds))
     held: list[Shard] = []
-    missing = set(wanted)
-    for other in sorted(finished_alike(shard, store), key=lambda other: -other.cell.seeds):
+    missing = set(range(shard.cell.first_seed, shard.cell.first_seed + shard.cell.seeds))
+    for other in sorted(finished_alike(shard, store, manifests), key=lambda other: -other.cell.seeds):
         seeds = {seed for seed, _ in other.runs}
         if seeds & missing:
             held.append(other)
@@ -190,20 +195,28 @@ def at_seeds(shard: Shard, first_seed: int, seeds: int) -> Shard:
     return sweep.shard(shard.experiment, dataclasses.replace(shard.cell, first_seed=first_seed, seeds=seeds))
 
 
-def finished_alike(shard: Shard, store: Store) -> Iterator[Shard]:
-    """All finished shards that differ from this one in nothing but their seeds, trained with this code and data."""
+def finished_manifests(store: Store) -> dict[str, dict[str, Any]]:
+    """The manifests of a folder that can be read, by the name of the shard."""
+    found = {}
     for path in sorted(store.folder.glob("[!.]*.json")):
+        with contextlib.suppress(OSError, ValueError):
+            found[path.stem] = json.loads(path.read_text())
+    return found
+
+
+def finished_alike(shard: Shard, store: Store, manifests: dict[str, dict[str, Any]]) -> Iterator[Shard]:
+    """All finished shards that differ from this one in nothing but their seeds, trained with this code and data."""
+    for name, found in manifests.items():
         try:
-            found = json.loads(path.read_text())
             seeds = sorted(set(found["seeds"]))
             alike = (found["label"], found["config_hash"]) == (shard.label, shard.config_hash)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (KeyError, TypeError):
             continue
         if not alike or seeds != list(range(seeds[0], seeds[0] + len(seeds))):
             continue
         other = at_seeds(shard, seeds[0], len(seeds))
         # The name holds a digest of all else that rows depend on.
-        if other.name != path.stem or not store.path(other).exists() or not provenance.same(other, found):
+        if other.name != name or not store.path(other).exists() or not provenance.same(other, found):
             continue
         if shard.cell.dataset is None or catalogue.fingerprint(shard.cell.dataset) == found.get("dataset_files"):
             yield other
