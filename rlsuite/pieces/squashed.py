@@ -52,6 +52,10 @@ class Policy(NamedTuple):
         """A reparameterised action `[..., action_dim]` from standard normal noise, and its log-probability `[...]`."""
         return squash_noise(*self.distribution(actor, obs), noise, self.low, self.high, self.extra_slope)
 
+    def sample(self, key: Array, actor: Params, obs: Array) -> tuple[Array, Array]:
+        """`draw` with noise from a key."""
+        return self.draw(actor, obs, jax.random.normal(key, (*obs.shape[:-1], self.action_dim)))
+
     def mean_action(self, actor: Params, obs: Array) -> Array:
         """The squashed mean: `[..., obs_dim]` -> `[..., action_dim]`."""
         mean, _ = self.distribution(actor, obs)
@@ -80,3 +84,8 @@ def in_units(mean: Array, log_std: Array, noise: Array) -> tuple[Array, Array]:
 def alpha_loss(log_alpha: Array, log_prob: Array, target_entropy: Array | float) -> Array:
     """-mean(log alpha (log pi + target entropy)), Stable-Baselines3's form: `[]`, `[batch]` -> `[]`."""
     return -jnp.mean(log_alpha * jax.lax.stop_gradient(log_prob + target_entropy))
+
+
+def temperature(learner: Any) -> dict[str, Array]:
+    """The metric `alpha` of a learner with `log_alpha`."""
+    return {"alpha": jnp.exp(learner.log_alpha.params)}

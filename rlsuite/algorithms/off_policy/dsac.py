@@ -42,12 +42,15 @@ from rlsuite.pieces import off_policy, replay, squashed
 from rlsuite.pieces.off_policy import Step
 from rlsuite.pieces.return_distributions import (
     Networks,
+    behave,
     clip_target,
     gaussian_loss,
     networks_of,
+    play,
     return_distribution,
     sample_return,
     soft_target,
+    step_policy,
 )
 from rlsuite.pieces.trained import Trained
 from rlsuite.pieces.value_bias import Critique
@@ -165,12 +168,6 @@ def init(config: Config, keys: Array, env: Env, hypers: Hypers) -> Learner:
     )
 
 
-def behave(config: Config, key: Array, env: Env, learner: Learner, obs: Array, hypers: Hypers) -> Array:
-    """Actions drawn from the policy, in the warm-up too, when it is still the initial one."""
-    policy = networks_of(config.hidden_sizes, env).policy
-    return policy.draw(learner.actor.params, obs, jax.random.normal(key, (*obs.shape[:-1], policy.action_dim)))[0]
-
-
 def learn_actor(
     config: Config, networks: Networks, before: Learner, learner: Learner, obs: Array, noise: Array, hypers: Hypers
 ) -> Learner:
@@ -178,15 +175,9 @@ def learn_actor(
     grads, log_prob = jax.grad(actor_loss, has_aux=True)(
         before.actor.params, networks, before.critic.params, before.log_alpha.params, obs, noise
     )
-    learner = learner._replace(actor=before.actor.step(grads, optax.adam(hypers.actor_learning_rate)))
-    if config.learn_alpha:
-        target_entropy = -hypers.target_entropy_scale * noise.shape[-1]
-        grad = jax.grad(squashed.alpha_loss)(before.log_alpha.params, log_prob, target_entropy)
-        learner = learner._replace(log_alpha=before.log_alpha.step(grad, optax.adam(hypers.alpha_learning_rate)))
-    return learner._replace(
-        target_critic=optax.incremental_update(learner.critic.params, learner.target_critic, hypers.tau),
-        target_actor=optax.incremental_update(learner.actor.params, learner.target_actor, hypers.tau),
-    )
+    learner = step_policy(config, before, learner, grads, log_prob, noise.shape[-1], hypers)
+    targets = optax.incremental_update(learner.critic.params, learner.target_critic, hypers.tau)
+    return learner._replace(target_critic=targets)
 
 
 def gradient_step(config: Config, before: Learner, step: Step) -> tuple[Learner, Metrics]:
@@ -209,27 +200,16 @@ def gradient_step(config: Config, before: Learner, step: Step) -> tuple[Learner,
     return jax.lax.cond(due, move, lambda learner: learner, learner), metrics
 
 
-def report(learner: Learner) -> Metrics:
-    """The temperature."""
-    return {"alpha": jnp.exp(learner.log_alpha.params)}
-
-
-def play(config: Config, env: Env, learner: Learner, obs: Array) -> Array:
-    """The policy's squashed mean: `[obs_dim]` -> `[action_dim]`."""
-    return networks_of(config.hidden_sizes, env).policy.mean_action(learner.actor.params, obs)
-
-
 def critique(config: Config, key: Array, env: Env, learner: Learner, obs: Array) -> Critique:
     """The soft value of an action drawn from the policy."""
     networks = networks_of(config.hidden_sizes, env)
-    noise = jax.random.normal(key, networks.policy.low.shape)
-    action, log_prob = networks.policy.draw(learner.actor.params, obs, noise)
+    action, log_prob = networks.policy.sample(key, learner.actor.params, obs)
     bonus = -jnp.exp(learner.log_alpha.params) * log_prob
     mean, _ = return_distribution(networks, learner.critic.params, obs, action)
     return Critique(action, bonus, mean + bonus)
 
 
-METHOD = off_policy.Method(init, behave, gradient_step, report, play, critique)
+METHOD = off_policy.Method(init, behave, gradient_step, squashed.temperature, play, critique)
 
 
 def make(config: Config) -> Algorithm:

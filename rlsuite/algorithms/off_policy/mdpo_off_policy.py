@@ -259,7 +259,7 @@ def behave(config: Config, key: Array, env: Env, learner: Learner, obs: Array, h
     policy = networks_of(config, env).policy
     if not config.sample_actions:
         return policy.mean_action(learner.actor.params, obs)
-    return policy.draw(learner.actor.params, obs, jax.random.normal(key, (*obs.shape[:-1], policy.action_dim)))[0]
+    return policy.sample(key, learner.actor.params, obs)[0]
 
 
 def kl_weight(config: Config, clock: Clock, hypers: Hypers) -> Array | float:

@@ -174,9 +174,7 @@ def init(config: Config, keys: Array, env: Env, hypers: Hypers) -> Learner:
 
 def behave(config: Config, key: Array, env: Env, learner: Learner, obs: Array, hypers: Hypers | None = None) -> Array:
     """Actions drawn from the policy: `[..., obs_dim]` -> `[..., action_dim]`."""
-    policy = networks_of(config, env).policy
-    noise = jax.random.normal(key, (*obs.shape[:-1], policy.action_dim))
-    return policy.draw(learner.actor.params, obs, noise)[0]
+    return networks_of(config, env).policy.sample(key, learner.actor.params, obs)[0]
 
 
 def learn_actor(
@@ -226,11 +224,6 @@ def gradient_step(config: Config, learner: Learner, step: Step) -> tuple[Learner
     return learner._replace(target_critics=targets), metrics
 
 
-def report(learner: Learner) -> Metrics:
-    """The temperature."""
-    return {"alpha": jnp.exp(learner.log_alpha.params)}
-
-
 def play(config: Config, env: Env, learner: Learner, obs: Array) -> Array:
     """The policy's squashed mean: `[obs_dim]` -> `[action_dim]`."""
     return networks_of(config, env).policy.mean_action(learner.actor.params, obs)
@@ -239,14 +232,12 @@ def play(config: Config, env: Env, learner: Learner, obs: Array) -> Array:
 def critique(config: Config, key: Array, env: Env, learner: Learner, obs: Array) -> Critique:
     """The soft value of an action drawn from the policy."""
     networks = networks_of(config, env)
-    action, log_prob = networks.policy.draw(
-        learner.actor.params, obs, jax.random.normal(key, networks.policy.low.shape)
-    )
+    action, log_prob = networks.policy.sample(key, learner.actor.params, obs)
     bonus = -jnp.exp(learner.log_alpha.params) * log_prob
     return Critique(action, bonus, min_q(networks.critic, learner.critics.params, obs, action) + bonus)
 
 
-METHOD = off_policy.Method(init, behave, gradient_step, report, play, critique)
+METHOD = off_policy.Method(init, behave, gradient_step, squashed.temperature, play, critique)
 
 
 def make(config: Config) -> Algorithm:

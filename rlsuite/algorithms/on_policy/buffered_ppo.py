@@ -123,6 +123,10 @@ class Method(NamedTuple):
     """(config, key, networks, round, carry, hypers) -> (actor that collects, carry, metrics `[]`)"""
 
 
+def carry_nothing(config: Any, params: Params, hypers: Any) -> None:
+    """The `start` of a method that carries nothing from round to round."""
+
+
 def learns_in_fit(actor: Params) -> Params:
     """Which leaves the fit of the sampling error moves: all but the hidden layers, or it would fit single samples."""
     hidden = [f"Dense_{i}" for i in range(len(actor["policy"]) - 1)]

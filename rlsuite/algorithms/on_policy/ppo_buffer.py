@@ -80,10 +80,6 @@ class Hypers(NamedTuple):
     """approximate KL divergence at which a PPO update ends"""
 
 
-def start(config: Config, params: Params, hypers: Hypers) -> None:
-    """Nothing is carried from round to round."""
-
-
 def behave(
     config: Config, key: Array, networks: Networks, current_round: Round, carry: None, hypers: Hypers
 ) -> tuple[Params, None, Metrics]:
@@ -91,7 +87,7 @@ def behave(
     return actor_of(current_round.params), None, {}
 
 
-METHOD = buffered_ppo.Method(start, behave)
+METHOD = buffered_ppo.Method(buffered_ppo.carry_nothing, behave)
 
 
 def make(config: Config) -> Algorithm:

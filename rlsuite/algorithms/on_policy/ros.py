@@ -100,10 +100,6 @@ def ros_actor(
     return jax.tree.map(lambda theta, g: theta - step_size * g, actor, gradient), before
 
 
-def start(config: Config, params: Params, hypers: Hypers) -> None:
-    """Nothing is carried from round to round."""
-
-
 def behave(
     config: Config, key: Array, networks: Networks, current_round: Round, carry: None, hypers: Hypers
 ) -> tuple[Params, None, Metrics]:
@@ -113,7 +109,7 @@ def behave(
     return actor, None, {"behavior_log_prob": likelihood}
 
 
-METHOD = buffered_ppo.Method(start, behave)
+METHOD = buffered_ppo.Method(buffered_ppo.carry_nothing, behave)
 
 
 def make(config: Config) -> Algorithm:
