@@ -17,8 +17,10 @@ from rlsuite import algorithms
 from rlsuite.algorithms.on_policy import ppo
 from rlsuite.core import Task
 from rlsuite.sweeping import local
+from rlsuite.sweeping.entry import Entry
+from rlsuite.sweeping.job import resolve
 from rlsuite.sweeping.store import Store
-from rlsuite.sweeping.sweep import Cell, shard
+from rlsuite.sweeping.sweep import Cell
 from rlsuite.training import batch
 from rlsuite.training.plan import Limits
 from rlsuite.training.train import Evaluation, evaluation_points, train
@@ -168,19 +170,19 @@ def test_one_compile_however_many_chunks(tmp_path: Path, monkeypatch: pytest.Mon
     """Seven runs in four chunks. Nothing at all is compiled once the first evaluation is written."""
     config = ppo.Config(num_envs=2, num_steps=8, num_epochs=1, num_minibatches=2, hidden_sizes=(4,))
     cell = Cell("ppo", "probe/action/discrete", 16 * 6, seeds=7, config=config, evaluations=3, eval_episodes=2)
-    sharded = shard("chunks", cell)
+    sharded = resolve("chunks", cell)
     events: list[str] = []
-    write = Store.write_rows
+    write = Entry.write_rows
 
-    def write_rows(store: Store, *arguments: Any) -> None:
-        write(store, *arguments)
+    def write_rows(entry: Entry, *arguments: Any) -> None:
+        write(entry, *arguments)
         events.append("rows")
 
     def compiles(event: str, seconds: float, **facts: Any) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             events.append("compile")
 
-    monkeypatch.setattr(Store, "write_rows", write_rows)
+    monkeypatch.setattr(Entry, "write_rows", write_rows)
     jax.monitoring.register_event_duration_secs_listener(compiles)
     store = Store(tmp_path / "chunks")
     local.run([sharded], store, local.Settings(Limits(width=2, devices=1)))

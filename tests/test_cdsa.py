@@ -26,7 +26,7 @@ from rlsuite.commands import cli
 from rlsuite.core import Algorithm, AlgorithmSpec, Preset, Task
 from rlsuite.errors import UserError
 from rlsuite.pieces.networks import MLP
-from rlsuite.sweeping import sweep
+from rlsuite.sweeping import checks, job, sweep
 from rlsuite.training import train
 
 Array = jax.Array
@@ -226,11 +226,11 @@ def test_every_setting_of_the_models_is_explained() -> None:
 
 
 def test_reports_call_it_a_reconstruction() -> None:
-    cell = sweep.Cell("td3_bc+cdsa", "gymnax/Pendulum-v1", steps=10)
-    shard = sweep.Shard("x", cell, cell.environment, algorithms.get("td3_bc+cdsa").config(), ())
+    cell = sweep.Cell("td3_bc+cdsa", "gymnax/Pendulum-v1", steps=10, dataset="gymnax/Pendulum-v1/medium")
+    shard = job.resolve("x", cell)
     assert shard.label == "td3_bc + CDSA-style reconstruction"
     for name in (shard.label, "td3_bc+cdsa"):
-        sweep.check_file_name("label", name)
+        checks.check_file_name("label", name)
 
 
 # benchmarks/cdsa_risk.py

@@ -19,7 +19,7 @@ from rlsuite.commands import check_speed, cli
 from rlsuite.commands.check_speed import Speed
 from rlsuite.errors import UserError
 from rlsuite.pieces import returns
-from rlsuite.sweeping import local, sweep
+from rlsuite.sweeping import job, local, manifest
 from rlsuite.sweeping.store import Store
 from rlsuite.sweeping.sweep import Cell, Experiment
 from rlsuite.training.plan import Limits
@@ -174,7 +174,7 @@ def test_other_code_never_takes_these_results(file: Path, monkeypatch: pytest.Mo
     assert checking.code_state(dataclasses.replace(check, rounds=3)) != state
     assert checking.code_state(dataclasses.replace(check, margins={NAME: 0.1})) != state
     with monkeypatch.context() as patch:
-        patch.setattr(local, "versions", lambda: {"jax": "another"})
+        patch.setattr(manifest, "versions", lambda: {"jax": "another"})
         assert checking.code_state(check) != state
     real_read = Path.read_bytes
     gae = ROOT / "rlsuite" / "pieces" / "returns.py"
@@ -201,7 +201,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[str, int, int]]]
     """(name, first seed, seeds) of the shards of each call of the executor, which trains none."""
     calls: list[list[tuple[str, int, int]]] = []
 
-    def run(shards: list[sweep.Shard], store: Store, settings: local.Settings) -> None:
+    def run(shards: list[job.Job], store: Store, settings: local.Settings) -> None:
         calls.append([(checking.reference_name(s), s.cell.first_seed, s.cell.seeds) for s in shards])
 
     monkeypatch.setattr(local, "run", run)
@@ -218,7 +218,7 @@ def test_only_what_is_inconclusive_gets_more_seeds(
     a, b = checking.choose(check, None)
     looks: list[dict[str, int]] = []
 
-    def judge(there: dict[str, list[sweep.Shard]]) -> list[bool]:
+    def judge(there: dict[str, list[job.Job]]) -> list[bool]:
         looks.append({name: len(shards) for name, shards in there.items()})
         return [name == b for name in there]
 

@@ -30,7 +30,7 @@ from rlsuite.algorithms.on_policy import ppo
 from rlsuite.commands import cli
 from rlsuite.core import Preset
 from rlsuite.errors import Stopped
-from rlsuite.sweeping import local, provenance, sweep
+from rlsuite.sweeping import chunk, extend, job, local, provenance, sweep
 from rlsuite.sweeping.local import Settings
 from rlsuite.training import batch, plan
 from rlsuite.training.plan import Limits
@@ -551,7 +551,7 @@ def results(finished: Finished, tmp_path: Path) -> Path:
 def test_lists_of_hyperparameters_are_a_grid_of_settings(
     here: Path, monkeypatch: pytest.MonkeyPatch, no_report: None
 ) -> None:
-    asked: list[sweep.Shard] = []
+    asked: list[job.Job] = []
     monkeypatch.setattr(local, "run", lambda shards, store, settings: asked.extend(shards))
     command = ["run", "ppo", *ENV, "--seeds", "2", "--first-seed", "5"]
     assert cli.main([*command, "--learning-rate", "1e-3,3e-4", "--discount", "0.99,0.997"]) == 0
@@ -564,7 +564,7 @@ def test_lists_of_hyperparameters_are_a_grid_of_settings(
     assert {hypers.gae_lambda for _, hypers in several.runs} == {0.95}
     # One value is the same shard, under the same name, as the cell of an experiment file that has these Hypers alone.
     cell = sweep.Cell("ppo", ENV[1], 100_000, seeds=2, first_seed=5, hypers=hypers(learning_rate=1e-3))
-    assert single.name == sweep.shard("run", cell).name
+    assert single.name == job.resolve("run", cell).name
 
 
 @pytest.mark.parametrize(
@@ -594,11 +594,9 @@ def test_both_commands_train_only_the_seeds_that_are_missing(
     here: Path, monkeypatch: pytest.MonkeyPatch, no_report: None
 ) -> None:
     Path("mine.py").write_text(EXPERIMENT)
-    asked: list[sweep.Shard] = []
+    asked: list[job.Job] = []
     monkeypatch.setattr(local, "run", lambda shards, store, settings: asked.extend(shards))
-    monkeypatch.setattr(
-        local, "extending", lambda ones, store: [local.at_seeds(ones[0], 0, 2), local.at_seeds(ones[0], 2, 3)]
-    )
+    monkeypatch.setattr(extend, "extending", lambda ones, store: [ones[0].at_seeds(0, 2), ones[0].at_seeds(2, 3)])
     assert cli.main(["run", "ppo", *ENV, "--seeds", "5"]) == 0
     assert [(one.cell.first_seed, one.cell.seeds) for one in asked] == [(0, 2), (2, 3)]
     asked.clear()
@@ -774,7 +772,7 @@ def test_a_sweep_runs_only_the_cell_that_is_missing(
         trained.append(tuple(seeds))
         return real_train(programs, seeds, *arguments)
 
-    monkeypatch.setattr(local, "train", watched)
+    monkeypatch.setattr(chunk, "train", watched)
     there = (results / "run" / f"{finished.shard}.parquet").read_bytes()
     (results / "mine.py").write_text(EXPERIMENT)
     assert cli.main(["sweep", str(results / "mine.py"), "--results", str(results), *PLANNED]) == 0
@@ -810,7 +808,7 @@ def test_a_sweep_says_which_shards_of_its_folder_are_not_its_own(
         f"{finished.shard}); `rlsuite report {folder}` is of all",
         "the report",
     ]
-    own = [shard.name for shard in sweep.shards(sweep.load(file))]
+    own = [shard.name for shard in job.resolve_all(sweep.load(file))]
     assert reported == own and finished.shard not in own
     for number in range(5):
         (folder / f"another__{number}.partial").mkdir()
@@ -851,7 +849,7 @@ def test_rows_are_saved_at_every_evaluation(
                 saved = pq.read_table(folder / f"{finished.shard}.partial" / part(update))
                 assert saved["run"].to_pylist() == [0, 1] and set(saved["update"].to_pylist()) == {update}
 
-    monkeypatch.setattr(local, "train", watched)
+    monkeypatch.setattr(chunk, "train", watched)
     assert run_tiny(tmp_path).shard == finished.shard
     assert seen == [{part(0)}, {part(0), part(1)}, {part(0), part(1), part(2)}]
     assert set(contents(folder)) == files_of(finished.shard)
@@ -865,7 +863,7 @@ def test_a_crash_keeps_what_was_computed_and_a_rerun_completes_it(
         raise RuntimeError("the device fell over")
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="fell over"):
-        patch.setattr(local, "train", crashing)
+        patch.setattr(chunk, "train", crashing)
         cli.main([*TINY, "--results", str(tmp_path)])
     assert set(partial(tmp_path / "run", finished.shard)) == {part(0), "layout.json", "lock", "snapshot"}
     clock = ["wall_seconds"]

@@ -197,7 +197,7 @@ def test_random_actions_are_there_before_an_agent_is_trained(tmp_path: Path, mon
     dataset = catalogue.read(f"{ENV}/random", envs.make(ENV))
     assert dataset.size == 500 and dataset.reference is None
     assert dataset.source == f"uniformly random actions on {ENV}"
-    assert not catalogue.exists(f"{ENV}/medium")
+    assert catalogue.find(f"{ENV}/medium") is None
 
 
 def test_the_reference_is_of_episodes_that_did_not_choose_the_expert(
@@ -258,7 +258,7 @@ def test_random_actions_alone_take_no_training(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv(catalogue.FOLDER_VARIABLE, str(tmp_path))
     monkeypatch.setattr(collect, "checkpoints", lambda *_: pytest.fail("trains"))
     collect.make(envs.make(ENV), RECIPE, ("random",))
-    assert catalogue.exists(f"{ENV}/random")
+    assert catalogue.find(f"{ENV}/random")
 
 
 def test_the_agent_takes_no_more_memory_than_its_steps_fill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,7 +322,7 @@ def test_a_dataset_with_a_recipe_is_made_when_it_is_asked_for(tmp_path: Path, mo
     collect.ensure(f"{ENV}/random", envs.make(ENV))
     dataset = catalogue.read(f"{ENV}/random", envs.make(ENV), "top=0.1")
     assert dataset.size == 50
-    assert all(catalogue.exists(f"{ENV}/{tier}") for tier in recipes.TIERS), "one training serves all tiers"
+    assert all(catalogue.find(f"{ENV}/{tier}") for tier in recipes.TIERS), "one training serves all tiers"
     monkeypatch.setattr(collect, "make", lambda *_: pytest.fail("made twice"))
     collect.ensure(f"{ENV}/random", envs.make(ENV))
     again = catalogue.read(f"{ENV}/random", envs.make(ENV), "top=0.1")

@@ -484,7 +484,7 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv(dataset_files.MINARI_ROOT, "~/data")
     assert dataset_files.load("gymnax/Pendulum-v1/medium", ENV, tmp_path / "none").size == sum(LENGTHS)
     monkeypatch.setenv(catalogue.FOLDER_VARIABLE, "~/data")
-    assert catalogue.folder() == tmp_path / "data" and catalogue.exists("gymnax/Pendulum-v1/medium")
+    assert catalogue.folder() == tmp_path / "data" and catalogue.find("gymnax/Pendulum-v1/medium")
 
 
 def test_what_is_said_to_be_done_can_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

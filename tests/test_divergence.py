@@ -30,8 +30,9 @@ from rlsuite.pieces.replay import Replay
 from rlsuite.pieces.rollout import EnvCarry
 from rlsuite.pieces.value_bias import Critique, value_bias
 from rlsuite.sweeping import collect
+from rlsuite.sweeping.job import resolve
 from rlsuite.sweeping.store import Store
-from rlsuite.sweeping.sweep import Cell, shard
+from rlsuite.sweeping.sweep import Cell
 from rlsuite.training import batch, host, progress, train
 from rlsuite.training.evaluate import Episodes, over_finite
 from rlsuite.training.train import Evaluation, Learning, Pause, Training, nonfinite, nonfinite_names
@@ -183,22 +184,24 @@ def test_without_a_finite_episode_there_is_no_score() -> None:
 
 # --- From the trainer to the page -------------------------------------------------------------------------------------
 
-SHARD = shard("one", Cell("ppo", "probe/action/discrete", 3 * 2048, seeds=RUNS, evaluations=3, eval_episodes=EPISODES))
+SHARD = resolve(
+    "one", Cell("ppo", "probe/action/discrete", 3 * 2048, seeds=RUNS, evaluations=3, eval_episodes=EPISODES)
+)
 
 
 def written(folder: Path, found: list[Evaluation], old: bool = False) -> Store:
     """These evaluations as results; `old` ones lack what was not recorded once, and have the mean of all episodes."""
     store = Store(folder / "one")
-    with store.claim(SHARD):
+    with store.open(SHARD).claim():
         for evaluation in found:
-            store.write_rows(SHARD, 0, evaluation)
-        store.write_manifest(SHARD, {"diverged": int(found[-1].diverged.sum())})
-        store.finish(SHARD, [evaluation.update for evaluation in found])
+            store.open(SHARD).write_rows(0, evaluation)
+        store.open(SHARD).write_manifest({"diverged": int(found[-1].diverged.sum())})
+        store.open(SHARD).finish([evaluation.update for evaluation in found])
     if old:
-        table = pq.read_table(store.path(SHARD)).drop_columns(["nonfinite_episodes", "nonfinite"])
+        table = pq.read_table(store.open(SHARD).path).drop_columns(["nonfinite_episodes", "nonfinite"])
         means = [float(np.mean(np.asarray(returns, np.float64))) for returns in table["episode_returns"].to_pylist()]
         at = table.column_names.index("return_mean")
-        pq.write_table(table.set_column(at, "return_mean", [means]), store.path(SHARD))
+        pq.write_table(table.set_column(at, "return_mean", [means]), store.open(SHARD).path)
     return store
 
 
@@ -224,7 +227,7 @@ def test_trainer_manifest_progress_table_and_page_say_one_number(
     assert "return IQM      4.00" in (line := capsys.readouterr().out) and "DIVERGED 1/3" in line
     numbers = [
         int(found[-1].diverged.sum()),
-        json.loads(store.manifest_path(SHARD).read_text())["diverged"],
+        json.loads(store.open(SHARD).manifest_path.read_text())["diverged"],
         page["table"][0]["diverged"],
         page["diverged"]["total"],
         sum(run["diverged"] for run in page["cells"][0]["runs"]),

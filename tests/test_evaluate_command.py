@@ -28,9 +28,11 @@ from rlsuite import algorithms
 from rlsuite.commands import cli, transfer
 from rlsuite.core import Task
 from rlsuite.errors import UserError
-from rlsuite.sweeping import policies, store
+from rlsuite.sweeping import entry, policies
+from rlsuite.sweeping.entry import Entry
+from rlsuite.sweeping.job import resolve
 from rlsuite.sweeping.store import Store
-from rlsuite.sweeping.sweep import Cell, Shard, shard
+from rlsuite.sweeping.sweep import Cell
 from rlsuite.training import batch, train
 from rlsuite.training.evaluate import evaluate
 
@@ -82,7 +84,7 @@ def ready(finished: Path, compiled: list[batch.Compiled], monkeypatch: pytest.Mo
 
 
 def bytes_of(folder: Path) -> bytes:
-    [path] = folder.glob(f"*{store.POLICIES}")
+    [path] = folder.glob(f"*{entry.POLICIES}")
     return path.read_bytes()
 
 
@@ -137,20 +139,20 @@ def test_an_interrupted_run_keeps_the_same_policies(
     finished: Path, tmp_path: Path, ready: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A chunk whose last rows are there is not trained again, so its policies must be there before."""
-    write_rows = Store.write_rows
+    write_rows = Entry.write_rows
 
-    def dying(self: Store, shard: Shard, first: int, evaluation: train.Evaluation) -> None:
+    def dying(self: Entry, first: int, evaluation: train.Evaluation) -> None:
         if (first, evaluation.update) == (2, 2):
-            names = {path.name for path in self.partial(shard).glob("policies*")}
+            names = {path.name for path in self.partial.glob("policies*")}
             assert names == {"policies000000-000001.arrow", "policies000002-000003.arrow"}
             raise RuntimeError("out of power")
-        write_rows(self, shard, first, evaluation)
+        write_rows(self, first, evaluation)
 
     monkeypatch.setattr(cli, "report_after", lambda folder: 0)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="out of power"):
-        patch.setattr(Store, "write_rows", dying)
+        patch.setattr(Entry, "write_rows", dying)
         command(*TINY, "--results", str(tmp_path))
-    assert list((tmp_path / "run").glob(f"*{store.POLICIES}")) == []
+    assert list((tmp_path / "run").glob(f"*{entry.POLICIES}")) == []
     assert command(*TINY, "--results", str(tmp_path))[0] == 0
     assert bytes_of(tmp_path / "run") == bytes_of(finished)
     assert list((tmp_path / "run").glob("*.partial")) == []
@@ -158,14 +160,14 @@ def test_an_interrupted_run_keeps_the_same_policies(
 
 def test_policies_that_begin_anew_are_gone(tmp_path: Path) -> None:
     """Those of chunks of another width, too: no run may be there twice."""
-    four = shard("e", Cell("ppo", "probe/action/discrete", 32, seeds=4))
-    running = Store(tmp_path)
-    with running.claim(four):
+    four = resolve("e", Cell("ppo", "probe/action/discrete", 32, seeds=4))
+    running = Store(tmp_path).open(four)
+    with running.claim():
         for first, stop in ((0, 2), (2, 4)):
             leaves = {"leaf0000": np.full((stop - first, 2, 3), first, np.float32)}
-            running.write_policies(four, first, 2, np.zeros(stop - first, bool), leaves)
-        running.forget(four, 3, 4)
-        names = {path.name for path in running.partial(four).glob("policies*")}
+            running.write_policies(first, 2, np.zeros(stop - first, bool), leaves)
+        running.forget(3, 4)
+        names = {path.name for path in running.partial.glob("policies*")}
     assert names == {"policies000000-000001.arrow"}
 
 
@@ -527,9 +529,9 @@ def copied(finished: Path, tmp_path: Path) -> Path:
 
 
 def test_a_shard_without_policies_says_so(copied: Path) -> None:
-    [path] = copied.glob(f"*{store.POLICIES}")
+    [path] = copied.glob(f"*{entry.POLICIES}")
     path.unlink()
-    base = str(path).removesuffix(store.POLICIES)
+    base = str(path).removesuffix(entry.POLICIES)
     with pytest.raises(UserError, match="has no saved policies; train it to its end without --no-save-policies"):
         policies.load(base)
     Path(base + ".parquet").unlink()
@@ -538,7 +540,7 @@ def test_a_shard_without_policies_says_so(copied: Path) -> None:
 
 
 def test_damaged_policies_say_so(copied: Path) -> None:
-    [path] = copied.glob(f"*{store.POLICIES}")
+    [path] = copied.glob(f"*{entry.POLICIES}")
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError, match=r"policies '.*' cannot be read"):
         policies.load(copied)

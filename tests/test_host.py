@@ -18,7 +18,7 @@ from envs import mujoco_c, wrappers
 from envs.core import Box
 from rlsuite.core import Algorithm, Task
 from rlsuite.errors import UserError
-from rlsuite.sweeping import sweep
+from rlsuite.sweeping import job
 from rlsuite.sweeping.sweep import Cell
 from rlsuite.training import batch, host, memory, train
 
@@ -245,8 +245,8 @@ CELL = Cell("ppo", "mujoco/InvertedPendulum-v5", 2048, seeds=1)
 def test_the_setting_is_part_of_the_identity_but_for_its_default() -> None:
     """Results that are there keep their names: this one is of the version before there was such a setting."""
     old = Cell("ppo", "gymnax/CartPole-v1", 2048, seeds=1)
-    assert sweep.shard("e", old).name == "ppo__gymnax-CartPole-v1__10b21acb"
-    own, other = (sweep.shard("e", dataclasses.replace(CELL, evaluation_physics=name)) for name in ("own", "mujoco"))
+    assert job.resolve("e", old).name == "ppo__gymnax-CartPole-v1__10b21acb"
+    own, other = (job.resolve("e", dataclasses.replace(CELL, evaluation_physics=name)) for name in ("own", "mujoco"))
     assert other.name != own.name
 
 
@@ -259,7 +259,7 @@ def test_the_setting_is_part_of_the_identity_but_for_its_default() -> None:
 )
 def test_what_cannot_be_is_refused(environment: str, physics: Any, said: list[str]) -> None:
     with pytest.raises(UserError) as raised:
-        sweep.shard("e", dataclasses.replace(CELL, environment=environment, evaluation_physics=physics))
+        job.resolve("e", dataclasses.replace(CELL, environment=environment, evaluation_physics=physics))
     assert "\n" not in str(raised.value)
     assert [part for part in said if part not in str(raised.value)] == []
 

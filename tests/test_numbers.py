@@ -16,8 +16,9 @@ from rlsuite import algorithms
 from rlsuite.algorithms.on_policy import ppo
 from rlsuite.commands import check, cli
 from rlsuite.commands.check import Check
+from rlsuite.core import Task
 from rlsuite.errors import UserError
-from rlsuite.sweeping import collect, local, search, sweep
+from rlsuite.sweeping import collect, job, local, search, sweep
 from rlsuite.sweeping.search import Choice, LogUniform, Uniform
 from rlsuite.sweeping.sweep import Cell, Experiment
 from rlsuite.training import batch, memory, plan
@@ -104,7 +105,7 @@ def test_every_number_of_a_config_fits_into_32_bits(name: str, field: str) -> No
     for value in HUGE:
         given: Any = (8, value) if isinstance(getattr(config, field), tuple) else value
         with pytest.raises(UserError, match=rf"^{field}=.*{value}.* at most {MOST}$"):
-            sweep.shard("x", cell(name, config=dataclasses.replace(config, **{field: given})))
+            job.resolve("x", cell(name, config=dataclasses.replace(config, **{field: given})))
 
 
 @pytest.mark.parametrize("name", algorithms.registered())
@@ -113,32 +114,32 @@ def test_every_hyperparameter_is_finite_in_float32(name: str, value: float) -> N
     hypers = algorithms.get(name).hypers()
     for field in hypers._fields:
         with pytest.raises(UserError, match=rf"^{field}=.* must be a finite number"):
-            sweep.shard("x", cell(name, hypers=hypers._replace(**{field: value})))
+            job.resolve("x", cell(name, hypers=hypers._replace(**{field: value})))
 
 
 def test_the_largest_numbers_are_taken() -> None:
     """A float that float32 has, and as many runs as there may be."""
     hypers = ppo.Hypers(max_grad_norm=3.4028234663852886e38)
-    assert len(sweep.shard("x", cell("ppo", seeds=1000, hypers=hypers, eval_episodes=MOST)).runs) == 1000
+    assert len(job.resolve("x", cell("ppo", seeds=1000, hypers=hypers, eval_episodes=MOST)).runs) == 1000
     assert envs.make("probe/action/discrete", max_episode_steps=MOST).max_episode_steps == MOST
 
 
 def test_settings_times_seeds_are_runs() -> None:
     settings = tuple(ppo.Hypers(discount=share) for share in (0.1, 0.2))
     with pytest.raises(UserError, match=r"2 settings of hypers with 500001 seeds are more than 1000000 runs"):
-        sweep.shard("x", cell("ppo", seeds=500_001, hypers=settings))
+        job.resolve("x", cell("ppo", seeds=500_001, hypers=settings))
 
 
 def test_steps_of_an_update_are_counted_too() -> None:
     config = ppo.Config(num_envs=2**20, num_steps=2**20, num_minibatches=1)
     with pytest.raises(UserError, match=rf"an update takes {2**40} steps and must take at most {MOST}"):
-        sweep.shard("x", cell("ppo", config=config))
+        job.resolve("x", cell("ppo", config=config))
 
 
 @pytest.mark.parametrize("value", [10**400, float("inf"), float("nan")])
 def test_a_reference_is_finite(value: float) -> None:
     with pytest.raises(UserError, match="must have finite numbers"):
-        sweep.shard("x", cell("ppo", reference=Reference(0.0, value, "a", "b")))
+        job.resolve("x", cell("ppo", reference=Reference(0.0, value, "a", "b")))
 
 
 @pytest.mark.parametrize("limit", HUGE)
@@ -187,7 +188,7 @@ def test_what_fits_into_no_memory_is_never_compiled(
     monkeypatch.setattr(memory, "free_bytes", lambda devices: 2**34)
     monkeypatch.setattr(batch, "compile_programs", reached)
     config = ppo.Config(num_envs=2, num_steps=num_steps, num_minibatches=2, hidden_sizes=(4,))
-    algorithm, task = ppo.make(config), sweep.task_of(Cell("ppo", "probe/action/discrete", 4096))
+    algorithm, task = ppo.make(config), Task(envs.make("probe/action/discrete"))
     work = Work("ppo", config, algorithm, task, ppo.Hypers(), 2, 4, episodes)
     with pytest.raises(UserError, match=r"one run takes .* make its buffer, networks, steps or evaluation episodes"):
         plan.choose(work, Limits(devices=1))

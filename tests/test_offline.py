@@ -24,7 +24,8 @@ from rlsuite.algorithms.offline import bc, td3_bc
 from rlsuite.commands import cli
 from rlsuite.core import Task, dataset_name
 from rlsuite.errors import UserError
-from rlsuite.sweeping import catalogue, collect, local, policies, sweep
+from rlsuite.sweeping import catalogue, collect, job, kept, local, policies, sweep
+from rlsuite.sweeping.catalogue import Found
 from rlsuite.sweeping.store import Store
 from rlsuite.sweeping.sweep import Cell
 from rlsuite.training import batch
@@ -43,7 +44,7 @@ CELL = Cell(
 
 def refusal(cell: Cell) -> str:
     with pytest.raises(UserError) as refused:
-        sweep.shard("mine", cell)
+        job.resolve("mine", cell)
     return str(refused.value)
 
 
@@ -53,7 +54,7 @@ def test_the_dataset_and_its_sampling_are_in_the_name() -> None:
         {"sampling": "top=0.1"},
         {"clip_actions": True},
     ]
-    names = [sweep.shard("mine", dataclasses.replace(CELL, **other)).name for other in ({}, *others)]
+    names = [job.resolve("mine", dataclasses.replace(CELL, **other)).name for other in ({}, *others)]
     assert len(set(names)) == 4
     assert names[0].startswith("td3_bc__gymnax-Pendulum-v1-medium__")
 
@@ -65,17 +66,17 @@ def test_a_long_path_fits_into_file_names(tmp_path: Path) -> None:
         file = tmp_path / folder / ("c" * 120) / "replay.hdf5"
         file.parent.mkdir(parents=True)
         file.touch()
-        shard = sweep.shard("mine", dataclasses.replace(CELL, dataset=str(file), label="x" * 80))
-        assert len(shard.name) == sweep.MAX_NAME and "-replay.hdf5__" in shard.name
+        shard = job.resolve("mine", dataclasses.replace(CELL, dataset=str(file), label="x" * 80))
+        assert len(shard.name) == job.MAX_NAME and "-replay.hdf5__" in shard.name
         store = Store(tmp_path / "results")
-        with store.claim(shard) as ours:
+        with store.open(shard).claim() as ours:
             assert ours
-            store.write_policies(shard, 0, 1, np.zeros(2, bool), {"leaf": np.zeros((2, 1), np.float32)})
-            store.write_manifest(shard, {})
-        store.policies_path(shard).touch()
+            store.open(shard).write_policies(0, 1, np.zeros(2, bool), {"leaf": np.zeros((2, 1), np.float32)})
+            store.open(shard).write_manifest({})
+        store.open(shard).policies_path.touch()
         names.append(shard.name)
     assert names[0] != names[1]
-    assert sweep.shard("mine", CELL).name == "td3_bc__gymnax-Pendulum-v1-medium__f5bb285d"
+    assert job.resolve("mine", CELL).name == "td3_bc__gymnax-Pendulum-v1-medium__f5bb285d"
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def load_experiment(name: str) -> sweep.Experiment:
 
 def test_a_preset_is_that_of_the_dataset() -> None:
     tuned = algorithms.get("td3_bc").hypers(alpha=40.0)
-    preset = sweep.algorithms.get("td3_bc").preset("mujoco/HalfCheetah-v5")
+    preset = algorithms.get("td3_bc").preset("mujoco/HalfCheetah-v5")
     spec = dataclasses.replace(
         algorithms.get("td3_bc"), presets={"halfcheetah-medium": preset._replace(hypers=tuned, source="somebody")}
     )
@@ -188,11 +189,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(catalogue, "check", lambda dataset_id, env: None)
-        patch.setattr(collect, "ensure", lambda dataset_id, env: None)
+        found = Found(dataset.id, folder, (), "0123456789abcdef")
+        patch.setattr(collect, "ensure", lambda dataset_id, env: found)
+        patch.setattr(Found, "read", lambda found, env, sampling, clip: datasets.draw(dataset, sampling))
         patch.setattr(catalogue, "read", lambda dataset_id, env, sampling, clip: datasets.draw(dataset, sampling))
         cell = dataclasses.replace(CELL, algorithm="bc", environment=ENV, dataset=dataset.id, steps=300, evaluations=6)
         shards = [
-            sweep.shard("mine", dataclasses.replace(cell, config=BC, hypers=bc.Hypers(1e-2), label=label, sampling=how))
+            job.resolve("mine", dataclasses.replace(cell, config=BC, hypers=bc.Hypers(1e-2), label=label, sampling=how))
             for label, how in (("all", "uniform"), ("best", "top=0.5"))
         ]
         store = Store(folder / "mine")
@@ -204,10 +207,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_rows_and_manifest_say_what_was_learned_from(trained: Any) -> None:
     store, shards, dataset = trained
     for shard, sampling in zip(shards, ("uniform", "top=0.5"), strict=True):
-        table = pq.read_table(store.path(shard))
+        table = pq.read_table(store.open(shard).path)
         assert set(table["dataset"].to_pylist()) == {f"{ENV}/good"}
         assert set(table["sampling"].to_pylist()) == {sampling}
-        manifest = json.loads(store.manifest_path(shard).read_text())
+        manifest = json.loads(store.open(shard).manifest_path.read_text())
         assert (manifest["dataset"], manifest["sampling"]) == (f"{ENV}/good", sampling)
         assert manifest["dataset_checksum"] == dataset.checksum
         assert manifest["dataset_source"] == dataset.source
@@ -219,7 +222,7 @@ def test_rows_and_manifest_say_what_was_learned_from(trained: Any) -> None:
 @pytest.mark.xdist_group("offline run")
 def test_cloning_good_actions_pays(trained: Any) -> None:
     store, shards, _ = trained
-    rows = pq.read_table(store.path(shards[0])).to_pandas()
+    rows = pq.read_table(store.open(shards[0]).path).to_pandas()
     assert (rows[rows.step == 300].return_mean > 0.98).all()
 
 
@@ -279,13 +282,13 @@ def test_a_policy_is_played_with_its_datasets_actions_as_they_were(
 def test_a_shard_does_not_go_on_with_other_data(trained: Any, tmp_path: Path) -> None:
     _, shards, dataset = trained
     store = Store(tmp_path)
-    store.partial(shards[0]).mkdir()
-    store.write_layout(shards[0], {"width": 1, "devices": 1})
-    store.write_manifest(shards[0], {"dataset_checksum": "0123"})
+    store.open(shards[0]).partial.mkdir()
+    store.open(shards[0]).write_layout({"width": 1, "devices": 1})
+    store.open(shards[0]).write_manifest({"dataset_checksum": "0123"})
     with pytest.raises(UserError, match="has changed"):
         local.run(shards[:1], store)
-    store.write_manifest(shards[0], {"dataset_checksum": dataset.checksum})
-    local.check_checksum(shards[0], store, dataset)
+    store.open(shards[0]).write_manifest({"dataset_checksum": dataset.checksum})
+    kept.check_checksum(store.open(shards[0]), dataset)
 
 
 # --- One copy ---------------------------------------------------------------------------------------------------------

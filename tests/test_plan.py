@@ -21,8 +21,9 @@ from rlsuite.algorithms.on_policy import ppo
 from rlsuite.core import Task
 from rlsuite.errors import UserError
 from rlsuite.sweeping import local
+from rlsuite.sweeping.job import resolve
 from rlsuite.sweeping.store import Store
-from rlsuite.sweeping.sweep import Cell, shard
+from rlsuite.sweeping.sweep import Cell
 from rlsuite.training import batch, memory, plan
 from rlsuite.training.plan import Limits, Work, balanced, choose
 
@@ -283,11 +284,11 @@ def test_a_refused_chunk_is_halved_and_no_row_is_lost_or_doubled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     refuse_above(2, monkeypatch)
-    store, sharded = Store(tmp_path / "halved"), shard("halved", CELL)
+    store, sharded = Store(tmp_path / "halved"), resolve("halved", CELL)
     local.run([sharded], store, local.Settings(Limits(width=4, devices=1)))
     printed = capsys.readouterr().out
     assert "the device refused 4 runs at once; going on with 2" in printed
-    table = pq.read_table(store.path(sharded))
+    table = pq.read_table(store.open(sharded).path)
     pairs = list(zip(table["update"].to_pylist(), table["run"].to_pylist(), strict=True))
     assert pairs == [(update, run) for update in (0, 2, 4, 6) for run in range(7)]
 
@@ -296,5 +297,5 @@ def test_a_refused_chunk_is_halved_and_no_row_is_lost_or_doubled(
 def test_a_device_without_memory_for_one_run_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refuse_above(0, monkeypatch)
     with pytest.raises(UserError, match="no memory for even one run") as raised:
-        local.run([shard("none", CELL)], Store(tmp_path / "none"), local.Settings(Limits(width=1, devices=1)))
+        local.run([resolve("none", CELL)], Store(tmp_path / "none"), local.Settings(Limits(width=1, devices=1)))
     assert "\n" not in str(raised.value)

@@ -26,10 +26,12 @@ from envs import registry
 from envs.plugins import Package
 from rlsuite import algorithms
 from rlsuite.errors import Stopped
-from rlsuite.sweeping import local, provenance, sweep
+from rlsuite.sweeping import extend, job, local, policies, provenance
+from rlsuite.sweeping.entry import BEFORE, Entry
+from rlsuite.sweeping.job import Job
 from rlsuite.sweeping.local import Settings
-from rlsuite.sweeping.store import BEFORE, Store
-from rlsuite.sweeping.sweep import Cell, Shard
+from rlsuite.sweeping.store import Store
+from rlsuite.sweeping.sweep import Cell
 
 EDITS = ["the learner", "a file beside it", "a new file", "only the version"]
 
@@ -80,9 +82,9 @@ def edit(folder: Path, what: str, package: str = "my_algorithms") -> None:
     forget()
 
 
-def foreign(environment: str = "probe/action/discrete", algorithm: str = "a2c", **changes: Any) -> Shard:
+def foreign(environment: str = "probe/action/discrete", algorithm: str = "a2c", **changes: Any) -> Job:
     """Four runs of an algorithm of `installed`, or on an environment of it."""
-    return sweep.shard("mine", dataclasses.replace(Cell(algorithm, environment, 4096, 4, evaluations=2), **changes))
+    return job.resolve("mine", dataclasses.replace(Cell(algorithm, environment, 4096, 4, evaluations=2), **changes))
 
 
 PARTS = {
@@ -92,8 +94,8 @@ PARTS = {
 """package -> what it brings to a shard, and the shard"""
 
 
-def digest_of(store: Store, one: Shard, what: str) -> str:
-    digest: str = store.manifest(one)["packages"][what]["sources"]
+def digest_of(store: Store, one: Job, what: str) -> str:
+    digest: str = store.open(one).manifest()["packages"][what]["sources"]
     return digest
 
 
@@ -108,13 +110,13 @@ def test_the_manifest_says_which_code_computed(tmp_path: Path, made_up: MadeUp, 
     store, ours, theirs = Store(tmp_path / "results"), three_shards()[0], foreign(environment="point/Regulate",
                                                                                    algorithm="ppo")  # fmt: skip
     local.run([ours, theirs, foreign()], store, at_once(4))
-    assert store.manifest(ours)["packages"] == {}
+    assert store.open(ours).manifest()["packages"] == {}
     package = {"version": "0.1", "sources": provenance.sources(Package("my-tasks", "0.1", "my_tasks.point"))}
-    assert store.manifest(theirs)["packages"] == {"environment": {"name": "my-tasks", **package}}
-    assert store.manifest(foreign())["packages"]["algorithm"]["name"] == "my-algorithms"
-    [session] = store.manifest(ours)["sessions"]
-    assert session["rlsuite_sources"] == store.manifest(ours)["rlsuite_sources"] == provenance.own_sources()
-    assert (session["rlsuite"], session["jax"]) == (store.manifest(ours)["versions"]["rlsuite"], jax.__version__)
+    assert store.open(theirs).manifest()["packages"] == {"environment": {"name": "my-tasks", **package}}
+    assert store.open(foreign()).manifest()["packages"]["algorithm"]["name"] == "my-algorithms"
+    [session] = store.open(ours).manifest()["sessions"]
+    assert session["rlsuite_sources"] == store.open(ours).manifest()["rlsuite_sources"] == provenance.own_sources()
+    assert (session["rlsuite"], session["jax"]) == (store.open(ours).manifest()["versions"]["rlsuite"], jax.__version__)
 
 
 def test_the_digest_of_our_own_sources_is_of_every_file() -> None:
@@ -166,7 +168,7 @@ def test_what_other_code_has_finished_is_not_kept_silently(
     message = refusal(lambda: local.run([one], store, at_once(4)))
     name = package.replace("_", "-")
     assert f"was trained with: the package of the {brings} is {name} " in message
-    assert f"was {name} 0.1 (sources {was}); restore it, or delete '{store.path(one)}' to begin again" in message
+    assert f"was {name} 0.1 (sources {was}); restore it, or delete '{store.open(one).path}' to begin again" in message
     assert "--retrain" in message
     assert (f"is {name} 0.2 (sources {was})" in message) == (what == "only the version")
     assert snapshot_of(store.folder) == before and len(made_up.started) == 1
@@ -175,7 +177,7 @@ def test_what_other_code_has_finished_is_not_kept_silently(
     local.run([one], store, at_once(4)._replace(retrain=True))
     assert len(made_up.started) == 2
     assert snapshot_of(store.folder / BEFORE) == before
-    assert store.manifest(one)["packages"] != json.loads(before[f"{one.name}.json"])["packages"]
+    assert store.open(one).manifest()["packages"] != json.loads(before[f"{one.name}.json"])["packages"]
     local.run([one], store, at_once(4))
     assert len(made_up.started) == 2
 
@@ -198,29 +200,29 @@ def test_a_finished_shard_whose_package_was_not_recorded_is_kept_and_named(
     assert len(made_up.started) == 2
 
 
-def strip(store: Store, *shards: Shard) -> None:
+def strip(store: Store, *shards: Job) -> None:
     """Make the manifests those of a version that recorded no code."""
     for one in shards:
-        manifest = store.manifest(one)
+        manifest = store.open(one).manifest()
         for key in ("packages", "rlsuite_sources"):
             del manifest[key]
         manifest["sessions"] = [
             {key: each[key] for key in ("created", "device", "git_revision")} for each in manifest["sessions"]
         ]
-        store.manifest_path(one).write_text(json.dumps(manifest))
+        store.open(one).manifest_path.write_text(json.dumps(manifest))
 
 
 # --- Resumed ----------------------------------------------------------------------------------------------------------
 
 
-def long(algorithm: str = "a2c") -> Shard:
+def long(algorithm: str = "a2c") -> Job:
     """`long_shard` of another algorithm: five runs, evaluated after 0, 4, 8 and 12 updates."""
     one = foreign(algorithm=algorithm)
     per_update = one.cell.steps and algorithms.get(algorithm).make(one.config).steps_per_update
     return foreign(algorithm=algorithm, steps=12 * per_update, seeds=5, evaluations=3)
 
 
-def interrupt(one: Shard, store: Store, made_up: MadeUp) -> None:
+def interrupt(one: Job, store: Store, made_up: MadeUp) -> None:
     """After the first chunk of two, in the middle of the second."""
 
     def stop(first_seed: int, index: int) -> None:
@@ -244,13 +246,13 @@ def test_what_other_code_has_begun_is_not_resumed(what: str, tmp_path: Path, mad
     one = long()
     message = refusal(lambda: local.run([one], store, at_once(2)))
     assert f"other code than '{one.name}' was begun with: the package of the algorithm is my-algorithms" in message
-    assert f"or delete '{store.partial(one)}' to begin again" in message and "--retrain" in message
+    assert f"or delete '{store.open(one).partial}' to begin again" in message and "--retrain" in message
     assert snapshot_of(store.folder) == before and made_up.started == []
 
     local.run([one], store, at_once(2)._replace(retrain=True))
     # No run is left of the other code, and each is trained once.
     assert made_up.updates == [(first_seed, index) for first_seed in (0, 2, 4) for index in range(12)]
-    [session] = store.manifest(one)["sessions"]
+    [session] = store.open(one).manifest()["sessions"]
     assert session["rlsuite_sources"] == provenance.own_sources()
     set_aside = {name for name in snapshot_of(store.folder / BEFORE) if "runs000000-000001" in name}
     assert len(set_aside) == 4
@@ -288,7 +290,7 @@ def test_other_code_of_ours_goes_on_and_says_so(
     text = text.replace("begun with 0.0", "begun with rlsuite 0.0")
     assert f"  goes on with {text}; the report will say so, --retrain begins it anew\n" in capsys.readouterr().out
     assert made_up.updates[0][0] == 2 and made_up.updates[0][1] > 5
-    sessions = [{key: each[key] for key in now} for each in store.manifest(one)["sessions"]]
+    sessions = [{key: each[key] for key in now} for each in store.open(one).manifest()["sessions"]]
     assert sessions == [{**now, **changed}, now]
 
 
@@ -315,7 +317,7 @@ def test_what_was_begun_without_a_record_goes_on_and_says_so(
     assert "  goes on; which rlsuite and JAX it was begun with is not recorded, --retrain begins it anew\n" in printed
     of_package = "  which code of 'my-algorithms' it was begun with is not recorded; --retrain begins it anew\n"
     assert (of_package in printed) == (algorithm == "a2c")
-    first, second = store.manifest(one)["sessions"]
+    first, second = store.open(one).manifest()["sessions"]
     assert "rlsuite_sources" not in first and second["rlsuite_sources"] == provenance.own_sources()
     assert made_up.updates[0][0] == 2
 
@@ -335,7 +337,7 @@ def test_training_again_keeps_what_was_there_aside(tmp_path: Path, made_up: Made
     assert rows_of(store, shards[0]) == rows
     assert snapshot_of(tmp_path / BEFORE) == before
     assert names_in(tmp_path) == {BEFORE, *(f"{s.name}{end}" for s in shards[:2] for end in (".json", ".parquet"))}
-    assert len(store.manifest(shards[0])["sessions"]) == 1
+    assert len(store.open(shards[0]).manifest()["sessions"]) == 1
     assert store.others(shards[:2]) == []
 
 
@@ -353,7 +355,7 @@ def test_what_is_interrupted_before_its_first_row_loses_nothing(tmp_path: Path, 
         with pytest.raises(RuntimeError, match="the power is gone"):
             local.run([one], store, AGAIN)
     assert snapshot_of(tmp_path / BEFORE) == before
-    assert not store.path(one).exists()
+    assert not store.open(one).path.exists()
     # Without the option the same command goes on, and with it as well.
     made_up.started.clear()
     local.run([one], store, at_once(2))
@@ -386,13 +388,13 @@ def test_what_another_process_trains_again_meanwhile_is_kept(tmp_path: Path, mad
     store, [one, *_] = Store(tmp_path), three_shards()
     local.run([one], store, at_once(4))
     with contextlib.ExitStack() as claims:
-        assert claims.enter_context(store.claim(one))
+        assert claims.enter_context(store.open(one).claim())
 
         def finish() -> None:
             """The other process' turn: it sets the shard aside and ends with new files."""
-            table = pq.read_table(store.path(one))
-            store.path(one).unlink()
-            pq.write_table(table, store.path(one), row_group_size=4)
+            table = pq.read_table(store.open(one).path)
+            store.open(one).path.unlink()
+            pq.write_table(table, store.open(one).path, row_group_size=4)
             claims.close()
 
         made_up.clock.on_sleep = finish
@@ -404,7 +406,7 @@ def test_a_damaged_shard_can_be_trained_again(tmp_path: Path, made_up: MadeUp) -
     store, [one, *_] = Store(tmp_path), three_shards()
     local.run([one], store, at_once(4))
     rows = rows_of(store, one)
-    store.path(one).write_bytes(store.path(one).read_bytes()[:-1])
+    store.open(one).path.write_bytes(store.open(one).path.read_bytes()[:-1])
     local.run([one], store, at_once(4)._replace(retrain=True))
     assert rows_of(store, one) == rows
 
@@ -412,16 +414,16 @@ def test_a_damaged_shard_can_be_trained_again(tmp_path: Path, made_up: MadeUp) -
 # --- More seeds -------------------------------------------------------------------------------------------------------
 
 
-def at(first: int, seeds: int, **changes: Any) -> Shard:
-    return sweep.shard("mine", dataclasses.replace(CELL, first_seed=first, seeds=seeds, **changes))
+def at(first: int, seeds: int, **changes: Any) -> Job:
+    return job.resolve("mine", dataclasses.replace(CELL, first_seed=first, seeds=seeds, **changes))
 
 
-def seeds_of(shards: list[Shard]) -> list[tuple[int, int]]:
+def seeds_of(shards: list[Job]) -> list[tuple[int, int]]:
     return [(one.cell.first_seed, one.cell.seeds) for one in shards]
 
 
-def run_all(one: Shard, store: Store) -> None:
-    local.run(local.extending([one], store), store, Settings(at_once(4).limits))
+def run_all(one: Job, store: Store) -> None:
+    local.run(extend.extending([one], store), store, Settings(at_once(4).limits))
 
 
 def test_more_seeds_extend_what_is_there(tmp_path: Path, made_up: MadeUp) -> None:
@@ -435,10 +437,10 @@ def test_more_seeds_extend_what_is_there(tmp_path: Path, made_up: MadeUp) -> Non
     assert made_up.started == [(0, 1, 2, 3), (4, 5)]
     # What there is may begin later, and may be in several files.
     run_all(at(8, 2), store)
-    assert seeds_of(local.extending([at(0, 8)], store)) == [(0, 4), (4, 2), (6, 2)]
-    assert seeds_of(local.extending([at(0, 10)], store)) == [(0, 4), (4, 2), (8, 2), (6, 2)]
+    assert seeds_of(extend.extending([at(0, 8)], store)) == [(0, 4), (4, 2), (6, 2)]
+    assert seeds_of(extend.extending([at(0, 10)], store)) == [(0, 4), (4, 2), (8, 2), (6, 2)]
     # Seeds with gaps are no shard.
-    assert seeds_of(local.extending([at(0, 12)], store)) == [(0, 12)]
+    assert seeds_of(extend.extending([at(0, 12)], store)) == [(0, 12)]
 
 
 def test_settings_are_extended_together(tmp_path: Path, made_up: MadeUp) -> None:
@@ -446,11 +448,11 @@ def test_settings_are_extended_together(tmp_path: Path, made_up: MadeUp) -> None
     settings = (hypers(learning_rate=1e-3), hypers(learning_rate=3e-4))  # type: ignore[call-arg]
     store = Store(tmp_path)
     run_all(at(0, 2, hypers=settings), store)
-    [kept, more] = local.extending([at(0, 3, hypers=settings)], store)
-    assert store.path(kept).exists()
+    [kept, more] = extend.extending([at(0, 3, hypers=settings)], store)
+    assert store.open(kept).path.exists()
     assert more.runs == ((2, settings[0]), (2, settings[1]))
     # Of one setting alone there is nothing.
-    assert seeds_of(local.extending([at(0, 3, hypers=settings[0])], store)) == [(0, 3)]
+    assert seeds_of(extend.extending([at(0, 3, hypers=settings[0])], store)) == [(0, 3)]
 
 
 @pytest.mark.parametrize(
@@ -459,7 +461,7 @@ def test_settings_are_extended_together(tmp_path: Path, made_up: MadeUp) -> None
 def test_seeds_of_another_command_are_not_extended(other: dict[str, Any], tmp_path: Path, made_up: MadeUp) -> None:
     store = Store(tmp_path)
     run_all(at(0, 4), store)
-    assert seeds_of(local.extending([at(0, 6, **other)], store)) == [(0, 6)]
+    assert seeds_of(extend.extending([at(0, 6, **other)], store)) == [(0, 6)]
 
 
 def test_seeds_of_other_code_are_not_extended(tmp_path: Path, made_up: MadeUp, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -467,19 +469,19 @@ def test_seeds_of_other_code_are_not_extended(tmp_path: Path, made_up: MadeUp, m
     run_all(at(0, 4), store)
     with monkeypatch.context() as patch:
         patch.setattr(provenance, "session", lambda: {**now, "rlsuite_sources": "0ther"})
-        assert seeds_of(local.extending([at(0, 6)], store)) == [(0, 6)]
+        assert seeds_of(extend.extending([at(0, 6)], store)) == [(0, 6)]
     strip(store, at(0, 4))
-    assert seeds_of(local.extending([at(0, 6)], store)) == [(0, 6)]
+    assert seeds_of(extend.extending([at(0, 6)], store)) == [(0, 6)]
 
 
 def test_what_was_begun_or_finished_as_a_whole_stays_whole(tmp_path: Path, made_up: MadeUp) -> None:
     """As folders of before have it."""
     store = Store(tmp_path)
     local.run([at(0, 4), at(0, 6)], store, Settings(at_once(4).limits))
-    assert seeds_of(local.extending([at(0, 6)], store)) == [(0, 6)]
-    store.path(at(0, 6)).unlink()
-    store.partial(at(0, 6)).mkdir()
-    assert seeds_of(local.extending([at(0, 6)], store)) == [(0, 6)]
+    assert seeds_of(extend.extending([at(0, 6)], store)) == [(0, 6)]
+    store.open(at(0, 6)).path.unlink()
+    store.open(at(0, 6)).partial.mkdir()
+    assert seeds_of(extend.extending([at(0, 6)], store)) == [(0, 6)]
 
 
 # --- Rows that go missing ---------------------------------------------------------------------------------------------
@@ -505,7 +507,7 @@ def test_rows_that_go_missing_while_the_shard_runs_are_trained_again(
 
     def during_the_last_chunk(first_seed: int, index: int) -> None:
         if (first_seed, index) == (4, 3):
-            lose(store.partial(one) / f"runs000000-000001.update{update:012}.parquet")
+            lose(store.open(one).partial / f"runs000000-000001.update{update:012}.parquet")
 
     made_up.before_update = during_the_last_chunk
     capsys.readouterr()
@@ -515,25 +517,25 @@ def test_rows_that_go_missing_while_the_shard_runs_are_trained_again(
     )
     assert made_up.started == [(0, 1), (2, 3), (4,), (0, 1)]
     assert rows_of(store, one) == rows_of(whole, one)
-    assert store.manifest(one)["run_seconds"] == whole.manifest(one)["run_seconds"]
-    assert store.manifest(one)["diverged"] == 0
+    assert store.open(one).manifest()["run_seconds"] == whole.open(one).manifest()["run_seconds"]
+    assert store.open(one).manifest()["diverged"] == 0
 
 
 def test_rows_that_go_missing_again_and_again_are_an_error(tmp_path: Path, made_up: MadeUp) -> None:
     """And no endless loop, and nothing finished."""
     store, one = Store(tmp_path), long_shard()
-    write = Store.write_rows
+    write = Entry.write_rows
 
-    def never_there(self: Store, shard: Shard, first: int, evaluation: Any) -> None:
-        write(self, shard, first, evaluation)
+    def never_there(self: Entry, first: int, evaluation: Any) -> None:
+        write(self, first, evaluation)
         if (first, evaluation.update) == (2, 4):
-            (store.partial(one) / "runs000002-000003.update000000000004.parquet").unlink()
+            (store.open(one).partial / "runs000002-000003.update000000000004.parquet").unlink()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Store, "write_rows", never_there)
+        patch.setattr(Entry, "write_rows", never_there)
         message = refusal(lambda: local.run([one], store, at_once(2)))
     assert "rows of update 4 for 2 of its runs" in message
-    assert not store.path(one).exists()
+    assert not store.open(one).path.exists()
     made_up.started.clear()
     local.run([one], store, at_once(2))
     assert made_up.started == [(2, 3)]
@@ -545,17 +547,13 @@ def test_a_policy_that_goes_missing_is_learned_again(
 ) -> None:
     store, one = Store(tmp_path), long_shard()
 
-    def save(job: local.Job, first: int, training: Any) -> None:
-        diverged = training.evaluation.diverged
-        job.store.write_policies(job.shard, first, 12, diverged, {"leaf0000": np.zeros((len(diverged), 1))})
-
     def lose(first_seed: int, index: int) -> None:
         if (first_seed, index) == (4, 3):
-            (store.partial(one) / "policies000002-000003.arrow").unlink()
+            (store.open(one).partial / "policies000002-000003.arrow").unlink()
 
-    monkeypatch.setattr(local, "save_policies", save)
+    monkeypatch.setattr(policies, "leaves", lambda *_: {"leaf0000": np.zeros((2, 1))})
     made_up.before_update = lose
     local.run([one], store, at_once(2)._replace(save_policies=True))
     assert made_up.started == [(0, 1), (2, 3), (4,), (2, 3)]
     assert len(rows_of(store, one)) == 5 * 4
-    assert store.policies_path(one).exists()
+    assert store.open(one).policies_path.exists()

@@ -13,7 +13,7 @@ import pytest
 
 from rlsuite.algorithms.on_policy import ppo
 from rlsuite.errors import UserError
-from rlsuite.sweeping import sweep
+from rlsuite.sweeping import job, sweep
 from rlsuite.sweeping.search import Choice, LogUniform, Uniform, grid, sample
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,12 +35,12 @@ def test_a_grid_is_the_product_and_the_last_name_varies_fastest() -> None:
 
 def test_grids_and_samples_are_settings_of_a_cell() -> None:
     hypers = grid(ppo.Hypers(), discount=(0.9, 0.99)) + sample(ppo.Hypers(), count=3, discount=Uniform(0.9, 1.0))
-    shard = sweep.shard("x", sweep.Cell("ppo", "probe/action/discrete", steps=4096, seeds=4, hypers=hypers))
+    shard = job.resolve("x", sweep.Cell("ppo", "probe/action/discrete", steps=4096, seeds=4, hypers=hypers))
     assert [hypers for _, hypers in shard.runs[::4]] == list(hypers)
     assert len(shard.runs) == 5 * 4
     twice = sweep.Cell("ppo", "probe/action/discrete", steps=4096, hypers=hypers + grid(ppo.Hypers(), discount=(0.9,)))
     with pytest.raises(UserError, match="twice"):
-        sweep.shard("x", twice)
+        job.resolve("x", twice)
 
 
 def test_draws_follow_their_distributions() -> None:

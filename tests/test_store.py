@@ -23,8 +23,11 @@ import pytest
 
 from rlsuite.algorithms.on_policy import ppo
 from rlsuite.errors import UserError
-from rlsuite.sweeping.store import BEFORE, Part, Store, read_policies, rows
-from rlsuite.sweeping.sweep import Cell, Shard, shard
+from rlsuite.sweeping.entry import BEFORE, Entry, read_policies
+from rlsuite.sweeping.job import Job, resolve
+from rlsuite.sweeping.rows import Part, rows
+from rlsuite.sweeping.store import Store
+from rlsuite.sweeping.sweep import Cell
 from rlsuite.training.train import Evaluation
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,14 +35,16 @@ SETTINGS = (ppo.Hypers(learning_rate=0.1), ppo.Hypers(learning_rate=0.2))
 
 
 @pytest.fixture(scope="module")
-def two_by_two() -> Shard:
+def two_by_two() -> Job:
     """Two seeds of each of two settings."""
-    return shard("mine", Cell("ppo", "probe/action/discrete", 32, seeds=2, first_seed=3, hypers=SETTINGS, label="A b"))
+    return resolve(
+        "mine", Cell("ppo", "probe/action/discrete", 32, seeds=2, first_seed=3, hypers=SETTINGS, label="A b")
+    )
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "mine")
+def entry(tmp_path: Path, two_by_two: Job) -> Entry:
+    return Store(tmp_path / "mine").open(two_by_two)
 
 
 def evaluation(update: int, first: int = 0, stop: int = 4, **changes: Any) -> Evaluation:
@@ -66,7 +71,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 # --- Rows -------------------------------------------------------------------------------------------------------------
 
 
-def test_each_row_is_of_its_own_run(two_by_two: Shard) -> None:
+def test_each_row_is_of_its_own_run(two_by_two: Job) -> None:
     diverged = np.array([False, True, False, False])
     table = rows(two_by_two, evaluation(2, diverged=diverged)).to_pylist()
     assert [(row["run"], row["seed"], row["hyper/learning_rate"]) for row in table] == [
@@ -89,17 +94,17 @@ def test_each_row_is_of_its_own_run(two_by_two: Shard) -> None:
     assert {(row["experiment"], row["label"], row["algorithm"]) for row in table} == {("mine", "A b", "ppo")}
 
 
-def test_the_rows_of_some_runs_are_those_of_all(two_by_two: Shard) -> None:
+def test_the_rows_of_some_runs_are_those_of_all(two_by_two: Job) -> None:
     everything = rows(two_by_two, evaluation(2))
     assert rows(two_by_two, evaluation(2, 1, 3), first=1).equals(everything.slice(1, 2))
 
 
-def test_a_hyperparameter_is_kept_to_the_last_digit(two_by_two: Shard) -> None:
+def test_a_hyperparameter_is_kept_to_the_last_digit(two_by_two: Job) -> None:
     """As it was given, not as the program's float32 holds it."""
     assert rows(two_by_two, evaluation(0))["hyper/gae_lambda"].to_pylist() == [0.95] * 4
 
 
-def test_a_run_that_diverged_is_kept_with_its_nan(two_by_two: Shard) -> None:
+def test_a_run_that_diverged_is_kept_with_its_nan(two_by_two: Job) -> None:
     returns = np.full((4, 3), np.nan, np.float32)
     table = rows(two_by_two, evaluation(1, returns=returns, diverged=np.ones(4, bool)))
     assert np.isnan(table["return_mean"].to_numpy()).all()
@@ -107,7 +112,7 @@ def test_a_run_that_diverged_is_kept_with_its_nan(two_by_two: Shard) -> None:
 
 
 @pytest.mark.parametrize("odd", [np.inf, -np.inf, np.nan, 3e38])
-def test_odd_numbers_are_kept_without_a_warning(odd: float, two_by_two: Shard) -> None:
+def test_odd_numbers_are_kept_without_a_warning(odd: float, two_by_two: Job) -> None:
     returns = np.full((4, 3), odd, np.float32)
     returns[0] = np.inf, -np.inf, np.nan
     with warnings.catch_warnings(action="error"):
@@ -151,27 +156,27 @@ def test_other_files_are_no_parts(name: str) -> None:
 
 
 @pytest.fixture
-def running(store: Store, two_by_two: Shard) -> Iterator[Store]:
-    """A store in which this process runs the shard and has written one evaluation of its first two runs."""
-    with store.claim(two_by_two) as ours:
+def running(entry: Entry) -> Iterator[Entry]:
+    """A shard that this process runs, with one evaluation of its first two runs."""
+    with entry.claim() as ours:
         assert ours
-        store.write_manifest(two_by_two, {"run_seconds": 0.0})
-        store.write_rows(two_by_two, 0, evaluation(0, 0, 2))
-        yield store
+        entry.write_manifest({"run_seconds": 0.0})
+        entry.write_rows(0, evaluation(0, 0, 2))
+        yield entry
 
 
-def test_parts_hold_what_was_written(running: Store, two_by_two: Shard) -> None:
-    running.write_rows(two_by_two, 2, evaluation(1, 2, 4))
-    running.write_rows(two_by_two, 2, evaluation(0, 2, 4))
-    assert running.parts(two_by_two) == [Part(0, 2, 0), Part(2, 4, 0), Part(2, 4, 1)]
-    assert running.read(two_by_two, Part(2, 4, 1)).equals(rows(two_by_two, evaluation(1)).slice(2, 2))
+def test_parts_hold_what_was_written(running: Entry) -> None:
+    running.write_rows(2, evaluation(1, 2, 4))
+    running.write_rows(2, evaluation(0, 2, 4))
+    assert running.parts() == [Part(0, 2, 0), Part(2, 4, 0), Part(2, 4, 1)]
+    assert running.read(Part(2, 4, 1)).equals(rows(running.job, evaluation(1)).slice(2, 2))
 
 
-def test_a_part_that_is_written_again_is_there_once(running: Store, two_by_two: Shard) -> None:
+def test_a_part_that_is_written_again_is_there_once(running: Entry) -> None:
     """As after resuming from a snapshot that is older than the last evaluation."""
-    running.write_rows(two_by_two, 0, evaluation(0, 0, 2, wall_seconds=9.0))
-    assert running.parts(two_by_two) == [Part(0, 2, 0)]
-    assert running.read(two_by_two, Part(0, 2, 0))["wall_seconds"].to_pylist() == [9.0, 9.0]
+    running.write_rows(0, evaluation(0, 0, 2, wall_seconds=9.0))
+    assert running.parts() == [Part(0, 2, 0)]
+    assert running.read(Part(0, 2, 0))["wall_seconds"].to_pylist() == [9.0, 9.0]
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
@@ -187,36 +192,36 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_part_does_not_count_and_may_be_written_again(damage: str, running: Store, two_by_two: Shard) -> None:
-    running.write_rows(two_by_two, 2, evaluation(0, 2, 4))
-    path = running.partial(two_by_two) / Part(0, 2, 0).file_name
+def test_a_damaged_part_does_not_count_and_may_be_written_again(damage: str, running: Entry) -> None:
+    running.write_rows(2, evaluation(0, 2, 4))
+    path = running.partial / Part(0, 2, 0).file_name
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
-    assert running.parts(two_by_two) == [Part(2, 4, 0)]
-    running.write_rows(two_by_two, 0, evaluation(0, 0, 2))
-    assert running.parts(two_by_two) == [Part(0, 2, 0), Part(2, 4, 0)]
+    assert running.parts() == [Part(2, 4, 0)]
+    running.write_rows(0, evaluation(0, 0, 2))
+    assert running.parts() == [Part(0, 2, 0), Part(2, 4, 0)]
 
 
-def test_runs_that_begin_anew_leave_nothing_of_themselves(running: Store, two_by_two: Shard) -> None:
+def test_runs_that_begin_anew_leave_nothing_of_themselves(running: Entry) -> None:
     """As when the shard goes on with chunks of another width: parts that only overlap are gone as well."""
     for update in (0, 1):
         for first, stop in ((0, 1), (0, 2), (1, 3), (2, 3), (3, 4)):
-            running.write_rows(two_by_two, first, evaluation(update, first, stop))
+            running.write_rows(first, evaluation(update, first, stop))
     for part in (Part(1, 3, 0), Part(3, 4, 0)):
-        path = running.partial(two_by_two) / part.file_name
+        path = running.partial / part.file_name
         path.write_bytes(path.read_bytes()[:100])
     others = {name: data for name, data in contents(running.folder).items() if "runs" not in name}
-    running.forget(two_by_two, 1, 3)
-    left = {running.partial(two_by_two) / part.file_name for part in (Part(0, 1, 0), Part(0, 1, 1))}
-    left |= {running.partial(two_by_two) / part.file_name for part in (Part(3, 4, 0), Part(3, 4, 1))}
-    assert set(running.partial(two_by_two).glob("*runs*")) == left
+    running.forget(1, 3)
+    left = {running.partial / part.file_name for part in (Part(0, 1, 0), Part(0, 1, 1))}
+    left |= {running.partial / part.file_name for part in (Part(3, 4, 0), Part(3, 4, 1))}
+    assert set(running.partial.glob("*runs*")) == left
     assert {name: data for name, data in contents(running.folder).items() if "runs" not in name} == others
 
 
-def write_rest(running: Store, one: Shard) -> None:
+def write_rest(running: Entry) -> None:
     """What `running` lacks of two evaluations."""
-    running.write_rows(one, 2, evaluation(0, 2, 4))
+    running.write_rows(2, evaluation(0, 2, 4))
     for first in (0, 2):
-        running.write_rows(one, first, evaluation(2, first, first + 2))
+        running.write_rows(first, evaluation(2, first, first + 2))
 
 
 # --- Whole or not at all ----------------------------------------------------------------------------------------------
@@ -279,12 +284,12 @@ def failing(error: BaseException) -> Callable[..., NoReturn]:
 
 
 # What is written, and every step in which that may fail.
-ROWS = (lambda store, one: store.write_rows(one, 0, evaluation(1, 0, 2)), "update000000000001.parquet")
-AGAIN = (lambda store, one: store.write_rows(one, 0, evaluation(0, 0, 2)), "update000000000000.parquet")
-MANIFEST = (lambda store, one: store.write_manifest(one, {"run_seconds": 1.0}), ".json")
-LAYOUT = (lambda store, one: store.write_layout(one, {"width": 2, "devices": 1}), "layout.json")
-FINISH = (lambda store, one: store.finish(one, (0, 2)), ".parquet")
-STEPS: dict[str, tuple[tuple[Callable[[Store, Shard], None], str], Any, str, Callable[[BaseException], Any]]] = {
+ROWS = (lambda entry: entry.write_rows(0, evaluation(1, 0, 2)), "update000000000001.parquet")
+AGAIN = (lambda entry: entry.write_rows(0, evaluation(0, 0, 2)), "update000000000000.parquet")
+MANIFEST = (lambda entry: entry.write_manifest({"run_seconds": 1.0}), ".json")
+LAYOUT = (lambda entry: entry.write_layout({"width": 2, "devices": 1}), "layout.json")
+FINISH = (lambda entry: entry.finish((0, 2)), ".parquet")
+STEPS: dict[str, tuple[tuple[Callable[[Entry], None], str], Any, str, Callable[[BaseException], Any]]] = {
     "rows, while writing": (ROWS, pq, "write_table", half_a_table),
     "rows, on their way to the disk": (ROWS, os, "fsync", failing),
     "rows, while renaming": (ROWS, os, "replace", failing),
@@ -300,7 +305,7 @@ STEPS: dict[str, tuple[tuple[Callable[[Store, Shard], None], str], Any, str, Cal
 
 
 @contextmanager
-def broken(step: str, error: BaseException) -> Iterator[Callable[[Store, Shard], None]]:
+def broken(step: str, error: BaseException) -> Iterator[Callable[[Entry], None]]:
     """The write that fails at this step, while it does."""
     (write, _), owner, name, half = STEPS[step]
     with pytest.MonkeyPatch.context() as patch:
@@ -312,159 +317,153 @@ def broken(step: str, error: BaseException) -> Iterator[Callable[[Store, Shard],
     ("step", "reason"),
     [*((step, "full disk") for step in STEPS), *(("rows, while writing", reason) for reason in [*REASONS][1:])],
 )
-def test_what_cannot_be_written_leaves_what_was_there(
-    step: str, reason: str, running: Store, two_by_two: Shard
-) -> None:
-    write_rest(running, two_by_two)
-    before, parts = contents(running.folder), running.parts(two_by_two)
+def test_what_cannot_be_written_leaves_what_was_there(step: str, reason: str, running: Entry) -> None:
+    write_rest(running)
+    before, parts = contents(running.folder), running.parts()
     error, text = REASONS[reason]
     with broken(step, error) as write, pytest.raises(UserError) as raised:
-        write(running, two_by_two)
+        write(running)
     message = str(raised.value)
     (_, end), *_ = STEPS[step]
     expected = [f"{end}' cannot be written ({text})", str(running.folder), "intact", "--results", "same command"]
     assert [part for part in expected if part not in message] == [], message
     assert "\n" not in message
     assert contents(running.folder) == before
-    assert running.parts(two_by_two) == parts
-    assert not running.has(two_by_two)
+    assert running.parts() == parts
+    assert not running.finished()
     # The disk has space again.
-    write(running, two_by_two)
+    write(running)
     assert contents(running.folder) != before or step.startswith("rows once more")
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_an_interruption_leaves_what_was_there(step: str, running: Store, two_by_two: Shard) -> None:
-    write_rest(running, two_by_two)
+def test_an_interruption_leaves_what_was_there(step: str, running: Entry) -> None:
+    write_rest(running)
     before = contents(running.folder)
     with broken(step, KeyboardInterrupt()) as write, pytest.raises(KeyboardInterrupt):
-        write(running, two_by_two)
+        write(running)
     assert contents(running.folder) == before
 
 
-def test_the_manifest_holds_the_facts_and_the_shard(running: Store, two_by_two: Shard) -> None:
-    manifest = running.manifest(two_by_two)
-    assert manifest == json.loads((running.folder / f"{two_by_two.name}.json").read_text())
+def test_the_manifest_holds_the_facts_and_the_shard(running: Entry) -> None:
+    manifest = running.manifest()
+    assert manifest == json.loads((running.folder / f"{running.job.name}.json").read_text())
     assert manifest == {
         "format": 1,
         "run_seconds": 0.0,
         # Through JSON, which makes lists of tuples.
-        **json.loads(json.dumps(two_by_two.describe())),
+        **json.loads(json.dumps(running.job.describe())),
     }
     assert manifest["seeds"] == [3, 4, 3, 4]
     assert [setting["learning_rate"] for setting in manifest["hypers"]] == [0.1, 0.2]
 
 
-def test_the_layout_is_remembered_while_the_shard_runs(running: Store, two_by_two: Shard) -> None:
-    assert running.layout(two_by_two) is None
-    running.write_layout(two_by_two, {"width": 2, "devices": 1})
-    assert running.layout(two_by_two) == {"width": 2, "devices": 1}
+def test_the_layout_is_remembered_while_the_shard_runs(running: Entry) -> None:
+    assert running.layout() is None
+    running.write_layout({"width": 2, "devices": 1})
+    assert running.layout() == {"width": 2, "devices": 1}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[2, 1]", "2", '{"width": "many"}'])
-def test_a_damaged_layout_or_manifest_is_as_none(text: str, running: Store, two_by_two: Shard) -> None:
-    (running.partial(two_by_two) / "layout.json").write_text(text)
-    running.manifest_path(two_by_two).write_text(text)
-    assert running.layout(two_by_two) is None
-    assert running.manifest(two_by_two) == (json.loads(text) if text.startswith('{"') else {})
+def test_a_damaged_layout_or_manifest_is_as_none(text: str, running: Entry) -> None:
+    (running.partial / "layout.json").write_text(text)
+    running.manifest_path.write_text(text)
+    assert running.layout() is None
+    assert running.manifest() == (json.loads(text) if text.startswith('{"') else {})
 
 
 # --- Finishing --------------------------------------------------------------------------------------------------------
 
 
-def write_all(store: Store, one: Shard) -> None:
+def write_all(entry: Entry) -> None:
     """Three evaluations of three chunks of different sizes, the last chunk first."""
     for first, stop in ((3, 4), (1, 3), (0, 1)):
         for update in (2, 1, 0):
-            store.write_rows(one, first, evaluation(update, first, stop))
+            entry.write_rows(first, evaluation(update, first, stop))
 
 
-def test_finishing_merges_all_rows_in_order_of_evaluation_and_run(store: Store, two_by_two: Shard) -> None:
-    with store.claim(two_by_two):
-        write_all(store, two_by_two)
-        store.finish(two_by_two, (0, 1, 2))
-    assert store.has(two_by_two)
-    merged = pq.read_table(store.path(two_by_two))
+def test_finishing_merges_all_rows_in_order_of_evaluation_and_run(entry: Entry) -> None:
+    with entry.claim():
+        write_all(entry)
+        entry.finish((0, 1, 2))
+    assert entry.finished()
+    merged = pq.read_table(entry.path)
     assert [(row["update"], row["run"]) for row in merged.to_pylist()] == [
         (update, run) for update in (0, 1, 2) for run in (0, 1, 2, 3)
     ]
     # As if there had been no chunks.
-    whole = [rows(two_by_two, evaluation(update)) for update in (0, 1, 2)]
+    whole = [rows(entry.job, evaluation(update)) for update in (0, 1, 2)]
     assert merged.equals(pa.concat_tables([whole[1].schema.empty_table(), *whole], promote_options="default"))
     assert merged["metric/loss"].to_pylist() == [None] * 4 + [0, 1, 2, 3] * 2
     assert merged.schema.field("metric/loss").type == pa.float32()
-    assert pq.ParquetFile(store.path(two_by_two)).num_row_groups == 3
+    assert pq.ParquetFile(entry.path).num_row_groups == 3
 
 
 @pytest.mark.parametrize("old", [(0, 1), (1, 3), (3, 4)])
-def test_rows_of_an_earlier_version_are_finished_with_those_of_this_one(
-    old: tuple[int, int], store: Store, two_by_two: Shard
-) -> None:
+def test_rows_of_an_earlier_version_are_finished_with_those_of_this_one(old: tuple[int, int], entry: Entry) -> None:
     """Columns that came later are null in the rows from before, whichever chunk these are of."""
     later = ["nonfinite_episodes", "nonfinite"]
-    with store.claim(two_by_two):
-        write_all(store, two_by_two)
-        for part in store.parts(two_by_two):
+    with entry.claim():
+        write_all(entry)
+        for part in entry.parts():
             if (part.first, part.stop) == old:
-                before = store.read(two_by_two, part).drop_columns(later)
-                pq.write_table(before, store.partial(two_by_two) / part.file_name)
-        store.finish(two_by_two, (0, 1, 2))
-    merged = pq.read_table(store.path(two_by_two)).to_pandas()
+                before = entry.read(part).drop_columns(later)
+                pq.write_table(before, entry.partial / part.file_name)
+        entry.finish((0, 1, 2))
+    merged = pq.read_table(entry.path).to_pandas()
     from_before = merged["run"].between(old[0], old[1] - 1)
     assert merged["nonfinite_episodes"].isna().tolist() == from_before.tolist()
     assert merged["return_mean"].notna().all() and len(merged) == 3 * 4
 
 
-def test_a_finished_shard_is_all_that_is_left(store: Store, two_by_two: Shard) -> None:
+def test_a_finished_shard_is_all_that_is_left(entry: Entry) -> None:
     """Also of what a killed process left in the middle of a write."""
-    with store.claim(two_by_two):
-        store.write_manifest(two_by_two, {})
-        write_all(store, two_by_two)
-        (store.partial(two_by_two) / f".{Part(0, 1, 1).file_name}.tmp").write_bytes(b"half")
-        (store.partial(two_by_two) / "snapshot" / "7").mkdir(parents=True)
-        (store.partial(two_by_two) / "snapshot" / "7" / "array").write_bytes(b"state")
-        store.finish(two_by_two, (0, 1, 2))
-    assert set(store.folder.rglob("*")) == {store.path(two_by_two), store.manifest_path(two_by_two)}
+    with entry.claim():
+        entry.write_manifest({})
+        write_all(entry)
+        (entry.partial / f".{Part(0, 1, 1).file_name}.tmp").write_bytes(b"half")
+        (entry.partial / "snapshot" / "7").mkdir(parents=True)
+        (entry.partial / "snapshot" / "7" / "array").write_bytes(b"state")
+        entry.finish((0, 1, 2))
+    assert set(entry.folder.rglob("*")) == {entry.path, entry.manifest_path}
 
 
-def test_a_shard_that_is_left_unfinished_is_kept(store: Store, two_by_two: Shard) -> None:
-    with store.claim(two_by_two):
-        write_all(store, two_by_two)
-        before = contents(store.folder)
-    assert contents(store.folder) == before
-    assert len(store.parts(two_by_two)) == 9
-    assert not store.has(two_by_two)
+def test_a_shard_that_is_left_unfinished_is_kept(entry: Entry) -> None:
+    with entry.claim():
+        write_all(entry)
+        before = contents(entry.folder)
+    assert contents(entry.folder) == before
+    assert len(entry.parts()) == 9
+    assert not entry.finished()
 
 
 @pytest.mark.parametrize(
     "write", [ROWS[0], MANIFEST[0], LAYOUT[0], FINISH[0]], ids=["rows", "manifest", "layout", "finish"]
 )
-def test_finished_rows_are_never_replaced(
-    write: Callable[[Store, Shard], None], running: Store, two_by_two: Shard
-) -> None:
+def test_finished_rows_are_never_replaced(write: Callable[[Entry], None], running: Entry) -> None:
     """As if two processes had run the shard in spite of the lock, and the other one was faster."""
-    write_rest(running, two_by_two)
-    running.finish(two_by_two, (0, 2))
-    rows_before = running.path(two_by_two).read_bytes()
+    write_rest(running)
+    running.finish((0, 2))
+    rows_before = running.path.read_bytes()
     if write is FINISH[0]:
         before = contents(running.folder)
         with pytest.raises(UserError, match=r"\.parquet' was finished meanwhile"):
-            write(running, two_by_two)
+            write(running)
         assert contents(running.folder) == before
     else:
-        write(running, two_by_two)
-    assert running.path(two_by_two).read_bytes() == rows_before
+        write(running)
+    assert running.path.read_bytes() == rows_before
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_finished_file_is_named_and_kept(damage: str, running: Store, two_by_two: Shard) -> None:
-    write_rest(running, two_by_two)
-    running.finish(two_by_two, (0, 2))
-    path = running.path(two_by_two)
+def test_a_damaged_finished_file_is_named_and_kept(damage: str, running: Entry) -> None:
+    write_rest(running)
+    running.finish((0, 2))
+    path = running.path
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     before = contents(running.folder)
     with pytest.raises(UserError) as raised:
-        running.has(two_by_two)
+        running.finished()
     message = str(raised.value)
     assert message.startswith(f"finished results '{path}' cannot be read (")
     assert message.endswith("); restore the file, or delete it to train its runs again")
@@ -483,76 +482,74 @@ def shorten(path: Path) -> None:
 
 @pytest.mark.parametrize("part", [Part(0, 1, 0), Part(1, 3, 1), Part(3, 4, 2), Part(0, 1, 2)], ids=str)
 @pytest.mark.parametrize("lose", [Path.unlink, cut, shorten])
-def test_a_shard_that_lacks_rows_is_not_finished(
-    part: Part, lose: Callable[[Path], None], store: Store, two_by_two: Shard
-) -> None:
-    with store.claim(two_by_two):
-        write_all(store, two_by_two)
-        lose(store.partial(two_by_two) / part.file_name)
-        before = contents(store.folder)
+def test_a_shard_that_lacks_rows_is_not_finished(part: Part, lose: Callable[[Path], None], entry: Entry) -> None:
+    with entry.claim():
+        write_all(entry)
+        lose(entry.partial / part.file_name)
+        before = contents(entry.folder)
         with pytest.raises(
             UserError, match=rf"rows of update {part.update} for .* run the same command again"
         ) as raised:
-            store.finish(two_by_two, (0, 1, 2))
+            entry.finish((0, 1, 2))
         assert "\n" not in str(raised.value)
-        assert contents(store.folder) == before
-    assert not store.has(two_by_two)
+        assert contents(entry.folder) == before
+    assert not entry.finished()
 
 
-def test_a_shard_with_rows_twice_is_not_finished(store: Store, two_by_two: Shard) -> None:
-    with store.claim(two_by_two):
-        write_all(store, two_by_two)
-        store.write_rows(two_by_two, 0, evaluation(1, 0, 2))
+def test_a_shard_with_rows_twice_is_not_finished(entry: Entry) -> None:
+    with entry.claim():
+        write_all(entry)
+        entry.write_rows(0, evaluation(1, 0, 2))
         with pytest.raises(UserError, match=r"rows of update 1 for 2 of its runs \(run 0 has 2\)"):
-            store.finish(two_by_two, (0, 1, 2))
+            entry.finish((0, 1, 2))
 
 
-def test_an_evaluation_that_no_run_has_is_missed(store: Store, two_by_two: Shard) -> None:
-    with store.claim(two_by_two):
-        write_all(store, two_by_two)
+def test_an_evaluation_that_no_run_has_is_missed(entry: Entry) -> None:
+    with entry.claim():
+        write_all(entry)
         with pytest.raises(UserError, match=r"rows of update 3 for 4 of its runs"):
-            store.finish(two_by_two, (0, 1, 2, 3))
+            entry.finish((0, 1, 2, 3))
 
 
-def write_learned(store: Store, one: Shard, first: int, stop: int) -> None:
+def write_learned(entry: Entry, first: int, stop: int) -> None:
     leaves = {"leaf0000": np.arange(2.0 * (stop - first)).reshape(-1, 2)}
-    store.write_policies(one, first, 2, np.zeros(stop - first, bool), leaves)
+    entry.write_policies(first, 2, np.zeros(stop - first, bool), leaves)
 
 
-def test_policies_are_kept_of_all_runs_or_of_none(store: Store, two_by_two: Shard) -> None:
-    with store.claim(two_by_two):
-        write_all(store, two_by_two)
-        write_learned(store, two_by_two, 0, 1)
-        write_learned(store, two_by_two, 3, 4)
-        assert store.learned(two_by_two) == [(0, 1), (3, 4)]
+def test_policies_are_kept_of_all_runs_or_of_none(entry: Entry) -> None:
+    with entry.claim():
+        write_all(entry)
+        write_learned(entry, 0, 1)
+        write_learned(entry, 3, 4)
+        assert entry.learned() == [(0, 1), (3, 4)]
         with pytest.raises(UserError, match=r"policies for 2 of its runs \(run 1 has 0\)"):
-            store.finish(two_by_two, (0, 1, 2), policies=True)
+            entry.finish((0, 1, 2), policies=True)
         # Of an earlier time, whose rows have been deleted.
-        store.policies_path(two_by_two).write_bytes(b"of other rows")
-        store.finish(two_by_two, (0, 1, 2))
-    assert store.has(two_by_two)
-    assert not store.policies_path(two_by_two).exists()
+        entry.policies_path.write_bytes(b"of other rows")
+        entry.finish((0, 1, 2))
+    assert entry.finished()
+    assert not entry.policies_path.exists()
 
 
-def test_policies_of_all_runs_are_merged(store: Store, two_by_two: Shard) -> None:
-    with store.claim(two_by_two):
-        write_all(store, two_by_two)
+def test_policies_of_all_runs_are_merged(entry: Entry) -> None:
+    with entry.claim():
+        write_all(entry)
         for first, stop in ((3, 4), (0, 3)):
-            write_learned(store, two_by_two, first, stop)
-        cut(store.partial(two_by_two) / "policies000000-000002.arrow")
-        assert store.learned(two_by_two) == [(3, 4)]
-        write_learned(store, two_by_two, 0, 3)
-        store.finish(two_by_two, (0, 1, 2), policies=True)
-    assert read_policies(store.policies_path(two_by_two))["run"].to_pylist() == [0, 1, 2, 3]
+            write_learned(entry, first, stop)
+        cut(entry.partial / "policies000000-000002.arrow")
+        assert entry.learned() == [(3, 4)]
+        write_learned(entry, 0, 3)
+        entry.finish((0, 1, 2), policies=True)
+    assert read_policies(entry.policies_path)["run"].to_pylist() == [0, 1, 2, 3]
 
 
-def finish_with_a_hole(store: Store, one: Shard, lost: Callable[[pa.Table, int], pa.Table]) -> None:
+def finish_with_a_hole(entry: Entry, lost: Callable[[pa.Table, int], pa.Table]) -> None:
     """As a version did that did not look: three evaluations, of which some rows are lost."""
-    store.write_manifest(one, {"total_updates": 2})
-    last = rows(one, evaluation(2))
-    with pq.ParquetWriter(store.path(one), last.schema) as writer:
+    entry.write_manifest({"total_updates": 2})
+    last = rows(entry.job, evaluation(2))
+    with pq.ParquetWriter(entry.path, last.schema) as writer:
         for update in (0, 1, 2):
-            table = lost(rows(one, evaluation(update)), update)
+            table = lost(rows(entry.job, evaluation(update)), update)
             if table.num_rows:
                 writer.write_table(pa.concat_tables([last.schema.empty_table(), table], promote_options="default"))
 
@@ -565,19 +562,20 @@ HOLES: dict[str, tuple[Callable[[pa.Table, int], pa.Table], str]] = {
 
 
 @pytest.mark.parametrize("hole", HOLES)
-def test_a_finished_shard_with_a_hole_is_named_and_kept(hole: str, running: Store) -> None:
-    one = shard("mine", Cell("ppo", "probe/action/discrete", 32, seeds=4, evaluations=2))
+def test_a_finished_shard_with_a_hole_is_named_and_kept(hole: str, entry: Entry) -> None:
+    job = resolve("mine", Cell("ppo", "probe/action/discrete", 32, seeds=4, evaluations=2))
+    running = Entry(entry.folder, job)
     lost, words = HOLES[hole]
-    with running.claim(one):
-        finish_with_a_hole(running, one, lambda table, update: table)
-        assert running.has(one)
-        finish_with_a_hole(running, one, lost)
-    before = running.path(one).read_bytes()
-    expected = f"finished results '{running.path(one)}' lack evaluations ({words}); restore the file, or delete it to"
+    with running.claim():
+        finish_with_a_hole(running, lambda table, update: table)
+        assert running.finished()
+        finish_with_a_hole(running, lost)
+    before = running.path.read_bytes()
+    expected = f"finished results '{running.path}' lack evaluations ({words}); restore the file, or delete it to"
     with pytest.raises(UserError) as raised:
-        running.has(one)
+        running.finished()
     assert str(raised.value).startswith(expected)
-    assert running.path(one).read_bytes() == before
+    assert running.path.read_bytes() == before
 
 
 # --- Set aside --------------------------------------------------------------------------------------------------------
@@ -586,37 +584,37 @@ def test_a_finished_shard_with_a_hole_is_named_and_kept(hole: str, running: Stor
 @pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize("after", [0, 1, 2, 3, 9, 10, 11, 12, 13])
 def test_what_is_trained_again_is_nowhere_lost(
-    after: int, finished: bool, store: Store, two_by_two: Shard, monkeypatch: pytest.MonkeyPatch
+    after: int, finished: bool, entry: Entry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the process is killed after any number of steps: no rows are there without the manifest of theirs."""
-    with store.claim(two_by_two):
-        store.write_manifest(two_by_two, {"packages": {}})
-        write_all(store, two_by_two)
-        write_learned(store, two_by_two, 0, 4)
-        store.write_layout(two_by_two, {"width": 2, "devices": 1})
+    with entry.claim():
+        entry.write_manifest({"packages": {}})
+        write_all(entry)
+        write_learned(entry, 0, 4)
+        entry.write_layout({"width": 2, "devices": 1})
         if finished:
-            store.finish(two_by_two, (0, 1, 2), policies=True)
-    kept = {Path(name).name: data for name, data in contents(store.folder).items() if Path(name).name != "lock"}
+            entry.finish((0, 1, 2), policies=True)
+    kept = {Path(name).name: data for name, data in contents(entry.folder).items() if Path(name).name != "lock"}
     replace, steps = os.replace, iter(range(after))
 
     def killed(*paths: Any) -> None:
         next(steps)
         replace(*paths)
 
-    with store.claim(two_by_two), monkeypatch.context() as patch:
+    with entry.claim(), monkeypatch.context() as patch:
         patch.setattr(os, "replace", killed)
         with contextlib.suppress(StopIteration):
-            store.set_aside(two_by_two)
-        there = {Path(name).name: data for name, data in contents(store.folder).items() if Path(name).name != "lock"}
+            entry.set_aside()
+        there = {Path(name).name: data for name, data in contents(entry.folder).items() if Path(name).name != "lock"}
         assert there == kept
-        rows_left = store.path(two_by_two).exists() or store.begun(two_by_two)
-        assert store.manifest_path(two_by_two).exists() or not rows_left
-    with store.claim(two_by_two):
+        rows_left = entry.path.exists() or entry.begun()
+        assert entry.manifest_path.exists() or not rows_left
+    with entry.claim():
         if rows_left:
-            store.set_aside(two_by_two)
-        assert not store.path(two_by_two).exists() and not store.begun(two_by_two)
-    assert {path.name for path in store.folder.iterdir()} == {BEFORE}
-    there = {Path(name).name: data for name, data in contents(store.folder).items()}
+            entry.set_aside()
+        assert not entry.path.exists() and not entry.begun()
+    assert {path.name for path in entry.folder.iterdir()} == {BEFORE}
+    there = {Path(name).name: data for name, data in contents(entry.folder).items()}
     assert there == kept
 
 
@@ -627,16 +625,16 @@ HOLD = """
 import sys, time, types
 from rlsuite.sweeping.store import Store
 
-with Store(sys.argv[1]).claim(types.SimpleNamespace(name=sys.argv[2])) as ours:
+with Store(sys.argv[1]).open(types.SimpleNamespace(name=sys.argv[2])).claim() as ours:
     print(ours, flush=True)
     time.sleep(600)
 """
 
 
 @contextmanager
-def another_process(store: Store, one: Shard) -> Iterator[subprocess.Popen[str]]:
+def another_process(entry: Entry) -> Iterator[subprocess.Popen[str]]:
     """One that has claimed the shard, and is killed afterwards if it has not been before."""
-    command = [sys.executable, "-c", HOLD, str(store.folder), one.name]
+    command = [sys.executable, "-c", HOLD, str(entry.folder), entry.job.name]
     variables = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -647,36 +645,40 @@ def another_process(store: Store, one: Shard) -> Iterator[subprocess.Popen[str]]
             process.kill()
 
 
-def test_a_shard_belongs_to_one_process_until_that_is_killed(store: Store, two_by_two: Shard) -> None:
-    with another_process(store, two_by_two) as other:
-        before = contents(store.folder)
-        with store.claim(two_by_two) as ours:
+def test_a_shard_belongs_to_one_process_until_that_is_killed(entry: Entry) -> None:
+    with another_process(entry) as other:
+        before = contents(entry.folder)
+        with entry.claim() as ours:
             assert not ours
-            assert store.holder(two_by_two) == f"process {other.pid} on {platform.node()}"
-        assert contents(store.folder) == before
+            assert entry.holder() == f"process {other.pid} on {platform.node()}"
+        assert contents(entry.folder) == before
         other.kill()  # SIGKILL, which nobody can handle
         other.wait()
-        with store.claim(two_by_two) as ours:
+        with entry.claim() as ours:
             assert ours
-            assert store.holder(two_by_two) == f"process {os.getpid()} on {platform.node()}"
+            assert entry.holder() == f"process {os.getpid()} on {platform.node()}"
 
 
-def test_a_shard_is_claimed_once_and_again_after_leaving(store: Store, two_by_two: Shard) -> None:
-    other = shard("mine", Cell("ppo", "probe/action/discrete", 32, seeds=1))
+def test_a_shard_is_claimed_once_and_again_after_leaving(entry: Entry) -> None:
+    other = resolve("mine", Cell("ppo", "probe/action/discrete", 32, seeds=1))
     for _ in range(2):
-        with store.claim(two_by_two) as first, store.claim(two_by_two) as second, store.claim(other) as third:
+        with (
+            entry.claim() as first,
+            entry.claim() as second,
+            Entry(entry.folder, other).claim() as third,
+        ):
             assert (first, second, third) == (True, False, True)
 
 
-def test_a_claim_ends_with_an_error_too(store: Store, two_by_two: Shard) -> None:
-    with pytest.raises(RuntimeError, match="fell over"), store.claim(two_by_two):
+def test_a_claim_ends_with_an_error_too(entry: Entry) -> None:
+    with pytest.raises(RuntimeError, match="fell over"), entry.claim():
         raise RuntimeError("the device fell over")
-    with store.claim(two_by_two) as ours:
+    with entry.claim() as ours:
         assert ours
 
 
 def test_a_claim_outlives_another_process_that_finishes_the_shard(
-    store: Store, two_by_two: Shard, monkeypatch: pytest.MonkeyPatch
+    entry: Entry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It removes the folder between the moment this one has made sure of it and the moment it opens the lock."""
     opened: list[str] = []
@@ -684,26 +686,24 @@ def test_a_claim_outlives_another_process_that_finishes_the_shard(
 
     def after_the_other_one(path: Path, *arguments: int) -> int:
         if not opened:
-            store.partial(two_by_two).rmdir()
+            entry.partial.rmdir()
         opened.append(path.name)
         return really_open(path, *arguments)
 
     with monkeypatch.context() as late:
         late.setattr(os, "open", after_the_other_one)
-        with store.claim(two_by_two) as ours:
+        with entry.claim() as ours:
             assert ours
     assert opened == ["lock", "lock"]
 
 
 @pytest.mark.parametrize("reason", ["full disk", "read-only file system", "no permission"])
-def test_a_folder_that_cannot_be_claimed_is_named(
-    reason: str, store: Store, two_by_two: Shard, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_cannot_be_claimed_is_named(reason: str, entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
     error, text = REASONS[reason]
     monkeypatch.setattr(Path, "mkdir", failing(error))
-    with pytest.raises(UserError) as raised, store.claim(two_by_two):
+    with pytest.raises(UserError) as raised, entry.claim():
         pass
-    assert str(raised.value).startswith(f"'{store.partial(two_by_two)}' cannot be written ({text}); ")
+    assert str(raised.value).startswith(f"'{entry.partial}' cannot be written ({text}); ")
 
 
 # --- The folder -------------------------------------------------------------------------------------------------------
@@ -728,37 +728,31 @@ def test_a_folder_that_cannot_be_is_refused(place: str, tmp_path: Path) -> None:
 # --- A disk that fails, a folder that goes --------------------------------------------------------------------------
 
 
-def test_a_full_disk_is_named_when_the_lock_cannot_be_written(
-    store: Store, two_by_two: Shard, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_named_when_the_lock_cannot_be_written(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as full:
         full.setattr(os, "write", failing(DISK_FULL))
-        with pytest.raises(UserError, match="No space left on device"), store.claim(two_by_two):
+        with pytest.raises(UserError, match="No space left on device"), entry.claim():
             pass
-    with store.claim(two_by_two) as ours:
+    with entry.claim() as ours:
         assert ours
 
 
-def test_a_file_system_that_becomes_read_only_is_named(
-    store: Store, two_by_two: Shard, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_system_that_becomes_read_only_is_named(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
     """Linux refuses to remove even what is not there; that must not hide the error."""
     read_only = OSError(errno.EROFS, os.strerror(errno.EROFS))
-    with store.claim(two_by_two):
-        store.write_rows(two_by_two, 0, evaluation(0))
+    with entry.claim():
+        entry.write_rows(0, evaluation(0))
         monkeypatch.setattr(os, "replace", failing(read_only))
         monkeypatch.setattr(Path, "unlink", failing(read_only))
         with pytest.raises(UserError, match="Read-only file system"):
-            store.write_rows(two_by_two, 0, evaluation(1))
+            entry.write_rows(0, evaluation(1))
         with pytest.raises(UserError, match="Read-only file system"):
-            store.forget(two_by_two, 0, 4)
+            entry.forget(0, 4)
 
 
-def test_a_results_folder_that_is_gone_is_named(
-    store: Store, two_by_two: Shard, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_results_folder_that_is_gone_is_named(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
     """It must not be taken for a shard that another process has finished, and be tried for ever."""
-    store.folder.rmdir()
+    entry.folder.rmdir()
     mkdir, tried = Path.mkdir, []
 
     def counted(path: Path, **options: Any) -> None:
@@ -767,11 +761,11 @@ def test_a_results_folder_that_is_gone_is_named(
         mkdir(path, **options)
 
     monkeypatch.setattr(Path, "mkdir", counted)
-    with pytest.raises(UserError, match="No such file or directory"), store.claim(two_by_two):
+    with pytest.raises(UserError, match="No such file or directory"), entry.claim():
         pass
 
 
-def test_a_shard_whose_rows_are_gone_cannot_be_finished(store: Store, two_by_two: Shard) -> None:
-    with store.claim(two_by_two), pytest.raises(UserError):
-        store.finish(two_by_two, (0,))
-    assert not store.has(two_by_two)
+def test_a_shard_whose_rows_are_gone_cannot_be_finished(entry: Entry) -> None:
+    with entry.claim(), pytest.raises(UserError):
+        entry.finish((0,))
+    assert not entry.finished()

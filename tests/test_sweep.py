@@ -31,10 +31,14 @@ from rlsuite.algorithms.on_policy import ppo
 from rlsuite.commands import cli
 from rlsuite.core import Preset
 from rlsuite.errors import Stopped, UserError
-from rlsuite.sweeping import catalogue, local, policies, sweep
+from rlsuite.sweeping import catalogue, checks, chunk, job, local, manifest, policies, sweep
+from rlsuite.sweeping.catalogue import Found
+from rlsuite.sweeping.entry import Entry
+from rlsuite.sweeping.job import Job
 from rlsuite.sweeping.local import Settings
-from rlsuite.sweeping.store import Part, Store
-from rlsuite.sweeping.sweep import Cell, Experiment, Reference, Shard
+from rlsuite.sweeping.rows import Part
+from rlsuite.sweeping.store import Store
+from rlsuite.sweeping.sweep import Cell, Experiment, Reference
 from rlsuite.training import batch, memory, plan, progress
 from rlsuite.training import train as training
 from rlsuite.training.evaluate import Episodes
@@ -68,7 +72,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 
 def test_all_that_the_rows_depend_on_is_in_the_name() -> None:
     cells = [CELL, *(dataclasses.replace(CELL, **other) for other in OTHERS.values())]
-    names = [sweep.shard("mine", cell).name for cell in cells]
+    names = [job.resolve("mine", cell).name for cell in cells]
     assert len(set(names)) == len(names) == len(OTHERS) + 1, names
 
 
@@ -97,12 +101,12 @@ def test_every_field_of_a_cell_is_thought_of() -> None:
     ids=str,
 )
 def test_what_is_spelled_out_or_only_shown_is_the_same_shard(same: dict[str, Any]) -> None:
-    assert sweep.shard("mine", dataclasses.replace(CELL, **same)).name == sweep.shard("mine", CELL).name
+    assert job.resolve("mine", dataclasses.replace(CELL, **same)).name == job.resolve("mine", CELL).name
 
 
 def test_whole_hyperparameters_are_floats() -> None:
     names = {
-        sweep.shard("mine", dataclasses.replace(CELL, hypers=ppo.Hypers(discount=discount))).name
+        job.resolve("mine", dataclasses.replace(CELL, hypers=ppo.Hypers(discount=discount))).name
         for discount in (1, 1.0)
     }
     assert len(names) == 1
@@ -112,7 +116,7 @@ def test_props_shards_keep_the_names_of_the_time_when_ros_was_a_setting_of_it() 
     props = algorithms.get("props")
     cell = Cell("props", "probe/action/discrete", 512, seeds=2, evaluations=2, eval_episodes=2)
     cell = dataclasses.replace(cell, config=props.trial.config, hypers=props.trial.hypers)
-    assert sweep.shard("mine", cell).name == "props__probe-action-discrete__ea974ecc"  # as commit cde63a0 names it
+    assert job.resolve("mine", cell).name == "props__probe-action-discrete__ea974ecc"  # as commit cde63a0 names it
 
 
 def test_a_policy_of_a_setting_that_is_gone_is_refused_by_its_value() -> None:
@@ -123,9 +127,9 @@ def test_a_policy_of_a_setting_that_is_gone_is_refused_by_its_value() -> None:
 
 
 def test_the_name_begins_with_label_and_environment() -> None:
-    assert sweep.shard("mine", CELL).name.startswith("ppo__probe-action-discrete__")
+    assert job.resolve("mine", CELL).name.startswith("ppo__probe-action-discrete__")
     labelled = dataclasses.replace(CELL, label="PPO, no clip (v1.0)")
-    assert sweep.shard("mine", labelled).name.startswith("PPO, no clip (v1.0)__probe-action-discrete__")
+    assert job.resolve("mine", labelled).name.startswith("PPO, no clip (v1.0)__probe-action-discrete__")
 
 
 def experiment_file(path: Path, name: str) -> Path:
@@ -147,15 +151,15 @@ def test_a_file_may_define_several_experiments(tmp_path: Path) -> None:
 
 def test_the_name_depends_on_neither_experiment_nor_folder(tmp_path: Path) -> None:
     experiments = [sweep.load(experiment_file(tmp_path / f"{name}.py", name)) for name in ("one", "two")]
-    [one], [two] = map(sweep.shards, experiments)
+    [one], [two] = map(job.resolve_all, experiments)
     assert (one.experiment, two.experiment) == ("one", "two")
-    assert Store(tmp_path / "a").path(one).name == Store(tmp_path / "b").path(two).name
+    assert Store(tmp_path / "a").open(one).path.name == Store(tmp_path / "b").open(two).path.name
 
 
 def test_every_setting_has_every_seed() -> None:
     low, high = ppo.Hypers(learning_rate=1e-4), ppo.Hypers(learning_rate=1e-3)
     cell = dataclasses.replace(CELL, seeds=2, first_seed=7, hypers=(low, high))
-    assert sweep.shard("mine", cell).runs == ((7, low), (8, low), (7, high), (8, high))
+    assert job.resolve("mine", cell).runs == ((7, low), (8, low), (7, high), (8, high))
 
 
 TUNED = Preset(ppo.Config(num_envs=4), ppo.Hypers(learning_rate=1e-3), "somebody's paper")
@@ -171,7 +175,7 @@ def tuned(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("tuned")
 @pytest.mark.parametrize("env_id", ["gymnax/CartPole-v1", "gymnax/CartPole-v1+reward_scale=2.0"])
 def test_settings_of_the_environment_are_the_default(env_id: str) -> None:
-    shard = sweep.shard("mine", Cell("ppo", env_id, 4096, seeds=1))
+    shard = job.resolve("mine", Cell("ppo", env_id, 4096, seeds=1))
     assert (shard.config, shard.runs) == (TUNED.config, ((0, TUNED.hypers),))
     assert shard.describe()["preset"] == "somebody's paper"
 
@@ -179,27 +183,27 @@ def test_settings_of_the_environment_are_the_default(env_id: str) -> None:
 @pytest.mark.usefixtures("tuned")
 @pytest.mark.parametrize("given", [{"config": ppo.Config()}, {"hypers": (TUNED.hypers, ppo.Hypers())}])
 def test_settings_that_are_given_are_nobodys_preset(given: dict[str, Any]) -> None:
-    shard = sweep.shard("mine", Cell("ppo", "gymnax/CartPole-v1", 4096, seeds=1, **given))
+    shard = job.resolve("mine", Cell("ppo", "gymnax/CartPole-v1", 4096, seeds=1, **given))
     assert shard.config == given.get("config", TUNED.config)
     assert shard.describe()["preset"] is None
 
 
 @pytest.mark.usefixtures("tuned")
 def test_another_environment_has_the_defaults() -> None:
-    shard = sweep.shard("mine", Cell("ppo", "gymnax/Acrobot-v1", 4096, seeds=1))
+    shard = job.resolve("mine", Cell("ppo", "gymnax/Acrobot-v1", 4096, seeds=1))
     assert (shard.config, shard.runs) == (ppo.Config(), ((0, ppo.Hypers()),))
     assert shard.describe()["preset"] == "defaults"
 
 
 def test_the_place_of_a_cell_is_described_and_no_part_of_its_name() -> None:
     cells = tuple(dataclasses.replace(CELL, label=label) for label in ("b", "c", "a"))
-    shards = sweep.shards(Experiment("mine", "three labels", cells))
+    shards = job.resolve_all(Experiment("mine", "three labels", cells))
     assert [(each.describe()["label"], each.describe()["cell"]) for each in shards] == [("b", 0), ("c", 1), ("a", 2)]
-    assert shards[2].name == sweep.shard("mine", cells[2]).name
+    assert shards[2].name == job.resolve("mine", cells[2]).name
 
 
 def test_label_and_reference_are_described() -> None:
-    described = sweep.shard("mine", dataclasses.replace(CELL, label="mine too", reference=REFERENCE)).describe()
+    described = job.resolve("mine", dataclasses.replace(CELL, label="mine too", reference=REFERENCE)).describe()
     assert described["label"] == "mine too"
     assert described["reference"] == {
         "low": 0.5,
@@ -267,7 +271,7 @@ CELL_ERRORS: dict[str, tuple[dict[str, Any], list[str]]] = {
 @pytest.mark.parametrize("name", CELL_ERRORS)
 def test_a_cell_that_cannot_work_is_refused(name: str) -> None:
     changes, expected = CELL_ERRORS[name]
-    message = refusal(lambda: sweep.shard("mine", dataclasses.replace(CELL, **changes)))
+    message = refusal(lambda: job.resolve("mine", dataclasses.replace(CELL, **changes)))
     assert [part for part in expected if part not in message] == [], message
 
 
@@ -275,7 +279,7 @@ def test_a_cell_that_cannot_work_is_refused(name: str) -> None:
 def test_ranges_are_those_of_every_algorithm(change: dict[str, float]) -> None:
     cell = Cell("sac", "probe/action/continuous", 4096, hypers=sac.Hypers(**change))
     [name] = change
-    assert refusal(lambda: sweep.shard("mine", cell)).startswith(f"{name}={change[name]} must be ")
+    assert refusal(lambda: job.resolve("mine", cell)).startswith(f"{name}={change[name]} must be ")
 
 
 @pytest.mark.parametrize("name", algorithms.registered())
@@ -283,44 +287,46 @@ def test_no_setting_of_a_learner_is_out_of_range(name: str) -> None:
     spec = algorithms.get(name)
     for hypers in (spec.hypers(), spec.trial.hypers, *(preset.hypers for preset in spec.presets.values())):
         for field, value in hypers._asdict().items():
-            sweep.check_hyper(field, value, 0.5)
+            checks.check_hyper(field, value, 0.5)
 
 
 def test_the_ends_of_a_range_are_in_it() -> None:
     ends = (ppo.Hypers(0.0, 0.0, 0.0), ppo.Hypers(discount=1.0, gae_lambda=1))
-    assert len(sweep.shard("mine", dataclasses.replace(CELL, hypers=ends)).runs) == 8
+    assert len(job.resolve("mine", dataclasses.replace(CELL, hypers=ends)).runs) == 8
 
 
 @pytest.mark.parametrize("name", [3, "", ".", "..", "../x", "a/b", "/tmp/x", "a\\b", ".hidden", "a\n", "x" * 81])
 def test_an_experiment_stays_in_its_folder(name: Any) -> None:
-    assert f"experiment name {name!r}" in refusal(lambda: sweep.shards(Experiment(name, "text", (CELL,))))
+    assert f"experiment name {name!r}" in refusal(lambda: job.resolve_all(Experiment(name, "text", (CELL,))))
 
 
 @pytest.mark.parametrize("cells", [(), CELL, None], ids=["none", "one without its comma", "nothing"])
 def test_an_experiment_needs_a_tuple_of_cells(cells: Any) -> None:
-    assert "(Cell(...),)" in refusal(lambda: sweep.shards(Experiment("mine", "text", cells)))
+    assert "(Cell(...),)" in refusal(lambda: job.resolve_all(Experiment("mine", "text", cells)))
 
 
 def test_a_cell_that_is_none_is_named() -> None:
     experiment = Experiment("mine", "text", (CELL, "ppo"))  # type: ignore[arg-type]
-    assert refusal(lambda: sweep.shards(experiment)) == "cell 1 of experiment 'mine': expected a Cell(...), got 'ppo'"
+    assert (
+        refusal(lambda: job.resolve_all(experiment)) == "cell 1 of experiment 'mine': expected a Cell(...), got 'ppo'"
+    )
 
 
 def test_a_network_may_have_no_hidden_layer() -> None:
-    assert sweep.shard("mine", dataclasses.replace(CELL, config=ppo.Config(hidden_sizes=()))).config.hidden_sizes == ()
+    assert job.resolve("mine", dataclasses.replace(CELL, config=ppo.Config(hidden_sizes=()))).config.hidden_sizes == ()
 
 
 def test_identical_cells_are_refused_and_a_label_tells_them_apart() -> None:
     spelled_out = dataclasses.replace(CELL, config=ppo.Config())
-    message = refusal(lambda: sweep.shards(Experiment("mine", "text", (CELL, spelled_out))))
-    assert "two identical cells" in message and sweep.shard("mine", CELL).name in message
+    message = refusal(lambda: job.resolve_all(Experiment("mine", "text", (CELL, spelled_out))))
+    assert "two identical cells" in message and job.resolve("mine", CELL).name in message
     labelled = dataclasses.replace(CELL, label="again")
-    assert len(sweep.shards(Experiment("mine", "text", (CELL, labelled)))) == 2
+    assert len(job.resolve_all(Experiment("mine", "text", (CELL, labelled)))) == 2
 
 
 def test_an_error_names_its_cell() -> None:
     bad = dataclasses.replace(CELL, steps=-1)
-    message = refusal(lambda: sweep.shards(Experiment("mine", "text", (CELL, bad))))
+    message = refusal(lambda: job.resolve_all(Experiment("mine", "text", (CELL, bad))))
     assert message.startswith("cell 1 of experiment 'mine': steps=-1")
 
 
@@ -373,7 +379,7 @@ class MadeUp:
             patch.setattr(module, "time", self.clock)
         patch.setattr(batch, "compile_programs", self.compile)
         patch.setattr(batch, "learning_bytes", lambda algorithm, task, hypers, devices: 8)
-        patch.setattr(local, "git_revision", lambda: None)  # which asks git about the whole tree
+        patch.setattr(manifest, "git_revision", lambda: None)  # which asks git about the whole tree
         patch.setattr(memory, "peak_bytes", lambda: 10**9)
         patch.setattr(memory, "peak_with", lambda device_bytes, devices: 2 * 10**9)
 
@@ -430,20 +436,20 @@ def at_once(width: int, save_every: float = 300.0) -> Settings:
     return Settings(Limits(width=width, devices=1), save_every)
 
 
-def three_shards() -> list[Shard]:
+def three_shards() -> list[Job]:
     """Of four runs and two updates each."""
     cells = tuple(dataclasses.replace(CELL, first_seed=4 * i, reference=REFERENCE) for i in range(3))
-    return sweep.shards(Experiment("mine", "text", cells))
+    return job.resolve_all(Experiment("mine", "text", cells))
 
 
-def long_shard() -> Shard:
+def long_shard() -> Job:
     """Five runs of twelve updates, evaluated after 0, 4, 8 and 12."""
-    return sweep.shard("mine", dataclasses.replace(CELL, steps=12 * 2048, seeds=5, evaluations=3))
+    return job.resolve("mine", dataclasses.replace(CELL, steps=12 * 2048, seeds=5, evaluations=3))
 
 
-def rows_of(store: Store, shard: Shard, clock: bool = False) -> list[dict[str, Any]]:
+def rows_of(store: Store, shard: Job, clock: bool = False) -> list[dict[str, Any]]:
     """The finished rows, without the one column that may differ, or with it."""
-    table = pq.read_table(store.path(shard))
+    table = pq.read_table(store.open(shard).path)
     return (table if clock else table.drop_columns(["wall_seconds"])).to_pylist()
 
 
@@ -465,12 +471,12 @@ def test_only_what_is_missing_runs(tmp_path: Path, made_up: MadeUp, capsys: pyte
     store, shards = Store(tmp_path), three_shards()
     local.run(shards[1:2], store, at_once(4))
     assert made_up.started == [(4, 5, 6, 7)]
-    there = store.path(shards[1]).read_bytes()
+    there = store.open(shards[1]).path.read_bytes()
     capsys.readouterr()
 
     local.run(shards, store, at_once(4))
     assert made_up.started[1:] == [(0, 1, 2, 3), (8, 9, 10, 11)]
-    assert store.path(shards[1]).read_bytes() == there
+    assert store.open(shards[1]).path.read_bytes() == there
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line.startswith("[")] == [
         "[1/3] ppo on probe/action/discrete, 4 runs x 4.1k steps",
@@ -496,8 +502,8 @@ def test_a_failing_shard_leaves_the_finished_ones(
         patch.setattr(pq, "write_table", full)
         message = refusal(lambda: local.run(shards, store, at_once(4)))
     assert shards[1].name in message and "No space left on device" in message
-    assert [store.has(one) for one in shards] == [True, False, False]
-    assert store.parts(shards[1]) == []
+    assert [store.open(one).finished() for one in shards] == [True, False, False]
+    assert store.open(shards[1]).parts() == []
     # With space again, the same command does the rest, and nothing is left of the failure.
     local.run(shards, store, at_once(4))
     assert names_in(tmp_path) == {f"{one.name}{suffix}" for one in shards for suffix in (".parquet", ".json")}
@@ -522,9 +528,13 @@ def test_a_finished_shard_gets_the_reference_that_its_cell_has_now(
 ) -> None:
     store, [one, two, _] = Store(tmp_path), three_shards()
     local.run([one, two], store, at_once(4))
-    before, rows, of_two = store.manifest(one), store.path(one).read_bytes(), store.manifest_path(two).read_bytes()
+    before, rows, of_two = (
+        store.open(one).manifest(),
+        store.open(one).path.read_bytes(),
+        store.open(two).manifest_path.read_bytes(),
+    )
     for reference, text in ((Reference(0, 2, "a", "b"), "0 (a) to 2 (b)"), (None, "none")):
-        changed = sweep.shard("mine", dataclasses.replace(one.cell, reference=reference))
+        changed = job.resolve("mine", dataclasses.replace(one.cell, reference=reference))
         capsys.readouterr()
         local.run([changed, two], store, at_once(4))
         assert capsys.readouterr().out.splitlines()[:3] == [
@@ -532,9 +542,9 @@ def test_a_finished_shard_gets_the_reference_that_its_cell_has_now(
             f"  its reference returns have changed, and its manifest with them: now {text}",
             "[2/2] ppo on probe/action/discrete, 4 runs: done before, kept",
         ]
-        assert store.manifest(one) == {**before, "reference": reference and reference._asdict()}
-    assert store.path(one).read_bytes() == rows
-    assert store.manifest_path(two).read_bytes() == of_two
+        assert store.open(one).manifest() == {**before, "reference": reference and reference._asdict()}
+    assert store.open(one).path.read_bytes() == rows
+    assert store.open(two).manifest_path.read_bytes() == of_two
     assert len(made_up.started) == 2
     assert names_in(tmp_path) == {f"{each.name}{suffix}" for each in (one, two) for suffix in (".parquet", ".json")}
 
@@ -542,7 +552,7 @@ def test_a_finished_shard_gets_the_reference_that_its_cell_has_now(
 def test_a_finished_shard_without_its_manifest_gets_none(tmp_path: Path, made_up: MadeUp) -> None:
     store, [one, *_] = Store(tmp_path), three_shards()
     local.run([one], store, at_once(4))
-    store.manifest_path(one).unlink()
+    store.open(one).manifest_path.unlink()
     local.run([one], store, at_once(4))
     assert names_in(tmp_path) == {f"{one.name}.parquet"}
 
@@ -550,10 +560,10 @@ def test_a_finished_shard_without_its_manifest_gets_none(tmp_path: Path, made_up
 def test_a_damaged_result_is_neither_kept_nor_replaced(tmp_path: Path, made_up: MadeUp) -> None:
     store, [one, *_] = Store(tmp_path), three_shards()
     local.run([one], store, at_once(4))
-    store.path(one).write_bytes(store.path(one).read_bytes()[:-1])
-    before = store.path(one).read_bytes()
+    store.open(one).path.write_bytes(store.open(one).path.read_bytes()[:-1])
+    before = store.open(one).path.read_bytes()
     assert "cannot be read" in refusal(lambda: local.run([one], store, at_once(4)))
-    assert store.path(one).read_bytes() == before
+    assert store.open(one).path.read_bytes() == before
     assert len(made_up.started) == 1
 
 
@@ -572,34 +582,41 @@ def write_dataset(file: Path, reward: float) -> None:
 
 
 @pytest.fixture
-def offline(tmp_path: Path, made_up: MadeUp) -> tuple[Path, Store, Shard]:
+def offline(tmp_path: Path, made_up: MadeUp) -> tuple[Path, Store, Job]:
     """A dataset, and the store with a finished shard that has learned from it."""
     file, store = tmp_path / "data.hdf5", Store(tmp_path / "results")
     write_dataset(file, reward=1.0)
-    one = sweep.shard("mine", Cell("bc", "probe/action/continuous", 4, seeds=4, evaluations=2, dataset=str(file)))
+    one = job.resolve("mine", Cell("bc", "probe/action/continuous", 4, seeds=4, evaluations=2, dataset=str(file)))
     local.run([one], store, at_once(4))
     return file, store, one
 
 
+def fingerprint(dataset_id: str) -> str:
+    """Of a dataset that is there."""
+    found = catalogue.find(dataset_id)
+    assert found is not None
+    return found.fingerprint
+
+
 def test_a_dataset_is_read_again_only_if_its_file_has_changed(
-    offline: tuple[Path, Store, Shard], made_up: MadeUp, monkeypatch: pytest.MonkeyPatch
+    offline: tuple[Path, Store, Job], made_up: MadeUp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, store, one = offline
-    read, reads = catalogue.read, list[str]()
+    read, reads = Found.read, list[str]()
 
-    def counted(dataset_id: str, env: Any, **options: Any) -> Any:
-        reads.append(dataset_id)
-        return read(dataset_id, env, **options)
+    def counted(found: Found, *arguments: Any, **options: Any) -> Any:
+        reads.append(found.id)
+        return read(found, *arguments, **options)
 
-    monkeypatch.setattr(catalogue, "read", counted)
-    before = store.manifest(one)
+    monkeypatch.setattr(Found, "read", counted)
+    before = store.open(one).manifest()
     local.run([one], store, at_once(4))
-    assert (reads, store.manifest(one)) == ([], before)
+    assert (reads, store.open(one).manifest()) == ([], before)
     os.utime(file, (1, 1))  # as a copy may have it
     for _ in range(2):
         local.run([one], store, at_once(4))
     assert reads == [str(file)]
-    assert store.manifest(one) == {**before, "dataset_files": catalogue.fingerprint(str(file))}
+    assert store.open(one).manifest() == {**before, "dataset_files": fingerprint(str(file))}
     assert len(made_up.started) == 1
 
 
@@ -617,13 +634,14 @@ def test_data_with_actions_outside_of_the_box_are_used_if_asked_to(
     beyond: Cell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     message = "action [1.01] of transition 7 lies outside of the action box [-1.0] .. [1.0]; take --clip-actions, or"
-    assert message in refusal(lambda: sweep.task_of(beyond))
-    dataset = sweep.task_of(dataclasses.replace(beyond, clip_actions=True)).dataset
-    np.testing.assert_array_equal(dataset.transitions.action[:, 0], np.arange(19) == 7)
+    assert message in refusal(lambda: chunk.given_to(job.resolve("mine", beyond)))
+    read = chunk.given_to(job.resolve("mine", dataclasses.replace(beyond, clip_actions=True)))
+    assert read is not None
+    np.testing.assert_array_equal(read.dataset.transitions.action[:, 0], np.arange(19) == 7)
     assert beyond.dataset is not None
-    given: list[Shard] = []
+    given: list[Job] = []
 
-    def seen(shards: list[Shard], *_: Any) -> None:
+    def seen(shards: list[Job], *_: Any) -> None:
         given.extend(shards)
         raise UserError("seen")
 
@@ -642,17 +660,17 @@ def test_data_with_actions_outside_of_the_box_are_used_if_asked_to(
 def test_what_was_learned_from_clipped_actions_is_kept(
     beyond: Cell, tmp_path: Path, made_up: MadeUp, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store, one = Store(tmp_path / "results"), sweep.shard("mine", dataclasses.replace(beyond, clip_actions=True))
+    store, one = Store(tmp_path / "results"), job.resolve("mine", dataclasses.replace(beyond, clip_actions=True))
     assert beyond.dataset is not None
     for _ in range(2):
         local.run([one], store, at_once(4))
         os.utime(beyond.dataset, (1, 1))  # so that it is read again
     assert len(made_up.started) == 1
-    assert store.manifest(one)["dataset_files"] == catalogue.fingerprint(beyond.dataset)
+    assert store.open(one).manifest()["dataset_files"] == fingerprint(beyond.dataset)
     assert "cannot be told" not in capsys.readouterr().out
 
 
-def test_a_finished_shard_is_not_kept_with_other_data(offline: tuple[Path, Store, Shard], made_up: MadeUp) -> None:
+def test_a_finished_shard_is_not_kept_with_other_data(offline: tuple[Path, Store, Job], made_up: MadeUp) -> None:
     file, store, one = offline
     before = {path.name: path.read_bytes() for path in store.folder.iterdir()}
     write_dataset(file, reward=2.0)
@@ -660,19 +678,19 @@ def test_a_finished_shard_is_not_kept_with_other_data(offline: tuple[Path, Store
     was = json.loads(before[f"{one.name}.json"])["dataset_checksum"]
     assert message.startswith(f"dataset '{file}' has changed (checksum ")
     assert f"was {was}) since '{one.name}'" in message
-    assert message.endswith(f"was trained; restore it, or delete '{store.path(one)}' to begin again")
+    assert message.endswith(f"was trained; restore it, or delete '{store.open(one).path}' to begin again")
     assert {path.name: path.read_bytes() for path in store.folder.iterdir()} == before
     # As the message says.
-    store.path(one).unlink()
+    store.open(one).path.unlink()
     local.run([one], store, at_once(4))
-    assert len(made_up.started) == 2 and store.manifest(one)["dataset_checksum"] != was
+    assert len(made_up.started) == 2 and store.open(one).manifest()["dataset_checksum"] != was
 
 
 def test_a_finished_shard_stays_without_its_dataset(
-    offline: tuple[Path, Store, Shard], capsys: pytest.CaptureFixture[str]
+    offline: tuple[Path, Store, Job], capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, store, one = offline
-    before = store.manifest(one)
+    before = store.open(one).manifest()
     file.write_bytes(b"damaged")
     capsys.readouterr()
     local.run([one], store, at_once(4))
@@ -681,10 +699,10 @@ def test_a_finished_shard_stays_without_its_dataset(
     file.unlink()
     local.run([one], store, at_once(4))
     assert "done before, kept" in capsys.readouterr().out
-    assert store.manifest(one) == before
+    assert store.open(one).manifest() == before
     changed = dataclasses.replace(one, cell=dataclasses.replace(one.cell, reference=REFERENCE))
     local.run([changed], store, at_once(4))
-    assert store.manifest(one) == {**before, "reference": REFERENCE._asdict()}
+    assert store.open(one).manifest() == {**before, "reference": REFERENCE._asdict()}
 
 
 # --- Chunks -----------------------------------------------------------------------------------------------------------
@@ -734,7 +752,7 @@ def test_a_device_that_refuses_the_width_gets_half_of_it(
     assert "  the device refused 3 runs at once; going on with 2\n" in capsys.readouterr().out
     assert made_up.started == [(0, 1, 2), (0, 1), (2, 3), (4,)]
     assert rows_of(store, one, clock=True) == undisturbed
-    assert store.manifest(one)["compile_seconds"] == 180.0  # of both programs
+    assert store.open(one).manifest()["compile_seconds"] == 180.0  # of both programs
 
 
 def test_a_device_that_refuses_one_run_is_an_error(tmp_path: Path, made_up: MadeUp) -> None:
@@ -782,8 +800,8 @@ def test_a_signal_stops_after_saving_and_the_rest_is_done_later(
     assert (raised.value.number, str(raised.value)) == (number, number.name)
     assert [signal.getsignal(other) for other in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert f"{number.name}: finishing the segment and saving; once more to leave at once\n" in capsys.readouterr().out
-    assert [part for part in store.parts(one) if part.first == 2] == [Part(2, 4, 0), Part(2, 4, 4)]
-    assert names_in(store.partial(one) / "snapshot") == {"1"}
+    assert [part for part in store.open(one).parts() if part.first == 2] == [Part(2, 4, 0), Part(2, 4, 4)]
+    assert names_in(store.open(one).partial / "snapshot") == {"1"}
 
     made_up.before_update = lambda first_seed, index: None
     local.run([one], store, at_once(2))
@@ -796,13 +814,13 @@ def test_a_signal_stops_after_saving_and_the_rest_is_done_later(
     assert made_up.updates == [(first_seed, index) for first_seed in (0, 2, 4) for index in range(12)]
     assert rows_of(store, one, clock=True) == undisturbed
     assert names_in(tmp_path) - {"undisturbed"} == {f"{one.name}.parquet", f"{one.name}.json"}
-    assert len(store.manifest(one)["sessions"]) == 2
+    assert len(store.open(one).manifest()["sessions"]) == 2
 
 
 def test_going_on_with_another_number_of_devices_is_said_and_recorded(
     tmp_path: Path, made_up: MadeUp, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store, one = Store(tmp_path), sweep.shard("mine", dataclasses.replace(CELL, steps=200 * 2048, seeds=5))
+    store, one = Store(tmp_path), job.resolve("mine", dataclasses.replace(CELL, steps=200 * 2048, seeds=5))
 
     def go_on(devices: int, to_the_end: bool = False) -> list[str]:
         """A process that stops in its first segment of the second chunk."""
@@ -821,10 +839,10 @@ def test_going_on_with_another_number_of_devices_is_said_and_recorded(
     assert go_on(4) == []
     assert go_on(4) == []
     # As a version before this one left it.
-    manifest = store.manifest(one)
+    manifest = store.open(one).manifest()
     for session in manifest["sessions"]:
         del session["devices"]
-    store.write_manifest(one, manifest)
+    store.open(one).write_manifest(manifest)
     [line] = go_on(2)
     assert line.startswith("  goes on with 2 device(s), not 4 as before: ") and "last bit" in line
     [line] = go_on(1)
@@ -832,7 +850,7 @@ def test_going_on_with_another_number_of_devices_is_said_and_recorded(
     assert go_on(1) == []
     [line] = go_on(4, to_the_end=True)
     assert line.startswith("  goes on with 4 device(s), not 1 as before: ")
-    assert [session.get("devices") for session in store.manifest(one)["sessions"]] == [None, None, 2, 1, 1, 4]
+    assert [session.get("devices") for session in store.open(one).manifest()["sessions"]] == [None, None, 2, 1, 1, 4]
 
 
 def test_a_second_signal_does_not_wait(tmp_path: Path, made_up: MadeUp, undisturbed: list[dict[str, Any]]) -> None:
@@ -849,7 +867,7 @@ def test_a_second_signal_does_not_wait(tmp_path: Path, made_up: MadeUp, undistur
             local.run([one], store, at_once(2))
     finally:
         signal.signal(signal.SIGINT, before)
-    assert store.parts(one) == [Part(0, 2, 0), Part(0, 2, 4)]
+    assert store.open(one).parts() == [Part(0, 2, 0), Part(0, 2, 4)]
     made_up.before_update = lambda first_seed, index: None
     local.run([one], store, at_once(2))
     assert rows_of(store, one, clock=True) == undisturbed
@@ -866,7 +884,7 @@ def test_a_signal_between_two_shards_is_heard(tmp_path: Path, made_up: MadeUp) -
     store, shards = Store(tmp_path), three_shards()
     with pytest.raises(Stopped):
         local.run(shards, store, at_once(4))
-    assert [store.has(one) for one in shards] == [True, False, False]
+    assert [store.open(one).finished() for one in shards] == [True, False, False]
     assert names_in(tmp_path) == {f"{shards[0].name}.parquet", f"{shards[0].name}.json"}
 
 
@@ -889,7 +907,7 @@ def test_a_crash_costs_what_came_after_the_newest_snapshot(
     store, one = Store(tmp_path), long_shard()
     with pytest.raises(RuntimeError, match="fell over"):
         local.run([one], store, at_once(2, save_every))
-    assert store.parts(one) == [Part(0, 2, 0), Part(0, 2, 4), Part(0, 2, 8)]
+    assert store.open(one).parts() == [Part(0, 2, 0), Part(0, 2, 4), Part(0, 2, 8)]
     made_up.before_update = lambda first_seed, index: None
     made_up.updates.clear()
     capsys.readouterr()
@@ -908,7 +926,7 @@ def test_a_snapshot_without_its_rows_is_not_resumed(
     store, one = Store(tmp_path), long_shard()
     with pytest.raises(Stopped):
         local.run([one], store, at_once(2))
-    path = store.partial(one) / Part(0, 2, 4).file_name
+    path = store.open(one).partial / Part(0, 2, 4).file_name
     path.write_bytes(path.read_bytes()[:-1])
     made_up.before_update = lambda first_seed, index: None
     made_up.updates.clear()
@@ -932,7 +950,7 @@ def test_a_snapshot_of_other_runs_is_not_resumed(
     store, one = Store(tmp_path), long_shard()
     with pytest.raises(RuntimeError, match="fell over"):
         local.run([one], store, at_once(2, save_every=50.0))
-    assert names_in(store.partial(one) / "snapshot") == {"1"}
+    assert names_in(store.open(one).partial / "snapshot") == {"1"}
     made_up.before_update = lambda first_seed, index: None
     made_up.updates.clear()
     local.run([one], store, at_once(2))
@@ -964,10 +982,10 @@ def test_a_shard_that_goes_on_says_that_its_reference_has_changed(
         local.run([one], store, at_once(2))
     assert "reference" not in capsys.readouterr().out
     made_up.before_update = lambda first_seed, index: None
-    local.run([sweep.shard("mine", dataclasses.replace(one.cell, reference=REFERENCE))], store, at_once(2))
+    local.run([job.resolve("mine", dataclasses.replace(one.cell, reference=REFERENCE))], store, at_once(2))
     expected = "now 0.5 (the uniform policy) to 1 (the optimal policy)\n"
     assert f"  its reference returns have changed, and its manifest with them: {expected}" in capsys.readouterr().out
-    assert store.manifest(one)["reference"] == REFERENCE._asdict()
+    assert store.open(one).manifest()["reference"] == REFERENCE._asdict()
 
 
 def test_outside_of_the_main_thread_signals_are_left_alone(tmp_path: Path, made_up: MadeUp) -> None:
@@ -976,7 +994,7 @@ def test_outside_of_the_main_thread_signals_are_left_alone(tmp_path: Path, made_
     thread = threading.Thread(target=local.run, args=([one], store, at_once(4)))
     thread.start()
     thread.join()
-    assert store.has(one)
+    assert store.open(one).finished()
 
 
 # --- Several processes ------------------------------------------------------------------------------------------------
@@ -986,11 +1004,11 @@ def test_a_shard_of_another_process_is_left_to_it_and_done_if_it_dies(
     tmp_path: Path, made_up: MadeUp, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store, shards = Store(tmp_path), three_shards()
-    with another_process(store, shards[1]) as other:
+    with another_process(store.open(shards[1])) as other:
         slept: list[bool] = []
 
         def wait() -> None:
-            slept.append(store.has(shards[0]) and store.has(shards[2]))
+            slept.append(store.open(shards[0]).finished() and store.open(shards[2]).finished())
             if len(slept) == 3:
                 other.kill()
                 other.wait()
@@ -1010,7 +1028,7 @@ def test_a_shard_of_another_process_is_left_to_it_and_done_if_it_dies(
 def test_waiting_for_another_process_can_be_stopped(tmp_path: Path, made_up: MadeUp) -> None:
     store, [one, *_] = Store(tmp_path), three_shards()
     made_up.clock.on_sleep = lambda: signal.raise_signal(signal.SIGTERM)
-    with store.claim(one) as ours, pytest.raises(Stopped):
+    with store.open(one).claim() as ours, pytest.raises(Stopped):
         assert ours
         local.run([one], store, at_once(4))
     assert made_up.started == []
@@ -1022,15 +1040,15 @@ def test_what_a_process_left_that_died_while_tidying_up_is_removed(
     """The finished file has its name already, and the partial folder is still there."""
     store, [one, *_] = Store(tmp_path), three_shards()
     local.run([one], store, at_once(4))
-    before = store.path(one).read_bytes()
-    store.partial(one).mkdir()
-    (store.partial(one) / Part(0, 4, 2).file_name).write_bytes(before)
+    before = store.open(one).path.read_bytes()
+    store.open(one).partial.mkdir()
+    (store.open(one).partial / Part(0, 4, 2).file_name).write_bytes(before)
     capsys.readouterr()
     local.run([one], store, at_once(4))
     assert "[1/1] ppo on probe/action/discrete, 4 runs: done before, kept\n" in capsys.readouterr().out
     assert len(made_up.started) == 1
     assert names_in(tmp_path) == {f"{one.name}.parquet", f"{one.name}.json"}
-    assert store.path(one).read_bytes() == before
+    assert store.open(one).path.read_bytes() == before
 
 
 def test_what_another_process_finishes_meanwhile_is_kept(
@@ -1040,14 +1058,14 @@ def test_what_another_process_finishes_meanwhile_is_kept(
     store, [one, *_] = Store(tmp_path), three_shards()
     local.run([one], Store(tmp_path / "other"), at_once(4))
     finished = {path.name: path.read_bytes() for path in (tmp_path / "other").iterdir()}
-    claim = Store.claim
+    claim = Entry.claim
 
-    def just_too_late(store: Store, shard: Shard) -> AbstractContextManager[bool]:
+    def just_too_late(entry: Entry) -> AbstractContextManager[bool]:
         for name, data in finished.items():
             (tmp_path / name).write_bytes(data)
-        return claim(store, shard)
+        return claim(entry)
 
-    monkeypatch.setattr(Store, "claim", just_too_late)
+    monkeypatch.setattr(Entry, "claim", just_too_late)
     capsys.readouterr()
     local.run([one], store, at_once(4))
     assert capsys.readouterr().out.startswith("[1/1] ppo on probe/action/discrete, 4 runs: done before, kept\n")
@@ -1107,7 +1125,7 @@ def test_two_processes_share_the_shards(tmp_path: Path) -> None:
     assert sorted(trained) == [["1"], ["2"]]
     assert all(printed.splitlines()[-1].startswith("2 of 2 shards in ") for printed, _ in ends)
     assert names_in(store.folder) == {f"{one.name}{suffix}" for one in shards for suffix in (".parquet", ".json")}
-    assert [len(store.manifest(one)["sessions"]) for one in shards] == [1, 1]
+    assert [len(store.open(one).manifest()["sessions"]) for one in shards] == [1, 1]
     assert [len(rows_of(store, one)) for one in shards] == [12, 12]
 
 
@@ -1144,7 +1162,7 @@ def test_compile_time_is_that_of_all_widths_that_are_tried(
     local.run([one], store, Settings(Limits(devices=1)))
     # All five at once, which is faster, then two.
     assert "  compiled in 3m10s; 5 runs at once; peak" in capsys.readouterr().out
-    assert store.manifest(one)["compile_seconds"] == 190.0
+    assert store.open(one).manifest()["compile_seconds"] == 190.0
 
 
 def test_a_terminal_shows_that_programs_are_compiled_until_they_are(
@@ -1229,7 +1247,7 @@ def test_a_field_that_came_later_leaves_the_names_of_shards_alone_at_its_default
     cell = Cell("sac", "gymnax/Pendulum-v1", steps=1000, config=sac.Config())
     changed = dataclasses.replace(cell, config=sac.Config(cleanrl=True))
     # The name that this cell had before SAC had the field.
-    assert sweep.shard("x", cell).name == "sac__gymnax-Pendulum-v1__84500728"
-    assert "cleanrl" not in sweep.shard("x", cell).describe()["config"]
-    assert sweep.shard("x", changed).name != sweep.shard("x", cell).name
-    assert sweep.shard("x", changed).describe()["config"]["cleanrl"] is True
+    assert job.resolve("x", cell).name == "sac__gymnax-Pendulum-v1__84500728"
+    assert "cleanrl" not in job.resolve("x", cell).describe()["config"]
+    assert job.resolve("x", changed).name != job.resolve("x", cell).name
+    assert job.resolve("x", changed).describe()["config"]["cleanrl"] is True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from typing import Any, NamedTuple
 
@@ -16,8 +15,8 @@ import envs
 from envs import wrappers
 from envs.core import Array, Box, Discrete, EpisodeState, Reference, Space, TimeStep
 from rlsuite.pieces import rollout
-from rlsuite.sweeping import sweep
-from rlsuite.sweeping.store import POLICIES
+from rlsuite.sweeping import job, sweep
+from rlsuite.sweeping.entry import POLICIES
 
 KEY = jax.random.key(0)
 
@@ -402,8 +401,8 @@ def test_an_unknown_task_is_named_without_its_wrappers() -> None:
 # What else the id reaches.
 
 
-def shard_of(environment: str, label: str | None = None) -> sweep.Shard:
-    return sweep.shard("name", sweep.Cell("ppo", environment, 100, seeds=1, label=label))
+def shard_of(environment: str, label: str | None = None) -> job.Job:
+    return job.resolve("name", sweep.Cell("ppo", environment, 100, seeds=1, label=label))
 
 
 def test_a_shard_of_a_wrapped_environment_has_a_name_of_its_own() -> None:
@@ -417,9 +416,7 @@ def test_a_shard_of_a_wrapped_environment_has_a_name_of_its_own() -> None:
 
 
 def test_the_longest_id_fits_into_a_file_name() -> None:
-    shard = dataclasses.replace(
-        shard_of("probe/constant/discrete", label="x" * 80), environment="x" * wrappers.MAX_ID_LENGTH
-    )
-    assert len(shard.name) == sweep.MAX_NAME
-    # The longest name in the store, see rlsuite/sweeping/store.py.
-    assert len(f"{shard.name}{POLICIES}") == 255
+    name = job.name_of("x" * 80, "x" * wrappers.MAX_ID_LENGTH, [])
+    assert len(name) == job.MAX_NAME
+    # The longest name in the store, see rlsuite/sweeping/entry.py.
+    assert len(f"{name}{POLICIES}") == 255

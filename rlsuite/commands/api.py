@@ -24,11 +24,12 @@ from rlsuite import algorithms
 from rlsuite.commands.cli import missing_extra
 from rlsuite.core import State
 from rlsuite.errors import UserError, check_positive
-from rlsuite.sweeping import local, policies, search
+from rlsuite.sweeping import extend, job, local, policies, search
 from rlsuite.sweeping import sweep as sweeps
+from rlsuite.sweeping.job import Job
 from rlsuite.sweeping.local import Settings
 from rlsuite.sweeping.store import Store
-from rlsuite.sweeping.sweep import Cell, EvaluationPhysics, Experiment, Shard
+from rlsuite.sweeping.sweep import Cell, EvaluationPhysics, Experiment
 from rlsuite.training.device import prepare_jax
 from rlsuite.training.evaluate import Episodes, check_ended, evaluate
 
@@ -188,7 +189,7 @@ def run(
         clip_actions=clip_actions,
         reference=reference,
     )
-    return _train([sweeps.shard(name, cell)], _path(results) / name, settings)
+    return _train([job.resolve(name, cell)], _path(results) / name, settings)
 
 
 def sweep(experiment: Experiment | PathLike, *, results: PathLike = "results", settings: Settings | None = None) -> Run:
@@ -205,7 +206,7 @@ def sweep(experiment: Experiment | PathLike, *, results: PathLike = "results", s
     prepare_jax()
     if not isinstance(experiment, Experiment):
         experiment = sweeps.load(_path(experiment))
-    return _train(sweeps.shards(experiment), _path(results) / experiment.name, settings)
+    return _train(job.resolve_all(experiment), _path(results) / experiment.name, settings)
 
 
 def report(
@@ -267,16 +268,16 @@ def load_policy(run: Run | PathLike, *, seed: int | None = None) -> Policy:
     return Policy(trained.task.env, policy.seed, policy.update, trained, trained.state(policy.leaves))
 
 
-def _train(shards: Sequence[Shard], folder: Path, settings: Settings | None) -> Run:
-    """Run what the folder lacks of these shards. The shards of the result hold the same runs, some under other names
+def _train(jobs: Sequence[Job], folder: Path, settings: Settings | None) -> Run:
+    """Train what the folder lacks of these jobs. The shards of the result hold the same runs, some under other names
     where a call with fewer seeds has trained them."""
     settings = settings or Settings(save_policies=True)
     chosen = {"width": settings.limits.width, "devices": settings.limits.devices}
     check_positive(**{name: value for name, value in chosen.items() if value is not None})
     store = Store(folder)
-    wanted = local.extending(shards, store)
+    wanted = extend.extending(jobs, store)
     local.run(wanted, store, settings)
-    return Run(folder, tuple(shard.name for shard in wanted))
+    return Run(folder, tuple(one.name for one in wanted))
 
 
 def _changed_config(config: Any, changes: Changes) -> Any:

@@ -25,9 +25,10 @@ import rlsuite
 from rlsuite.commands import check_speed
 from rlsuite.commands.check_speed import Speed
 from rlsuite.errors import MOST_RUNS, UserError, check_at_most, check_positive
-from rlsuite.sweeping import catalogue, local, sweep
+from rlsuite.sweeping import catalogue, local, manifest, sweep
+from rlsuite.sweeping.job import Job, resolve, resolve_all
 from rlsuite.sweeping.store import Store
-from rlsuite.sweeping.sweep import Experiment, Shard
+from rlsuite.sweeping.sweep import Experiment
 from rlsuite.training.plan import Limits
 from rlsuite.training.progress import say
 
@@ -69,7 +70,7 @@ def load(path: str | Path) -> Check:
     check = sweep.load_as(Check, path, "CHECK")
     check_positive(reference_seeds=check.reference_seeds, rounds=check.rounds)
     check_at_most(MOST_RUNS, reference_seeds=check.reference_seeds, rounds=check.rounds)
-    shards = sweep.shards(check.experiment)
+    shards = resolve_all(check.experiment)
     names = [reference_name(shard) for shard in shards]
     for name, count in Counter(names).items():
         if count > 1:
@@ -82,17 +83,17 @@ def load(path: str | Path) -> Check:
     return check
 
 
-def reference_name(shard: Shard) -> str:
+def reference_name(shard: Job) -> str:
     """The shard's name without the digest, so that a cell that has changed still finds its reference."""
     return shard.name.rpartition("__")[0]
 
 
-def of_round(check: Check, number: int) -> dict[str, Shard]:
+def of_round(check: Check, number: int) -> dict[str, Job]:
     """The shards that the round of this number trains, the first being 0, by the names of their references."""
     cells = [
         dataclasses.replace(cell, first_seed=cell.first_seed + number * cell.seeds) for cell in check.experiment.cells
     ]
-    return {reference_name(shard): shard for shard in (sweep.shard(check.experiment.name, cell) for cell in cells)}
+    return {reference_name(shard): shard for shard in (resolve(check.experiment.name, cell) for cell in cells)}
 
 
 def code_state(check: Check) -> str:
@@ -100,13 +101,13 @@ def code_state(check: Check) -> str:
 
     Results of another state are never taken for those of this one.
     """
-    digest = hashlib.sha256(repr([sorted(local.versions().items()), check]).encode())
+    digest = hashlib.sha256(repr([sorted(manifest.versions().items()), check]).encode())
     for package in (envs, rlsuite):
         folder = Path(str(package.__file__)).parent
         for file in sorted(folder.rglob("*.py")):
             digest.update(f"{file.relative_to(folder.parent)}\n".encode() + file.read_bytes())
     for dataset_id in sorted({cell.dataset for cell in check.experiment.cells if cell.dataset is not None}):
-        for file in catalogue.files(dataset_id):
+        for file in found.files if (found := catalogue.find(dataset_id)) else ():
             with file.open("rb") as opened:
                 digest.update(f"{file.name}\n".encode() + hashlib.file_digest(opened, "sha256").digest())
     return digest.hexdigest()[:12]
@@ -130,7 +131,7 @@ def run(
     check: Check,
     names: Sequence[str],
     store: Store,
-    judge: Callable[[dict[str, list[Shard]]], Sequence[Judged]],
+    judge: Callable[[dict[str, list[Job]]], Sequence[Judged]],
     is_inconclusive: Callable[[Judged], bool],
 ) -> Sequence[Judged]:
     """Train the cells of these names, and those that are inconclusive again at other seeds, up to the last round.
@@ -148,7 +149,7 @@ def run(
     Raises:
         UserError, Stopped: as `local.run`.
     """
-    there: dict[str, list[Shard]] = {name: [] for name in names}
+    there: dict[str, list[Job]] = {name: [] for name in names}
     waiting = list(names)
     judged: Sequence[Judged] = ()
     for number in range(check.rounds):
@@ -179,10 +180,10 @@ def read_manifest(folder: Path, name: str, remedy: str) -> dict[str, Any]:
     return found
 
 
-def reference_shards(check: Check) -> dict[str, Shard]:
+def reference_shards(check: Check) -> dict[str, Job]:
     """What the references are made from, by their names."""
     cells = [dataclasses.replace(cell, seeds=check.reference_seeds) for cell in check.experiment.cells]
-    return {reference_name(shard): shard for shard in (sweep.shard(check.experiment.name, cell) for cell in cells)}
+    return {reference_name(shard): shard for shard in (resolve(check.experiment.name, cell) for cell in cells)}
 
 
 def refresh(check: Check, names: Sequence[str], store: Store, folder: Path, reason: str) -> None:
@@ -204,19 +205,19 @@ def refresh(check: Check, names: Sequence[str], store: Store, folder: Path, reas
         ) from error
 
 
-def write(store: Store, shard: Shard, speed: Speed, folder: Path, reason: str) -> None:
+def write(store: Store, shard: Job, speed: Speed, folder: Path, reason: str) -> None:
     """Replace the reference of a finished shard."""
     name = reference_name(shard)
-    table = pq.read_table(store.path(shard))
+    table = pq.read_table(store.open(shard).path)
     table = table.select([column for column in COLUMNS if column in table.column_names])
-    manifest = store.manifest(shard)
-    kept = {key: manifest[key] for key in ("format", *shard.describe(), *FACTS) if key in manifest}
+    facts = store.open(shard).manifest()
+    kept = {key: facts[key] for key in ("format", *shard.describe(), *FACTS) if key in facts}
     kept |= {"shard": name, "speed": speed._asdict()}
     try:
         before = json.loads((folder / f"{name}.json").read_text())["refreshed"]
     except (OSError, ValueError, KeyError, TypeError):
         before = []
-    this = {"reason": reason, **{key: manifest.get(key) for key in ("created", "git_revision", "config_hash")}}
+    this = {"reason": reason, **{key: facts.get(key) for key in ("created", "git_revision", "config_hash")}}
     kept["refreshed"] = [*before, this]
     _replace(folder / f"{name}.parquet", lambda path: pq.write_table(table, path, compression="zstd"))
     _replace(folder / f"{name}.json", lambda path: path.write_text(json.dumps(kept, indent=1) + "\n"))

@@ -18,10 +18,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlsuite import algorithms
 from rlsuite.errors import UserError
-from rlsuite.sweeping import collect, sweep
-from rlsuite.sweeping.sweep import Shard
+from rlsuite.sweeping import chunk
+from rlsuite.sweeping.job import Job
 from rlsuite.training import batch, memory
 from rlsuite.training.progress import quantity, say
 
@@ -46,22 +45,18 @@ class Speed(NamedTuple):
     jax: str
 
 
-def measure(shard: Shard) -> Speed:
-    """Compile the shard's programs and time them in turns with the calibrating program, in this process.
+def measure(job: Job) -> Speed:
+    """Compile the job's programs and time them in turns with the calibrating program, in this process.
 
     Raises:
-        UserError: as `sweep.task_of`.
+        UserError: as `chunk.given_to` and `chunk.work_of`.
     """
-    cell = shard.cell
-    config = algorithms.get(cell.algorithm).fit(shard.config, cell.steps)
-    algorithm = algorithms.get(cell.algorithm).make(config)
-    hypers = shard.runs[0][1]
-    total = -(-cell.steps // algorithm.steps_per_update)
+    given = chunk.given_to(job)
+    work = chunk.work_of(job, given.dataset if given else None)
+    hypers, total = work.hypers, work.total_updates
     device = jax.local_devices()[0]
-    if cell.dataset is not None:
-        collect.ensure(cell.dataset, sweep.env_of(cell))
-    task = batch.place(sweep.task_of(cell), [device])
-    compiled = batch.compile_programs(algorithm, task, hypers, WIDTH, cell.eval_episodes, [device])
+    task = batch.place(work.task, [device])
+    compiled = batch.compile_programs(work.algorithm, task, hypers, WIDTH, work.num_episodes, [device])
     programs = compiled.programs
     runs = programs.runs(range(WIDTH), [hypers] * WIDTH)
     learning = programs.init(runs)
@@ -110,7 +105,7 @@ def fitting(work: Callable[[int], None]) -> int:
     return max(1, round(count * SEGMENT_SECONDS / took))
 
 
-def compare(shards: Mapping[str, Shard], references: Mapping[str, Mapping[str, Any]]) -> int:
+def compare(shards: Mapping[str, Job], references: Mapping[str, Mapping[str, Any]]) -> int:
     """Measure each cell, print it beside its reference, and give the exit code: 0, or 1 if any has become worse.
 
     Raises:

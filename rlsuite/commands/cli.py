@@ -99,7 +99,7 @@ def run(arguments: list[str]) -> int:
     """`rlsuite run ALGORITHM --env ID ...`: train one algorithm on one environment at many seeds."""
     from envs.datasets import SAMPLINGS
     from rlsuite import algorithms
-    from rlsuite.sweeping import local, search, sweep
+    from rlsuite.sweeping import extend, job, local, search, sweep
     from rlsuite.sweeping.store import Store
     from rlsuite.training.device import prepare_jax
 
@@ -202,9 +202,9 @@ def run(arguments: list[str]) -> int:
         label=options["label"],
         reference=None if options["reference"] is None else given_reference(*options["reference"]),
     )
-    shard = sweep.shard(options["name"], cell)
+    one = job.resolve(options["name"], cell)
     store = Store(Path(options["results"]) / options["name"])
-    local.run(local.extending([shard], store), store, settings)
+    local.run(extend.extending([one], store), store, settings)
     return report_after(store.folder)
 
 
@@ -217,7 +217,7 @@ def given_reference(low: float, high: float) -> Any:
 
 def run_sweep(arguments: list[str]) -> int:
     """`rlsuite sweep FILE`: run every cell of an experiment that has no results yet, then report."""
-    from rlsuite.sweeping import local, sweep
+    from rlsuite.sweeping import extend, job, local, sweep
     from rlsuite.sweeping.store import Store
     from rlsuite.training.device import prepare_jax
 
@@ -236,9 +236,9 @@ def run_sweep(arguments: list[str]) -> int:
     settings = execution_settings(vars(options))
     prepare_jax()
     experiment = sweep.load(options.experiment)
-    wanted = sweep.shards(experiment)  # before there is a folder
+    wanted = job.resolve_all(experiment)  # before there is a folder
     store = Store(Path(options.results) / experiment.name)
-    shards = local.extending(wanted, store)
+    shards = extend.extending(wanted, store)
     print(f"{experiment.name}: {experiment.description}", flush=True)
     local.run(shards, store, settings)
     if others := store.others(shards):

@@ -13,7 +13,7 @@ Array = jax.Array
 
 
 def dataset_of(task: Task) -> Dataset:
-    """The task's dataset; `sweep.shard` makes sure that an offline learner is given one."""
+    """The task's dataset; `job.resolve` makes sure that an offline learner is given one."""
     assert isinstance(task.dataset, Dataset)
     return task.dataset
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from pathlib import Path
@@ -23,55 +24,66 @@ def folder() -> Path:
     return Path(os.environ.get(FOLDER_VARIABLE, "datasets")).expanduser()
 
 
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A dataset that is there."""
+
+    id: str
+    place: Path
+    """its HDF5 file, or the Minari folder that holds `data/`"""
+    files: tuple[Path, ...]
+    """in order"""
+    fingerprint: str
+    """digits that stay the same for as long as the files do, judged by sizes and times"""
+
+    def reference(self) -> Reference | None:
+        """The returns for normalised scores that the dataset brings itself. Its transitions are not read.
+
+        Raises:
+            UserError: what it says of itself cannot be read.
+        """
+        try:
+            return dataset_files.reference_of(self.place)
+        except DatasetError as error:
+            raise UserError(str(error)) from error
+
+    def read(self, env: Env, sampling: str = "uniform", clip_actions: bool = False) -> Dataset:
+        """Its transitions; `clip_actions` as `dataset_files.load` has it.
+
+        Raises:
+            UserError: it cannot be read, is of another environment, or there is no such sampling.
+        """
+        try:
+            return datasets.draw(dataset_files.load(self.id, env, folder(), clip_actions), sampling)
+        except DatasetError as error:
+            raise UserError(str(error)) from error
+
+
+def find(dataset_id: str) -> Found | None:
+    """The dataset of this id, made here or by others; None if it is not there, or has no files."""
+    place = dataset_files.find(dataset_id, folder())
+    if place is None:
+        return None
+    below = [place] if place.is_file() else sorted(path for path in (place / "data").rglob("*") if path.is_file())
+    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in below]
+    return Found(dataset_id, place, tuple(below), hashlib.sha256(repr(facts).encode()).hexdigest()[:16])
+
+
 def read(dataset_id: str, env: Env, sampling: str = "uniform", clip_actions: bool = False) -> Dataset:
-    """The dataset of this id, which is not made if it is not there; `clip_actions` as `dataset_files.load` has it.
+    """The transitions of the dataset of this id, which is not made if it is not there.
 
     Raises:
-        UserError: it is not there, cannot be read, is of another environment, or there is no such sampling.
+        UserError: it is not there, or as `Found.read`.
     """
-    if not exists(dataset_id):
+    found = find(dataset_id)
+    if found is None:
         raise UserError(missing(dataset_id, env))
-    try:
-        return datasets.draw(dataset_files.load(dataset_id, env, folder(), clip_actions), sampling)
-    except DatasetError as error:
-        raise UserError(str(error)) from error
-
-
-def reference(dataset_id: str) -> Reference | None:
-    """The returns for normalised scores that a dataset which is there brings itself. Its transitions are not read.
-
-    Raises:
-        UserError: what it says of itself cannot be read.
-    """
-    place = dataset_files.find(dataset_id, folder())
-    try:
-        return None if place is None else dataset_files.reference_of(place)
-    except DatasetError as error:
-        raise UserError(str(error)) from error
-
-
-def files(dataset_id: str) -> list[Path]:
-    """The files of a dataset, in order; empty if it is not there."""
-    place = dataset_files.find(dataset_id, folder())
-    if place is None or place.is_file():
-        return [place] if place else []
-    return sorted(path for path in (place / "data").rglob("*") if path.is_file())
-
-
-def fingerprint(dataset_id: str) -> str | None:
-    """Digits that stay the same for as long as a dataset's files do, judged by sizes and times; None without files."""
-    found = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files(dataset_id)]
-    return hashlib.sha256(repr(found).encode()).hexdigest()[:16] if found else None
-
-
-def exists(dataset_id: str) -> bool:
-    """Whether there are files of this name, made here or by others."""
-    return dataset_files.find(dataset_id, folder()) is not None
+    return found.read(env, sampling, clip_actions)
 
 
 def check(dataset_id: str, env: Env) -> None:
     """Raise UserError unless the dataset is there or can be made here. Nothing is read."""
-    if exists(dataset_id):
+    if find(dataset_id) is not None:
         return
     if tier_of(dataset_id, env) is None:
         raise UserError(missing(dataset_id, env))

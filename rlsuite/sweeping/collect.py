@@ -22,7 +22,7 @@ from rlsuite.core import Algorithm, Task, Transition
 from rlsuite.errors import UserError, check_updates
 from rlsuite.pieces import rollout
 from rlsuite.sweeping import catalogue, policies
-from rlsuite.sweeping.catalogue import FOLDER_VARIABLE, folder
+from rlsuite.sweeping.catalogue import FOLDER_VARIABLE, Found, folder
 from rlsuite.sweeping.recipes import FIRST_SEED, RECIPES, TIERS, Recipe
 from rlsuite.training import batch, device, train
 from rlsuite.training.evaluate import check_ended
@@ -49,15 +49,19 @@ class Policy(NamedTuple):
     seed: int
 
 
-def ensure(dataset_id: str, env: Env) -> None:
-    """Make the dataset of this id if it is not there and can be made here.
+def ensure(dataset_id: str, env: Env) -> Found:
+    """The dataset of this id, which is made if it is not there and can be made here.
 
     Raises:
         UserError: it is not there and cannot be made, or as `make`.
     """
-    if not catalogue.exists(dataset_id):
+    found = catalogue.find(dataset_id)
+    if found is None:
         catalogue.check(dataset_id, env)
         make(env, RECIPES[env.id], tuple(TIERS))  # all at once, since training the agent is what costs
+        found = catalogue.find(dataset_id)
+        assert found is not None
+    return found
 
 
 def make(env: Env, recipe: Recipe, tiers: tuple[str, ...]) -> None:
@@ -73,7 +77,7 @@ def make(env: Env, recipe: Recipe, tiers: tuple[str, ...]) -> None:
         if tier not in TIERS:
             raise UserError(f"unknown tier '{tier}'; there are: {', '.join(TIERS)}")
     device.check_writable(folder(), "datasets", FOLDER_VARIABLE)  # before an agent is trained for it
-    there = [tier for tier in tiers if catalogue.exists(f"{env.id}/{tier}")]
+    there = [tier for tier in tiers if catalogue.find(f"{env.id}/{tier}")]
     for tier in there:
         say(made_before(f"{env.id}/{tier}", recipe.transitions))
     tiers = tuple(tier for tier in tiers if tier not in there)

@@ -28,7 +28,7 @@ from rlsuite import algorithms
 from rlsuite.core import Algorithm, State, Task
 from rlsuite.errors import UserError
 from rlsuite.pieces.trained import disk_order
-from rlsuite.sweeping import catalogue, provenance, store
+from rlsuite.sweeping import catalogue, entry, provenance
 from rlsuite.training import train
 from rlsuite.training.progress import say
 
@@ -127,7 +127,7 @@ def load(run: str | Path) -> Trained:
     """
     base = find(Path(run))
     manifest = json.loads(base.with_name(base.name + ".json").read_text())
-    path = base.with_name(base.name + store.POLICIES)
+    path = base.with_name(base.name + entry.POLICIES)
     if not path.exists():
         state = "has no saved policies" if base.with_name(base.name + ".parquet").exists() else "is not finished"
         raise UserError(
@@ -147,7 +147,7 @@ def load(run: str | Path) -> Trained:
     algorithm = spec.make(spec.fit(config, manifest["steps"]))
     shapes, structure = jax.tree.flatten(state_shapes(algorithm, task, hypers))
     kept = [i for i in read_by_act(algorithm, task, jax.tree.unflatten(structure, shapes)) if shapes[i].size]
-    table = store.read_policies(path)
+    table = entry.read_policies(path)
     names = columns(jax.tree.unflatten(structure, shapes))
     widths = {names[i]: shapes[i].size for i in kept}
     there = {field.name: field.type.list_size for field in table.schema if pa.types.is_fixed_size_list(field.type)}
@@ -194,15 +194,15 @@ def dataset_of(manifest: dict[str, Any], env: Env) -> Dataset | None:
 
 def find(path: Path) -> Path:
     """The path of a shard without an ending. Raises UserError where there is none, or more than one."""
-    for ending in (store.POLICIES, ".parquet", ".json", ""):
+    for ending in (entry.POLICIES, ".parquet", ".json", ""):
         base = path.with_name(path.name.removesuffix(ending)) if path.name else path
         if base.name and base.with_name(base.name + ".json").is_file():
             return base
-    found = sorted(path.glob(f"*{store.POLICIES}")) if path.is_dir() else []
+    found = sorted(path.glob(f"*{entry.POLICIES}")) if path.is_dir() else []
     if len(found) == 1:
-        return found[0].with_name(found[0].name.removesuffix(store.POLICIES))
+        return found[0].with_name(found[0].name.removesuffix(entry.POLICIES))
     if found:
-        names = ", ".join(file.name.removesuffix(store.POLICIES) for file in found[:4])
+        names = ", ".join(file.name.removesuffix(entry.POLICIES) for file in found[:4])
         raise UserError(f"'{path}' holds {len(found)} shards with policies; name one of them, such as {names}")
     raise UserError(
         f"no finished shard '{path}'; expected a path such as results/run/<shard>, trained by 'rlsuite run' or 'sweep'"

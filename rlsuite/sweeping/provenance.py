@@ -18,10 +18,6 @@ import envs
 import rlsuite
 from envs.plugins import Package
 from rlsuite import algorithms
-from rlsuite.errors import UserError
-from rlsuite.sweeping.store import Store
-from rlsuite.sweeping.sweep import Shard
-from rlsuite.training.progress import say
 
 DIGITS = 12
 """Hex digits of a digest."""
@@ -79,39 +75,11 @@ def session() -> dict[str, str]:
     return {"rlsuite": rlsuite.__version__, "rlsuite_sources": own_sources(), "jax": jax.__version__}
 
 
-def check_kept(shard: Shard, store: Store) -> str | None:
-    """A line to print of a finished shard whose packages of others are not recorded; None if there is nothing to say.
-
-    Raises:
-        UserError: such a package is not what it was when the shard was trained.
-    """
-    return _check_packages(shard, store.manifest(shard), "trained", store.path(shard))
-
-
-def check_resumed(shard: Shard, store: Store) -> None:
-    """Print what has changed since the shard was begun that it may go on with: rlsuite and JAX.
-
-    Raises:
-        UserError: the package of another is not what it was, which would make one curve of two learners.
-    """
-    before = store.manifest(shard)
-    if line := _check_packages(shard, before, "begun", store.partial(shard)):
-        say(line)
-    sessions = before.get("sessions") or [{}]
-    was, now = sessions[-1], session()
-    if "rlsuite_sources" not in was:
-        say("  goes on; which rlsuite and JAX it was begun with is not recorded, --retrain begins it anew")
-    elif changed := changes(was, now):
-        say(f"  goes on with {changed}; the report will say so, --retrain begins it anew")
-
-
-def same(shard: Shard, manifest: dict[str, Any]) -> bool:
-    """Whether all sessions of a shard computed with the code that there is now."""
+def same(packages: dict[str, dict[str, str]], manifest: dict[str, Any]) -> bool:
+    """Whether all sessions of a shard computed with the code that there is now, these packages of others included."""
     sessions = manifest.get("sessions") or [{}]
     now = session()
-    return manifest.get("packages") == packages(shard.cell.algorithm, shard.environment) and all(
-        {key: each.get(key) for key in now} == now for each in sessions
-    )
+    return manifest.get("packages") == packages and all({key: each.get(key) for key in now} == now for each in sessions)
 
 
 def changes(was: dict[str, Any], now: dict[str, str]) -> str:
@@ -137,19 +105,6 @@ def changed_since(manifest: dict[str, Any]) -> str | None:
         if now.get(what) != manifest["packages"].get(what)
     ]
     return " and ".join(changed) or None
-
-
-def _check_packages(shard: Shard, before: dict[str, Any], done: str, place: Path) -> str | None:
-    if changed := changed_since(before):
-        raise UserError(
-            f"other code than '{shard.name}' was {done} with: {changed}; restore it, or delete '{place}' to begin "
-            "again, or have all of this command begun again with --retrain"
-        )
-    now = packages(shard.cell.algorithm, shard.environment)
-    if "packages" in before or not now:
-        return None
-    names = " and ".join(dict.fromkeys(f"'{package['name']}'" for package in now.values()))
-    return f"  which code of {names} it was {done} with is not recorded; --retrain begins it anew"
 
 
 def _named(package: dict[str, str] | None) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlsuite.errors import MOST_RUNS, UserError, check_at_most, check_positive, is_float32
-from rlsuite.sweeping.sweep import check_type
+from rlsuite.sweeping.checks import check_type
 
 HypersT = TypeVar("HypersT", bound=tuple[Any, ...])
 """An algorithm's `Hypers`, a named tuple of floats."""
