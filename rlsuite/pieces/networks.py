@@ -80,3 +80,23 @@ class MLP(nn.Module):
                     # The variance as it is defined: E[x^2] - E[x]^2, Flax' default, loses digits.
                     x = nn.LayerNorm(epsilon=LAYER_NORM_EPS, use_fast_variance=False)(x)
         return x
+
+
+class ScaledGaussian(nn.Module):
+    """`[..., obs_dim]` -> mean and log standard deviation, side by side `[..., 2 * action_dim]`, as in CORL's CQL.
+
+    Two learned numbers scale and shift the latter; they start at 1 and -1.
+    """
+
+    hidden_sizes: tuple[int, ...]
+    action_dim: int
+
+    @nn.compact
+    def __call__(self, obs: Array) -> Array:
+        hidden = nn.relu(MLP(self.hidden_sizes)(obs))
+        # Xavier's uniform initialisation with gain 0.01: the variance scales by its square.
+        small = nn.initializers.variance_scaling(1e-4, "fan_avg", "uniform")
+        mean, log_std = jnp.split(nn.Dense(2 * self.action_dim, kernel_init=small)(hidden), 2, axis=-1)
+        scale = self.param("log_std_scale", nn.initializers.ones, ())
+        offset = self.param("log_std_offset", nn.initializers.constant(-1.0), ())
+        return jnp.concatenate([mean, scale * log_std + offset], axis=-1)

@@ -46,12 +46,14 @@ def indices(key: Array, dataset: Dataset, shape: tuple[int, ...]) -> Array:
     return jnp.where(kept, row, jnp.asarray(dataset.alias)[row])
 
 
-def reward_scale(task: Task) -> Array:
+def reward_scale(task: Task, normalize_reward: bool = True) -> Array:
     """1000 over the range of the dataset's episode returns: `[]`. CORL multiplies rewards by it to normalise them.
 
     Only complete episodes count, as in CORL. 1000 is the time limit of the tasks that CORL normalises, and stays 1000
-    elsewhere. 1 where all returns are equal, or no episode is complete.
+    elsewhere. 1 where all returns are equal, or no episode is complete, and without `normalize_reward`.
     """
+    if not normalize_reward:
+        return jnp.ones(())
     dataset = dataset_of(task)
     returns, complete = jnp.asarray(dataset.episode_return), jnp.asarray(dataset.complete)
     highest = jnp.max(returns, where=complete, initial=-jnp.inf)

@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from envs.core import Box, Env
 from rlsuite.pieces import distributions
+from rlsuite.pieces.critics import min_q
 
 Array = jax.Array
 Params = Any
@@ -37,6 +38,11 @@ class Policy(NamedTuple):
         space = env.action_space
         assert isinstance(space, Box)
         return cls(network, jnp.asarray(space.low), jnp.asarray(space.high), bound, extra_slope)
+
+    @classmethod
+    def in_units(cls, network: nn.Module, action_dim: int, bound: Callable[[Array], Array]) -> Policy:
+        """The policy whose actions are in units of the action box, [-1, 1]."""
+        return cls(network, -jnp.ones(action_dim), jnp.ones(action_dim), bound)
 
     @property
     def action_dim(self) -> int:
@@ -84,6 +90,14 @@ def in_units(mean: Array, log_std: Array, noise: Array) -> tuple[Array, Array]:
 def alpha_loss(log_alpha: Array, log_prob: Array, target_entropy: Array | float) -> Array:
     """-mean(log alpha (log pi + target entropy)), Stable-Baselines3's form: `[]`, `[batch]` -> `[]`."""
     return -jnp.mean(log_alpha * jax.lax.stop_gradient(log_prob + target_entropy))
+
+
+def actor_loss(
+    actor: Params, policy: Policy, critic: nn.Module, critics: Params, log_alpha: Array, obs: Array, noise: Array
+) -> tuple[Array, Array]:
+    """SAC's mean(alpha log pi - min Q), its eq. 7: (loss `[]`, log-probabilities `[batch]`)."""
+    action, log_prob = policy.draw(actor, obs, noise)
+    return jnp.mean(jnp.exp(log_alpha) * log_prob - min_q(critic, critics, obs, action)), log_prob
 
 
 def temperature(learner: Any) -> dict[str, Array]:

@@ -33,13 +33,12 @@ import optax
 
 from envs.core import Box
 from envs.datasets import Batch
-from rlsuite.core import Algorithm, AlgorithmSpec, Clock, Metrics, Preset, Reduction, Source, Task, Trial
+from rlsuite.core import Algorithm, AlgorithmSpec, Metrics, Preset, Reduction, Source, Task, Trial
 from rlsuite.errors import UserError, check_positive
-from rlsuite.pieces import offline, squashed
+from rlsuite.pieces import offline_sac, squashed
 from rlsuite.pieces.critics import bellman_target, min_q, q_values, squared_error
 from rlsuite.pieces.networks import MLP
-from rlsuite.pieces.offline_td3 import Networks
-from rlsuite.pieces.trained import Trained
+from rlsuite.pieces.offline_sac import Draws, Networks, State
 
 Array = jax.Array
 Params = Any
@@ -86,17 +85,7 @@ class Hypers(NamedTuple):
     """target entropy = -scale * action_dim, in nats, of actions in units of the box"""
 
 
-class State(NamedTuple):
-    """All that one run carries from update to update."""
-
-    actor: Trained
-    critics: Trained
-    """all critics, stacked on a leading axis `[num_critics]`"""
-    target_critics: Params
-    log_alpha: Trained
-
-
-def start(network: MLP, key: Array, inputs: Array, output_bound: float) -> Params:
+def bounded(network: MLP, key: Array, inputs: Array, output_bound: float) -> Params:
     """The authors' initialisation: PyTorch's, but biases of 0.1 in hidden layers and a last layer within +-bound."""
     layers = dict(network.init(key, inputs)["params"])
     last = f"Dense_{len(layers) - 1}"
@@ -107,17 +96,6 @@ def start(network: MLP, key: Array, inputs: Array, output_bound: float) -> Param
     scale = output_bound * layers[last]["kernel"].shape[0] ** 0.5
     layers[last] = jax.tree.map(lambda x: scale * x, layers[last])
     return {"params": layers}
-
-
-def distribution(networks: Networks, actor: Params, obs: Array) -> tuple[Array, Array]:
-    """Mean and log standard deviation before squashing: `[..., obs_dim]` -> two `[..., action_dim]`."""
-    mean, log_std = jnp.split(networks.actor.apply(actor, obs), 2, axis=-1)
-    return mean, jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)
-
-
-def draw(networks: Networks, actor: Params, obs: Array, noise: Array) -> tuple[Array, Array]:
-    """A reparameterised action `[..., action_dim]` from standard normal noise, and its log-probability `[...]`."""
-    return squashed.in_units(*distribution(networks, actor, obs), noise)
 
 
 def diversity_loss(critics: Params, networks: Networks, obs: Array, action: Array) -> Array:
@@ -142,7 +120,7 @@ def critic_loss(
 
     `noise` `[batch, action_dim]` draws the next action from the online policy. (loss `[]`, metrics)
     """
-    next_action, next_log_prob = draw(networks, state.actor.params, batch.next_obs, noise)
+    next_action, next_log_prob = networks.policy.draw(state.actor.params, batch.next_obs, noise)
     next_q = min_q(networks.critic, state.target_critics, batch.next_obs, next_action)
     next_value = next_q - jnp.exp(state.log_alpha.params) * next_log_prob
     target = bellman_target(batch.reward, hypers.discount, batch.terminated, next_value)
@@ -155,11 +133,59 @@ def critic_loss(
     return loss, metrics
 
 
-def actor_loss(actor: Params, networks: Networks, critics: Params, log_alpha: Array, obs: Array, noise: Array) -> Array:
-    """mean(alpha log pi - min_i Q_i): `[]`."""
-    action, log_prob = draw(networks, actor, obs, noise)
-    q = min_q(networks.critic, critics, obs, action)
-    return jnp.mean(jnp.exp(log_alpha) * log_prob - q)
+def networks_of(config: Config, action_dim: int) -> Networks:
+    """Plain networks; the actor gives mean and log standard deviation."""
+    actor = MLP((*config.hidden_sizes, 2 * action_dim))
+    return Networks(squashed.Policy.in_units(actor, action_dim, clip), MLP((*config.hidden_sizes, 1)))
+
+
+def clip(log_std: Array) -> Array:
+    """The bound of the log standard deviation: `[...]`."""
+    return jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)
+
+
+def start(
+    config: Config, networks: Networks, keys: Array, obs: Array, action: Array, hypers: Hypers
+) -> tuple[Params, Params, tuple[()]]:
+    """New parameters of the actor and of the critics."""
+    inputs, critic_keys = jnp.concatenate([obs, action]), jax.random.split(keys[1], config.num_critics)
+    critics = jax.vmap(lambda key: bounded(networks.critic, key, inputs, 3e-3))(critic_keys)
+    return bounded(networks.policy.network, keys[0], obs, 1e-3), critics, ()
+
+
+def learn(
+    config: Config, task: Task, networks: Networks, state: State, draws: Draws, hypers: Hypers
+) -> tuple[State, Metrics]:
+    """One step of the temperature, then of the actor, then of the critics and their targets."""
+    batch, (alpha_key, actor_key, critic_key) = draws.batch, draws.keys
+    shape = batch.action.shape
+    if config.learn_alpha:
+        _, log_prob = networks.policy.draw(state.actor.params, batch.obs, jax.random.normal(alpha_key, shape))
+        state = state._replace(log_alpha=offline_sac.learn_alpha(state, log_prob, shape[-1], hypers))
+
+    noise = jax.random.normal(actor_key, shape)
+    grads, _ = jax.grad(squashed.actor_loss, has_aux=True)(
+        state.actor.params, *networks, state.critics.params, state.log_alpha.params, batch.obs, noise
+    )
+    state = state._replace(actor=state.actor.step(grads, optax.adam(hypers.actor_learning_rate)))
+
+    noise = jax.random.normal(critic_key, shape)
+    grads, metrics = jax.grad(critic_loss, has_aux=True)(
+        state.critics.params, networks, state, batch, noise, config.diversity, hypers
+    )
+    critics = state.critics.step(grads, optax.adam(hypers.critic_learning_rate))
+    targets = optax.incremental_update(critics.params, state.target_critics, hypers.tau)
+    return state._replace(critics=critics, target_critics=targets), metrics
+
+
+def value(config: Config, key: Array, task: Task, networks: Networks, state: State, obs: Array) -> Array:
+    """The soft value of an action drawn from the policy: `[]`."""
+    action, log_prob = networks.policy.sample(key, state.actor.params, obs)
+    q = min_q(networks.critic, state.critics.params, obs, action)
+    return q - jnp.exp(state.log_alpha.params) * log_prob
+
+
+METHOD = offline_sac.Method(networks_of, start, learn, value)
 
 
 def make(config: Config) -> Algorithm:
@@ -168,73 +194,10 @@ def make(config: Config) -> Algorithm:
     Raises:
         UserError: a size is not positive, or a single critic is to be diversified.
     """
-    check_positive(batch_size=config.batch_size, num_critics=config.num_critics)
+    check_positive(num_critics=config.num_critics)
     if config.diversity and config.num_critics < 2:
         raise UserError(f"num_critics={config.num_critics} cannot be kept apart; take 2 or more, or diversity=False")
-
-    def networks_of(task: Task) -> Networks:
-        assert isinstance(task.env.action_space, Box)
-        return Networks(MLP((*config.hidden_sizes, 2 * task.env.action_space.dim)), MLP((*config.hidden_sizes, 1)))
-
-    def init(key: Array, task: Task, hypers: Hypers) -> State:
-        assert isinstance(task.env.action_space, Box)
-        actor_key, critic_key = jax.random.split(key)
-        networks = networks_of(task)
-        obs, action = jnp.zeros(task.env.obs_dim), jnp.zeros(task.env.action_space.dim)
-        actor = start(networks.actor, actor_key, obs, 1e-3)
-        critic_inputs = jnp.concatenate([obs, action])
-        critic_keys = jax.random.split(critic_key, config.num_critics)
-        critics = jax.vmap(lambda key: start(networks.critic, key, critic_inputs, 3e-3))(critic_keys)
-        log_alpha = jnp.log(jnp.asarray(hypers.initial_alpha, jnp.float32))
-        return State(
-            actor=Trained.start(actor, optax.adam(hypers.actor_learning_rate)),
-            critics=Trained.start(critics, optax.adam(hypers.critic_learning_rate)),
-            target_critics=critics,
-            log_alpha=Trained.start(log_alpha, optax.adam(hypers.alpha_learning_rate)),
-        )
-
-    def learn_alpha(networks: Networks, state: State, obs: Array, noise: Array, hypers: Hypers) -> State:
-        _, log_prob = draw(networks, state.actor.params, obs, noise)
-        target_entropy = -hypers.target_entropy_scale * noise.shape[-1]
-        grad = jax.grad(squashed.alpha_loss)(state.log_alpha.params, log_prob, target_entropy)
-        return state._replace(log_alpha=state.log_alpha.step(grad, optax.adam(hypers.alpha_learning_rate)))
-
-    def update(key: Array, task: Task, state: State, hypers: Hypers, clock: Clock) -> tuple[State, Metrics]:
-        networks = networks_of(task)
-        batch_key, alpha_key, actor_key, critic_key = jax.random.split(key, 4)
-        batch = offline.sample(batch_key, task, (config.batch_size,), config.normalize_obs)
-        shape = batch.action.shape
-        if config.learn_alpha:
-            state = learn_alpha(networks, state, batch.obs, jax.random.normal(alpha_key, shape), hypers)
-
-        noise = jax.random.normal(actor_key, shape)
-        grads = jax.grad(actor_loss)(
-            state.actor.params, networks, state.critics.params, state.log_alpha.params, batch.obs, noise
-        )
-        state = state._replace(actor=state.actor.step(grads, optax.adam(hypers.actor_learning_rate)))
-
-        noise = jax.random.normal(critic_key, shape)
-        grads, metrics = jax.grad(critic_loss, has_aux=True)(
-            state.critics.params, networks, state, batch, noise, config.diversity, hypers
-        )
-        critics = state.critics.step(grads, optax.adam(hypers.critic_learning_rate))
-        targets = optax.incremental_update(critics.params, state.target_critics, hypers.tau)
-        metrics["alpha"] = jnp.exp(state.log_alpha.params)
-        return state._replace(critics=critics, target_critics=targets), metrics
-
-    def act(key: Array, task: Task, state: State, obs: Array) -> Array:
-        obs = offline.observe(task, obs, config.normalize_obs)
-        mean, _ = distribution(networks_of(task), state.actor.params, obs)
-        return offline.to_box(task, jnp.tanh(mean))
-
-    def value(key: Array, task: Task, state: State, obs: Array) -> Array:
-        assert isinstance(task.env.action_space, Box)
-        networks, obs = networks_of(task), offline.observe(task, obs, config.normalize_obs)
-        action, log_prob = draw(networks, state.actor.params, obs, jax.random.normal(key, (task.env.action_space.dim,)))
-        q = min_q(networks.critic, state.critics.params, obs, action)
-        return q - jnp.exp(state.log_alpha.params) * log_prob
-
-    return Algorithm(init, update, act, 1, value)
+    return offline_sac.make(config, METHOD, num_keys=3)
 
 
 def _published(num_critics: int = 10, eta: float = 1.0) -> Preset:

@@ -158,9 +158,6 @@ def make(config: Config) -> Algorithm:
         assert isinstance(task.env.action_space, Box)
         return Networks(MLP((*config.hidden_sizes, task.env.action_space.dim)), MLP((*config.hidden_sizes, 1)))
 
-    def scale_of(task: Task) -> Array:
-        return offline.reward_scale(task) if config.normalize_reward else jnp.ones(())
-
     def init(key: Array, task: Task, hypers: Hypers) -> State:
         actor_key, critic_key, value_key = jax.random.split(key, 3)
         networks = networks_of(task)
@@ -180,7 +177,9 @@ def make(config: Config) -> Algorithm:
     def update(key: Array, task: Task, state: State, hypers: Hypers, clock: Clock) -> tuple[State, Metrics]:
         networks = networks_of(task)
         batch = offline.sample(key, task, (config.batch_size,), config.normalize_obs)
-        batch = batch._replace(reward=scale_of(task) * batch.reward + hypers.reward_shift)
+        batch = batch._replace(
+            reward=offline.reward_scale(task, config.normalize_reward) * batch.reward + hypers.reward_shift
+        )
         # All three losses use the networks from before this step.
         q = min_q(networks.critic, state.target_critics, batch.obs, batch.action)
         next_value = state_value(networks, state.value.params, batch.next_obs)
@@ -211,7 +210,9 @@ def make(config: Config) -> Algorithm:
     def value(key: Array, task: Task, state: State, obs: Array) -> Array:
         networks, obs = networks_of(task), offline.observe(task, obs, config.normalize_obs)
         action = choose(networks, state.actor.params.net, obs)
-        return min_q(networks.critic, state.critics.params, obs, action) / scale_of(task)
+        return min_q(networks.critic, state.critics.params, obs, action) / offline.reward_scale(
+            task, config.normalize_reward
+        )
 
     return Algorithm(init, update, act, 1, value)
 
