@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from rlsuite.commands import bench
+from rlsuite.commands.bench_row import Row
 from rlsuite.training.plan import Limits
 
-ROW = bench.Row(2, 2, 1, 1000.0, 2000.0, 1.5, 3.0, 10_000_000, 20_000_000)
+ROW = Row(2, 2, 1, 1000.0, 2000.0, 1.5, 3.0, 10_000_000, 20_000_000)
 
 WITHOUT_A_DEVICE = """
 from jax._src import xla_bridge
