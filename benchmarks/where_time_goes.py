@@ -33,7 +33,7 @@ from rlsuite import algorithms
 from rlsuite.algorithms.off_policy import dsac_t, sac
 from rlsuite.algorithms.offline import iql, prdc, td3_bc
 from rlsuite.algorithms.on_policy import ppo
-from rlsuite.commands.bench import fitting_count, segments_of
+from rlsuite.commands.bench_row import fitting_count, segments_of
 from rlsuite.core import Task
 from rlsuite.training import batch, memory
 from rlsuite.training.device import describe_device, prepare_jax

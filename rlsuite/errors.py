@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import signal
+from collections.abc import Iterable
 
 MOST_INT32 = 2**31 - 1
 """What programs count with."""
@@ -22,6 +24,13 @@ class Stopped(Exception):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.number = number
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """The end of a message on an unknown name: the nearest of those that there are, else all of them."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(names)}"
 
 
 def check_positive(**values: int) -> None:

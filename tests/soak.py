@@ -52,7 +52,7 @@ class Outcome(NamedTuple):
 
 PROCESSES = multiprocessing.get_context("forkserver")
 # Every sweep is a process of its own, forked from one that has imported all and computed nothing.
-PROCESSES.set_forkserver_preload(["rlsuite.commands.cli", "rlsuite.sweeping.local", "analysis.__main__"])
+PROCESSES.set_forkserver_preload(["rlsuite.commands.cli", "rlsuite.commands.sweep", "analysis.__main__"])
 
 
 def sweep(arguments: list[str], output: Path) -> None:

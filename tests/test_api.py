@@ -185,7 +185,15 @@ def test_a_policy_acts_and_plays(trained: rlsuite.Run) -> None:
             "unknown setting 'num_env' of the config; did you mean 'num_envs'",
         ),
         (lambda at: train(at, config={"num_envs": 2.0}), "num_envs=2.0 must be of type int"),
-        (lambda at: train(at, settings=rlsuite.Settings(rlsuite.Limits(width=0))), "width=0 must be at least 1"),
+        (
+            lambda at: train(at, settings=rlsuite.Settings(rlsuite.Limits(width=0))),
+            "width 0 must be at least 1; leave it out",
+        ),
+        (
+            lambda at: train(at, settings=rlsuite.Settings(rlsuite.Limits(memory_share=75.0))),
+            "memory_share 75.0 must be above 0 and at most 1",
+        ),
+        (lambda at: train(at, settings=rlsuite.Settings(save_every=-1.0)), "save_every -1.0 must be 0"),
         (lambda at: train(at, name="a/b"), "experiment name 'a/b' becomes a file name"),
         (lambda at: rlsuite.sweep(at / "none.py"), "no experiment file"),
         (lambda at: rlsuite.sweep(rlsuite.Experiment("empty", "", ())), "must have a tuple of cells"),

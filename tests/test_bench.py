@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from rlsuite.commands import bench
+from rlsuite.commands.bench_row import Row
 from rlsuite.training.plan import Limits
 
-ROW = bench.Row(2, 2, 1, 1000.0, 2000.0, 1.5, 3.0, 10_000_000, 20_000_000)
+ROW = Row(2, 2, 1, 1000.0, 2000.0, 1.5, 3.0, 10_000_000, 20_000_000)
 
 WITHOUT_A_DEVICE = """
 from jax._src import xla_bridge
@@ -46,3 +47,11 @@ def test_rows_are_shown_and_written(
 def test_the_process_that_only_asks_starts_no_device() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT_A_DEVICE], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "started False", done.stdout + done.stderr
+
+
+def test_the_process_that_measures_imports_no_more_than_training_takes() -> None:
+    """Its time until it is ready and its peak memory are in the table."""
+    others = "('rlsuite.sweeping', 'pyarrow')"
+    program = f"import sys, rlsuite.commands.bench_row; print([m for m in {others} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -22,7 +22,7 @@ from envs import datasets
 from envs.datasets import Dataset, Records
 from rlsuite import algorithms
 from rlsuite.algorithms.offline import cdsa
-from rlsuite.commands import cli
+from rlsuite.commands.options import field_texts
 from rlsuite.core import Algorithm, AlgorithmSpec, Preset, Task
 from rlsuite.errors import UserError
 from rlsuite.pieces.networks import MLP
@@ -219,7 +219,7 @@ def test_what_cannot_work_is_refused_by_name() -> None:
 
 def test_every_setting_of_the_models_is_explained() -> None:
     for owner in (algorithms.get("td3_bc+cdsa").config, algorithms.get("td3_bc+cdsa").hypers):
-        texts = cli.field_texts(owner)
+        texts = field_texts(owner)
         assert texts["alpha" if owner is not algorithms.get("td3_bc+cdsa").config else "policy_delay"]
         own = cdsa.Config if owner is algorithms.get("td3_bc+cdsa").config else cdsa.Hypers
         assert all(texts[name].startswith("CDSA-style: ") for name in own.__annotations__)

@@ -15,7 +15,7 @@ import pytest
 import analysis
 from analysis import regression
 from rlsuite.commands import check as checking
-from rlsuite.commands import check_speed, cli
+from rlsuite.commands import check_references, check_speed, cli
 from rlsuite.commands.check_speed import Speed
 from rlsuite.errors import UserError
 from rlsuite.pieces import returns
@@ -124,7 +124,7 @@ def test_a_second_reason_joins_the_first(file: Path, tmp_path: Path, monkeypatch
     shard = checking.reference_shards(checking.load(file))[NAME]
     store = Store(next((file.parent / "results" / "small").iterdir()) / "references")
     for reason in ("one", "two"):
-        checking.write(store, shard, Speed(1.0, 1, "", ""), tmp_path, reason)
+        check_references.write(store, NAME, shard, Speed(1.0, 1, "", ""), tmp_path, reason)
     manifest = json.loads((tmp_path / f"{NAME}.json").read_text())
     assert [each["reason"] for each in manifest["refreshed"]] == ["one", "two"]
     assert [path.name for path in tmp_path.glob(".*")] == []
@@ -340,7 +340,7 @@ def test_the_references_that_we_ship_are_of_the_cells_that_we_ship(monkeypatch: 
     assert sum(path.stat().st_size for path in folder.iterdir()) < 200_000
     references = regression.read(folder, {name: [name] for name in shards})
     for name, shard in shards.items():
-        regression.check_same(checking.read_manifest(folder, name, ""), shard.describe(), "refresh it")
+        regression.check_same(check_references.read_manifest(folder, name, ""), shard.describe(), "refresh it")
         assert references[name].runs == check.reference_seeds
         regression.check_curves(references[name], references[name])
         regression.claims(references[name], references[name], repetitions=40)  # it has learned something

@@ -25,7 +25,7 @@ from scipy import stats
 import envs
 from envs import gymnasium
 from rlsuite import algorithms
-from rlsuite.commands import cli, transfer
+from rlsuite.commands import cli, report, transfer
 from rlsuite.core import Task
 from rlsuite.errors import UserError
 from rlsuite.sweeping import entry, policies
@@ -71,7 +71,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, compiled: list[batch.Comp
     results = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batch, "compile_programs", kept)
-        patch.setattr(cli, "report_after", lambda folder: 0)
+        patch.setattr(report, "report_after", lambda folder: 0)
         status, _, err = command(*TINY, "--results", str(results))
     assert status == 0, err
     return results / "run"
@@ -148,7 +148,7 @@ def test_an_interrupted_run_keeps_the_same_policies(
             raise RuntimeError("out of power")
         write_rows(self, first, evaluation)
 
-    monkeypatch.setattr(cli, "report_after", lambda folder: 0)
+    monkeypatch.setattr(report, "report_after", lambda folder: 0)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="out of power"):
         patch.setattr(Entry, "write_rows", dying)
         command(*TINY, "--results", str(tmp_path))
@@ -564,7 +564,7 @@ def test_one_of_several_shards_must_be_named(copied: Path) -> None:
 
 
 def test_policies_need_not_be_saved(tmp_path: Path, ready: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "report_after", lambda folder: 0)
+    monkeypatch.setattr(report, "report_after", lambda folder: 0)
     assert command(*TINY, "--no-save-policies", "--results", str(tmp_path))[0] == 0
     assert sorted(path.suffix for path in (tmp_path / "run").iterdir()) == [".json", ".parquet"]
 

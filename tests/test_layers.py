@@ -22,9 +22,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "rlsuite": frozenset({"envs"}),
 }
 
-# The exceptions: `rlsuite report`, as a command and as a function, hands its arguments to analysis, which is an extra
-# that may be missing.
-LAZY_EXCEPTIONS = {("rlsuite/commands/cli.py", "analysis"), ("rlsuite/commands/api.py", "analysis")}
+# The exceptions: commands and functions that judge results ask analysis, which is an extra that may be missing.
+LAZY_EXCEPTIONS = {(f"rlsuite/commands/{name}.py", "analysis") for name in ("api", "check", "power", "report", "tune")}
 
 # Only the adapters know which library simulates a task.
 ENVIRONMENT_LIBRARIES = frozenset({"brax", "gymnasium", "gymnax", "minari", "mujoco", "mujoco_playground"})
@@ -99,9 +98,10 @@ def test_imports_go_one_way(package: str) -> None:
         ("rlsuite/a.py", "import importlib\nanalysis = importlib.import_module('analysis.scores')"),
         ("rlsuite/a.py", "__import__('experiments')"),
         ("rlsuite/a.py", "def f():\n    from analysis import __main__"),
-        ("rlsuite/commands/cli.py", "from analysis import __main__"),
-        ("rlsuite/commands/cli.py", "class C:\n    import analysis"),
-        ("rlsuite/commands/cli.py", "def f():\n    import experiments"),
+        ("rlsuite/commands/report.py", "from analysis import __main__"),
+        ("rlsuite/commands/report.py", "class C:\n    import analysis"),
+        ("rlsuite/commands/report.py", "def f():\n    import experiments"),
+        ("rlsuite/commands/run.py", "def f():\n    from analysis import __main__"),
         ("rlsuite/a.py", "if TYPE_CHECKING:\n    from brax.envs import Env"),
         ("rlsuite/a.py", "if TYPE_CHECKING:\n    from analysis import Scores"),
         ("rlsuite/commands/api.py", "if not TYPE_CHECKING:\n    from analysis import Scores"),
@@ -123,11 +123,11 @@ def test_checker_finds(path: str, source: str) -> None:
     ("path", "source"),
     [
         ("envs/a.py", "from .core import Env\nimport envs.core\nfrom brax import envs as brax_envs"),
-        ("rlsuite/commands/cli.py", "def report():\n    from analysis.__main__ import main"),
+        ("rlsuite/commands/report.py", "def main():\n    from analysis.__main__ import main"),
         ("rlsuite/commands/api.py", "if TYPE_CHECKING:\n    from analysis import Scores"),
         (
-            "rlsuite/commands/cli.py",
-            "import importlib\ndef report():\n    importlib.import_module('analysis.__main__')",
+            "rlsuite/commands/report.py",
+            "import importlib\ndef main():\n    importlib.import_module('analysis.__main__')",
         ),
         ("rlsuite/algorithms/a.py", "from ..core import Task\nfrom .. import returns\nfrom envs.core import Box"),
         ("experiments/a.py", "import envs\nfrom rlsuite.algorithms import ppo"),
@@ -144,7 +144,7 @@ def test_checker_accepts(path: str, source: str) -> None:
 ROOMS = ("commands", "sweeping", "training", "algorithms", "pieces")
 """From the top: a room imports itself and the rooms below it; `core.py`, `errors.py` and `evidence.py` lie lowest."""
 BASES = frozenset({"on_policy.ppo", "on_policy.buffered_ppo", "off_policy.td3"})
-"""Methods that others are variants of. No method imports another one: what two share is a piece."""
+"""Methods that others of their room are variants of. No method imports any other: what two share is a piece."""
 
 
 def room_of(name: str) -> str | None:
@@ -164,17 +164,18 @@ def modules() -> dict[str, Path]:
 
 
 def imported_by(path: str, source: str, known: Iterable[str]) -> set[str]:
-    """The modules, of those known, that a file imports, late ones too: `from a import b` may be of `a.b`."""
-    names = set()
+    """The modules, of those known, that a file imports, late ones too: `from a import b` is of `a.b` where that is a
+    module, and of `a` where `b` is a name in it."""
+    known, names = set(known), set()
     for node in ast.walk(ast.parse(source, path)):
-        names.update(imported_modules(path, node))
-        if isinstance(node, ast.ImportFrom):
-            names.update(f"{base}.{alias.name}" for base in imported_modules(path, node) for alias in node.names)
-    return names & set(known)
+        for base in imported_modules(path, node):
+            below = [f"{base}.{alias.name}" for alias in node.names] if isinstance(node, ast.ImportFrom) else [base]
+            names.update(name if name in known else base for name in below)
+    return names & known
 
 
 def room_offences(name: str, imported: Iterable[str]) -> list[str]:
-    """What a module of rlsuite imports from a room above its own, or from a method that is no base."""
+    """What a module of rlsuite imports from a room above its own, or from a method that is no base of its own room."""
     found = []
     room = room_of(name)
     for other in sorted(imported):
@@ -182,7 +183,8 @@ def room_offences(name: str, imported: Iterable[str]) -> list[str]:
         if above and (room is None or ROOMS.index(above) < ROOMS.index(room)):
             found.append(f"{name} imports {other}, which lies above it")
         method = other.removeprefix("rlsuite.algorithms.")
-        if room == "algorithms" and above == "algorithms" and "." in method and method not in BASES:
+        base = method in BASES and other.rpartition(".")[0] == name.rpartition(".")[0]
+        if room == "algorithms" and above == "algorithms" and "." in method and not base:
             found.append(f"{name} imports the method {other}; what two methods share is a piece")
     return found
 
@@ -205,11 +207,15 @@ def circle(graph: Mapping[str, set[str]]) -> list[str]:
 
 @functools.cache
 def graph() -> dict[str, set[str]]:
-    """Module -> those that it imports, without itself and the packages that it lies in."""
-    known, found = modules(), {}
-    for name, file in known.items():
-        imported = imported_by(file.relative_to(ROOT).as_posix(), file.read_text("utf-8"), known)
-        found[name] = {other for other in imported if not f"{name}.".startswith(f"{other}.")}
+    """Module -> the others that it imports. `rlsuite` itself imports the names that it offers when they are first used;
+    of it, only what is imported at once counts."""
+    known = modules()
+    found = {
+        name: imported_by(file.relative_to(ROOT).as_posix(), file.read_text("utf-8"), known) - {name}
+        for name, file in known.items()
+    }
+    tree = ast.parse(known["rlsuite"].read_text("utf-8"))
+    found["rlsuite"] = {module for _, module, late in imports("rlsuite/__init__.py", tree) if not late} & set(known)
     return found
 
 
@@ -240,6 +246,8 @@ def test_the_readme_names_the_folders_there_are() -> None:
         ("rlsuite.sweeping.store", "from rlsuite.commands.cli import main"),
         ("rlsuite.algorithms.offline.prdc", "from rlsuite.algorithms.offline.td3_bc import Config"),
         ("rlsuite.algorithms.offline.prdc", "from rlsuite.algorithms.offline import td3_bc"),
+        ("rlsuite.algorithms.offline.prdc", "from rlsuite.algorithms.off_policy import td3"),
+        ("rlsuite.algorithms.offline.prdc", "def late():\n    from rlsuite.algorithms import get"),
     ],
 )
 def test_a_planted_import_upwards_is_found(name: str, source: str) -> None:
@@ -250,3 +258,8 @@ def test_a_planted_import_upwards_is_found(name: str, source: str) -> None:
 def test_a_planted_circle_is_found() -> None:
     planted = {**graph(), "rlsuite.sweeping.catalogue": {"rlsuite.sweeping.collect"}}
     assert {"rlsuite.sweeping.catalogue", "rlsuite.sweeping.collect"} <= set(circle(planted))
+
+
+def test_a_planted_circle_of_a_package_and_a_module_in_it_is_found() -> None:
+    planted = {**graph(), "rlsuite": {"rlsuite.sweeping.local"}}
+    assert {"rlsuite", "rlsuite.sweeping.local"} <= set(circle(planted))

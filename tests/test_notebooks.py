@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from rlsuite.commands import cli
+from rlsuite.commands import cli, report
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "analysis" / "notebooks").glob("*.ipynb"))
@@ -48,7 +48,7 @@ def test_one_cell_at_the_top_names_the_results(path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_run_from_start_to_end(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "report_after", lambda folder, shards=None: 0)
+    monkeypatch.setattr(report, "report_after", lambda folder, shards=None: 0)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the kernel imports this checkout, wherever it starts
     file = f"{ROOT / 'tests' / 'notebook_sweep.py'}:{SWEEPS[path.stem]}"
     assert cli.main(["sweep", file, "--results", str(tmp_path), "--width", "8", "--no-save-policies"]) == 0

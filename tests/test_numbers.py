@@ -14,7 +14,7 @@ import envs
 from envs import Reference
 from rlsuite import algorithms
 from rlsuite.algorithms.on_policy import ppo
-from rlsuite.commands import check, cli
+from rlsuite.commands import check, cli, report
 from rlsuite.commands.check import Check
 from rlsuite.core import Task
 from rlsuite.errors import UserError
@@ -74,7 +74,7 @@ def test_a_number_that_is_too_large_is_one_line(
     option: str, value: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RLSUITE_DATASETS", str(tmp_path))
-    for module, name in ((local, "run"), (collect, "recorder"), (cli, "report_after")):
+    for module, name in ((local, "run"), (collect, "recorder"), (report, "report_after")):
         monkeypatch.setattr(module, name, reached)
     monkeypatch.setattr("rlsuite.commands.bench.bench", reached)
     name = option.split()[-1]

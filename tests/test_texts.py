@@ -8,7 +8,7 @@ from collections import defaultdict
 import pytest
 
 from rlsuite import algorithms
-from rlsuite.commands import cli
+from rlsuite.commands.options import field_texts
 
 BUFFERED = ("ppo_buffer", "props", "ros")
 ON_POLICY = ("mdpo", "ppo", *BUFFERED)
@@ -46,7 +46,7 @@ def texts_of(method: str) -> dict[str, str]:
     spec = algorithms.get(method)
     config_fields = [field.name for field in dataclasses.fields(spec.config)]
     hypers_fields = spec.hypers._fields  # type: ignore[attr-defined]
-    texts = cli.field_texts(spec.config) | cli.field_texts(spec.hypers)
+    texts = field_texts(spec.config) | field_texts(spec.hypers)
     return {name: texts.get(name, "") for name in (*config_fields, *hypers_fields)}
 
 

@@ -24,7 +24,7 @@ from envs import datasets
 from envs.core import Box, EpisodeState, TimeStep
 from envs.datasets import Dataset, Records
 from rlsuite import algorithms
-from rlsuite.commands.bench import TOTAL_UPDATES
+from rlsuite.commands.bench_row import TOTAL_UPDATES
 from rlsuite.core import AlgorithmSpec, Task
 from rlsuite.training import memory
 from rlsuite.training import plan as planning

@@ -7,7 +7,6 @@ signals are noted in the main one alone. See docs/python.md.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,9 +20,9 @@ import numpy as np
 
 from envs.core import Env, Reference
 from rlsuite import algorithms
-from rlsuite.commands.cli import missing_extra
+from rlsuite.commands.report import missing_extra
 from rlsuite.core import State
-from rlsuite.errors import UserError, check_positive
+from rlsuite.errors import UserError, check_positive, hint
 from rlsuite.sweeping import extend, job, local, policies, search
 from rlsuite.sweeping import sweep as sweeps
 from rlsuite.sweeping.job import Job
@@ -272,8 +271,7 @@ def _train(jobs: Sequence[Job], folder: Path, settings: Settings | None) -> Run:
     """Train what the folder lacks of these jobs. The shards of the result hold the same runs, some under other names
     where a call with fewer seeds has trained them."""
     settings = settings or Settings(save_policies=True)
-    chosen = {"width": settings.limits.width, "devices": settings.limits.devices}
-    check_positive(**{name: value for name, value in chosen.items() if value is not None})
+    local.check_settings(settings)
     store = Store(folder)
     wanted = extend.extending(jobs, store)
     local.run(wanted, store, settings)
@@ -285,9 +283,7 @@ def _changed_config(config: Any, changes: Changes) -> Any:
     fields = [field.name for field in dataclasses.fields(config)]
     for name in changes:
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(fields)}"
-            raise UserError(f"unknown setting '{name}' of the config; {hint}")
+            raise UserError(f"unknown setting '{name}' of the config; {hint(name, fields)}")
     return dataclasses.replace(config, **changes)
 
 

@@ -1,50 +1,36 @@
-"""`rlsuite check`: train a small set of cells and compare their curves with reference curves that are kept in git.
+"""`rlsuite check [FILE]`: train a small set of cells and compare their curves with reference curves.
 
-The comparison itself is `analysis/regression.py`; here is what it takes: the cells, their rounds of seeds, the folder
-of results, and the reference curves. A reference is a finished shard without what a comparison does not need, so that
-`analysis.load` reads it: `<name>.parquet` with one row per (run, evaluation), and `<name>.json` with its manifest, the
-reason for which it was made and those of its predecessors.
+The comparison itself is `analysis/regression.py`; here is what it takes: the cells, their rounds of seeds and the
+folder of results. `check_references.py` has the files of the references, `check_speed.py` the option `--speed`.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import hashlib
-import json
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 import envs
 import rlsuite
-from rlsuite.commands import check_speed
-from rlsuite.commands.check_speed import Speed
+from rlsuite.commands import check_references, check_speed
+from rlsuite.commands.options import Parser, add_results_option, path
+from rlsuite.commands.report import missing_extra
 from rlsuite.errors import MOST_RUNS, UserError, check_at_most, check_positive
 from rlsuite.sweeping import catalogue, local, manifest, sweep
 from rlsuite.sweeping.job import Job, resolve, resolve_all
 from rlsuite.sweeping.store import Store
 from rlsuite.sweeping.sweep import Experiment
+from rlsuite.training.device import prepare_jax
 from rlsuite.training.plan import Limits
 from rlsuite.training.progress import say
 
 FILE = "experiments/check.py"
 SETTINGS = local.Settings(Limits(width=8))
 """The width is fixed: what was measured fastest may differ from day to day, and with it the order of sums."""
-COLUMNS = (
-    *("experiment", "label", "algorithm", "environment", "config_hash", "dataset", "sampling", "run", "seed"),
-    *("step", "wall_seconds", "return_mean", "diverged"),
-)
-"""What is kept of a shard, where it has them."""
-FACTS = (
-    *("total_updates", "steps_per_update", "dataset_checksum", "dataset_size", "dataset_source", "evaluation_physics"),
-    *("matmul_precision", "versions", "device", "git_revision", "created", "plan", "diverged"),
-)
-"""What is kept of a manifest, beside what describes the cell."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +45,82 @@ class Check:
     """how often a cell that is inconclusive gets as many seeds again, the first round included"""
     margins: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """name of a reference -> share of what it has learned that may be lost, if not `analysis.regression.MARGIN`"""
+
+
+def main(arguments: list[str]) -> int:
+    """0 if learners are as good as their references, 1 if one is not, 3 if that is unclear."""
+    options = parse(arguments)
+    prepare_jax()
+    check = load(options.check)
+    experiment = check.experiment.name
+    file = options.check.partition(":")[0]
+    references = Path(options.references or Path(file).parent / "references") / experiment
+    names = choose(check, options.cells)
+    remedy = f"make it: rlsuite check {options.check} --refresh --cells {{}} --reason 'WHY'"
+    folder = Path(options.results) / experiment / code_state(check)
+    print(f"{experiment}: {check.experiment.description}", flush=True)
+    if options.refresh:
+        refresh(check, names, Store(folder / "references"), references, options.reason.strip())
+        print(f"rlsuite: references of {', '.join(names)} in {references}; commit them")
+        return 0
+    manifests = {name: check_references.read_manifest(references, name, remedy.format(name)) for name in names}
+    if options.speed:
+        shards = of_round(check, 0)
+        return check_speed.compare({name: shards[name] for name in names}, manifests)
+    try:
+        from analysis import ResultsError, regression, tables
+    except ImportError as error:
+        raise missing_extra(error) from error
+
+    try:
+        # Before anything is trained.
+        for name, shard in of_round(check, 0).items():
+            if name in manifests:
+                regression.check_same(manifests[name], shard.describe(), remedy.format(name))
+        store = Store(folder)
+
+        def judge(there: dict[str, list[Job]]) -> list[Any]:
+            shards = {name: [shard.name for shard in of_cell] for name, of_cell in there.items()}
+            return regression.from_files(references, store.folder, shards, check.margins, check.rounds)
+
+        judged = run(check, names, store, judge, lambda one: one.verdict is regression.Verdict.INCONCLUSIVE)
+        verdict = regression.report(judged, store.folder, check.rounds, tables.make_console())
+    except ResultsError as error:
+        raise UserError(str(error)) from error
+    return verdict.value
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The options. Raises UserError for those that do not go together."""
+    parser = Parser(
+        prog="rlsuite check",
+        description="Train a small set of cells and compare their learning curves with reference curves: PASS (exit\n"
+        "code 0), FAIL (1) or INCONCLUSIVE (3). docs/regression.md says how to read the answer.",
+    )
+    parser.add_argument(
+        "check",
+        nargs="?",
+        type=path,
+        default=FILE,
+        metavar="FILE",
+        help="a Python file that defines CHECK, or file.py:NAME for one that it calls NAME (%(default)s)",
+    )
+    parser.add_argument("--cells", metavar="LIST", help="names of its references, with commas between (all)")
+    parser.add_argument("--speed", action="store_true", help="instead, compare speed and memory, which takes no runs")
+    parser.add_argument("--refresh", action="store_true", help="make new references, which takes a --reason")
+    parser.add_argument("--reason", metavar="TEXT", help="why the curves may have changed; it is kept with them")
+    parser.add_argument(
+        "--references", metavar="DIR", type=path, help="folder of the references (references/ beside FILE)"
+    )
+    add_results_option(parser)
+    options = parser.parse_args(arguments)
+    if options.refresh and not (options.reason or "").strip():
+        raise UserError("--refresh needs a reason, such as --reason 'PPO anneals its learning rate'; it is recorded")
+    if options.refresh and options.speed:
+        raise UserError("--refresh makes references of scores, speed and memory alike; leave out --speed")
+    if options.reason and not options.refresh:
+        raise UserError("--reason is for --refresh; add it, or leave out the reason")
+    return options
 
 
 def load(path: str | Path) -> Check:
@@ -166,20 +228,6 @@ def run(
     return judged
 
 
-# --- References -------------------------------------------------------------------------------------------------------
-
-
-def read_manifest(folder: Path, name: str, remedy: str) -> dict[str, Any]:
-    """The manifest of a reference. Raises UserError, naming the remedy, where there is none."""
-    try:
-        found = json.loads((folder / f"{name}.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"no reference of {name} in '{folder}' ({type(error).__name__}); {remedy}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"'{folder / f'{name}.json'}' is no manifest; {remedy}")
-    return found
-
-
 def reference_shards(check: Check) -> dict[str, Job]:
     """What the references are made from, by their names."""
     cells = [dataclasses.replace(cell, seeds=check.reference_seeds) for cell in check.experiment.cells]
@@ -198,37 +246,8 @@ def refresh(check: Check, names: Sequence[str], store: Store, folder: Path, reas
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in names:
-            write(store, shards[name], speeds[name], folder, reason)
+            check_references.write(store, name, shards[name], speeds[name], folder, reason)
     except OSError as error:
         raise UserError(
             f"references '{folder}' cannot be written ({error}); choose another with --references"
         ) from error
-
-
-def write(store: Store, shard: Job, speed: Speed, folder: Path, reason: str) -> None:
-    """Replace the reference of a finished shard."""
-    name = reference_name(shard)
-    table = pq.read_table(store.open(shard).path)
-    table = table.select([column for column in COLUMNS if column in table.column_names])
-    facts = store.open(shard).manifest()
-    kept = {key: facts[key] for key in ("format", *shard.describe(), *FACTS) if key in facts}
-    kept |= {"shard": name, "speed": speed._asdict()}
-    try:
-        before = json.loads((folder / f"{name}.json").read_text())["refreshed"]
-    except (OSError, ValueError, KeyError, TypeError):
-        before = []
-    this = {"reason": reason, **{key: facts.get(key) for key in ("created", "git_revision", "config_hash")}}
-    kept["refreshed"] = [*before, this]
-    _replace(folder / f"{name}.parquet", lambda path: pq.write_table(table, path, compression="zstd"))
-    _replace(folder / f"{name}.json", lambda path: path.write_text(json.dumps(kept, indent=1) + "\n"))
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(beside)
-        beside.replace(path)
-    except pa.ArrowException as error:
-        raise OSError(str(error)) from error
-    finally:
-        beside.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -40,6 +40,18 @@ class Settings(NamedTuple):
     """keep what every run has learned, next to its results, see `rlsuite/sweeping/policies.py`"""
     retrain: bool = False
     """train finished shards again, and restart an unfinished one if other code has begun it"""
+
+
+def check_settings(settings: Settings, shown: Callable[[str], str] = str) -> None:
+    """Raise UserError for a value that is out of range; `shown` turns its field's name into what the user typed."""
+    limits = settings.limits
+    for name, value in (("width", limits.width), ("devices", limits.devices)):
+        if value is not None and value < 1:
+            raise UserError(f"{shown(name)} {value} must be at least 1; leave it out to have it chosen")
+    if not 0 < limits.memory_share <= 1:
+        raise UserError(f"{shown('memory_share')} {limits.memory_share} must be above 0 and at most 1, such as 0.75")
+    if not settings.save_every >= 0:
+        raise UserError(f"{shown('save_every')} {settings.save_every} must be 0 (at every pause) or more seconds")
 
 
 class Signals:

@@ -1,6 +1,8 @@
-"""What `rlsuite dataset` prints of a dataset."""
+"""`rlsuite dataset ID --env ENV`: how large, how good and how broad a dataset is."""
 
 from __future__ import annotations
+
+import sys
 
 import numpy as np
 from rich import box
@@ -13,12 +15,35 @@ from envs import dataset_measures
 from envs.core import Env
 from envs.dataset_measures import Measures, Spread
 from envs.datasets import DatasetError
+from rlsuite.commands.options import MAX_WIDTH, Parser
 from rlsuite.errors import UserError
 from rlsuite.sweeping import catalogue
+from rlsuite.sweeping.sweep import make_env
 
 BAR = 40
 """characters of the longest bar of the histogram"""
 NONE_COMPLETE = "-, no episode is complete"
+
+
+def main(arguments: list[str]) -> int:
+    """Measure a dataset and print the table."""
+    parser = Parser(
+        prog="rlsuite dataset",
+        description="Print sizes, episode returns and lengths of a dataset, its quality (TQ) and its coverage (SACo).",
+    )
+    parser.add_argument("id", metavar="ID", help="a file, a folder, an id (docs/datasets.md)")
+    parser.add_argument("--env", required=True, help="the environment that it is of, see 'rlsuite list'")
+    parser.add_argument(
+        "--reference-dataset", metavar="ID", help="what coverage is relative to: the replay dataset of the same run"
+    )
+    parser.add_argument("--max-episode-steps", type=int, metavar="N", help="time limit, if not the environment's own")
+    parser.add_argument("--clip-actions", action="store_true", help="clip actions that lie outside of the action box")
+    options = parser.parse_args(arguments)
+    # Into a pipe, tables are as wide as in a wide terminal.
+    console = Console() if sys.stdout.isatty() else Console(file=sys.stdout, width=MAX_WIDTH)
+    env = make_env(options.env, options.max_episode_steps)
+    describe(options.id, env, options.reference_dataset, console, options.clip_actions)
+    return 0
 
 
 def describe(dataset_id: str, env: Env, reference_id: str | None, console: Console, clip_actions: bool = False) -> None:
