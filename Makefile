@@ -25,7 +25,7 @@ QUICK_COMPILES := XLA_FLAGS='--xla_backend_optimization_level=0'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup sweep datasets report test browser learning check exhaustive soak lint bench clean
+.PHONY: help setup sweep datasets report test browser learning check exhaustive soak lint pages bench clean
 
 help:
 	@echo 'make setup      create the virtual environment (every target below does so by itself)'
@@ -39,6 +39,7 @@ help:
 	@echo 'make exhaustive the tests of environments that compile for long'
 	@echo 'make soak       kill a sweep KILLS=$(KILLS) times at moments of SEED=$(SEED), resume, compare every row'
 	@echo 'make lint       ruff (lint and format) and mypy'
+	@echo 'make pages      write what docs/algorithms/ takes from the modules of the methods'
 	@echo 'make bench      speed of this suite and of its peers; BENCH_ARGS="ppo sac --runs 1 16" to choose'
 	@echo 'make clean      remove environments, caches and build outputs; results/ stays'
 	@echo
@@ -102,6 +103,10 @@ lint: $(INSTALLED)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+pages: $(INSTALLED)
+	@echo 'writing the pages of the methods ...'
+	@$(BIN)/python benchmarks/method_pages.py
 
 bench: $(INSTALLED) $(PEERS)/.installed
 	@echo 'measuring this suite beside its peers (about an hour) ...'

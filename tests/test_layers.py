@@ -230,8 +230,8 @@ def test_no_circle_of_imports() -> None:
     assert circle(graph()) == []
 
 
-def test_the_readme_names_the_folders_there_are() -> None:
-    shown = set(re.findall(r"^\| `([a-z_/]+)/` \|", (ROOT / "README.md").read_text("utf-8"), re.M))
+def test_contributing_names_the_folders_there_are() -> None:
+    shown = set(re.findall(r"^\| `([a-z_/]+)/` \|", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.M))
     packages = {file.parent.relative_to(ROOT).as_posix() for file in ROOT.glob("rlsuite/*/*.py")}
     others = {name for name in ("benchmarks", "docs", "tests") if (ROOT / name).is_dir()}
     assert shown == set(MAY_IMPORT) | packages | others

@@ -43,9 +43,9 @@ def test_the_program_of_the_page_runs(
     (tmp_path / "results" / "mine" / "report.html").unlink()
     names = names_after(low, PAGE)
     frame, final, episodes = names["frame"], names["final"], names["episodes"]
-    assert names["shard"].name == Path(frame["shard"].iloc[0]).stem and set(frame["seed"]) == set(range(8))
+    assert names["mine"].name == Path(frame["shard"].iloc[0]).stem and set(frame["seed"]) == set(range(8))
     # Both programs are of one shard, which is trained once.
-    assert above["run"].shards == (names["shard"].name,) and above["table"].equals(frame)
+    assert above["run"].shards == (names["mine"].name,) and above["table"].equals(frame)
     # Every evaluation of every run, the untrained one included; and it has learned something.
     assert len(frame) == 8 * 5
     np.testing.assert_allclose(final, frame[frame["step"] == frame["step"].max()]["return_mean"])

@@ -11,9 +11,7 @@ a' is drawn from a target policy. The policy, the temperature and all targets mo
 gradients of a gradient step are taken at the same parameters: that of the policy sees the critic before its own step.
 
 This is the form that the authors keep next to its successor (`dsac_v1.py` of their repository DSAC-v2), with that
-repository's networks (three layers of 256, exact GELU, PyTorch's initialisation) and settings. It departs from the
-paper and from its first code: no layers shared by mean and sigma, sigma by softplus instead of a bounded log sigma,
-0.1 in the denominators, constant learning rates, one replay buffer and one learner instead of four asynchronous ones.
+repository's networks (three layers of 256, exact GELU, PyTorch's initialisation) and settings.
 
 Deviations from `dsac_v1.py`:
 - One environment step for one gradient step, as in the usual comparisons at a million steps; the authors take 20.
@@ -23,6 +21,14 @@ Deviations from `dsac_v1.py`:
 - Only the clipped loss; the code's `bound=False`, a plain Gaussian likelihood, is left out.
 - `initial_alpha` is a hyperparameter also where alpha is learned (the code starts at e then, and keeps 0.2 otherwise).
 - Rewards are scaled by the environment (`+reward_scale=X` in its id), once; some versions of the code scale twice.
+
+Deviations of `dsac_v1.py`, and so of this file, from the paper and its first code:
+- That code has five layers, of which mean and sigma share three, and Xavier's initialisation.
+- Its log standard deviation is squashed to [-0.1, 4] for the critic and to [-5, 1] for the policy; here sigma is a
+  softplus.
+- It takes the likelihood's own gradient, without 0.1 in the denominators, and clips z at 2 and 3.
+- Its learning rates are annealed from 8e-5 and 5e-5; tau is 0.001, and rewards are scaled by 0.2.
+- It has several asynchronous actors and learners over three buffers, where this is one learner with one buffer.
 """
 
 from __future__ import annotations

@@ -26,10 +26,13 @@ Deviations from the code:
 - The noise itself stands for (u - mean) / (std + 1e-6) under the present policy, and no 1e-6 is added to the old
   policy's standard deviation. The squashing's slope is computed where 1 - tanh^2 rounds to 0, too.
 - The Q functions see actions as the environment takes them, not scaled to [-1, 1], and boxes need not be symmetric.
-- PyTorch's default initialisation instead of TensorFlow's.
+- PyTorch's default initialisation instead of TensorFlow's (Glorot, zero biases).
 - Truncated transitions bootstrap with the value of the observation that they led to.
 - Every update takes one step of `num_envs` environments, then `gradient_steps` gradient steps. The ratio is free: 1 and
   1 are the published protocol.
+- With several environments the old policy is renewed by the update in which a multiple of `sgd_steps` falls.
+- An earlier version of the code has lambda - q kappa where this has q (lambda - kappa), and a halved log_q. This file
+  follows the newest.
 - Left out: the loss without reparameterisation, which the code's scripts do not use.
 """
 

@@ -13,7 +13,8 @@ differ, the default is Stable-Baselines3's form, and `cleanrl` takes CleanRL's:
 Deviations:
 - Truncated transitions bootstrap with the value of the observation that they led to, as SB3 does with its time-limit
   handling; CleanRL's stores the same.
-- The log-determinant of tanh is exact instead of log(1 - tanh^2 + 1e-6), except with `cleanrl`.
+- The log-determinant of tanh is exact instead of log(1 - tanh^2 + 1e-6), except with `cleanrl`. The log-probability is
+  computed from the noise: in float32 the usual form loses its digits where the policy is narrow.
 - Every update takes one step of `num_envs` environments, then `gradient_steps` gradient steps. The ratio is free: 1 and
   1 are the published protocol.
 - Warm-up: `warmup_steps` steps with uniform actions and no learning (CleanRL 5000, SB3 100, softlearning 10000).

@@ -5,7 +5,7 @@ actions that are better than the state's value, offers another one, and the acto
 to neither where both are worse than the state's value. This file follows the authors' code
 (ltlhuuu/A2PR at f92a2a4), sizes and rates included.
 
-Where the paper and the authors' code differ:
+Deviations of the authors' code, and so of this file, from the paper:
 - The VAE's action. In the code it is the reconstruction of the actor's own action, and the gradient of the distance
   to it goes through both actions: the default. `detach_reconstruction` holds the reconstruction constant instead.
   The paper says that candidates are sampled from the behaviour policy that advantages have augmented;

@@ -2,15 +2,16 @@
 2006.09359).
 
 The critics learn the values of the policy. The policy maximises the log-probability of the dataset's actions, each
-weighted by the exponential of its advantage over an action of the policy. Offline only: the paper's online phase is
-left out. Sizes, rates, the policy and the settings of single datasets are those of CORL.
+weighted by the exponential of its advantage over an action of the policy. Sizes, rates, the policy and the settings of
+single datasets are those of CORL.
 
 Deviations from CORL:
 - Actions are in units of the action box, which they are on D4RL's tasks anyway.
 - A transition that was truncated bootstraps with the value of the observation that it led to, where the dataset has
-  kept it.
+  kept it. D4RL's files have not, and those transitions are left out when such a file is read.
 
 Deviations of CORL, and so of this file, from the paper:
+- Offline only: the paper's online phase is left out.
 - The weights are bounded by 100.
 - Targets and advantages use the smaller of two critics, where the paper has one critic.
 """

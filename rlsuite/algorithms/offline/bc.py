@@ -4,7 +4,8 @@ Sizes and rates are those of the offline baselines of CORL. With `--sampling top
 
 Deviations from CORL:
 - Actions are in units of the action box, which they are on D4RL's tasks anyway.
-- 10 % BC ranks trajectories by their undiscounted return, as Hong et al. 2023 do; CORL discounts by 0.99.
+- 10 % BC ranks trajectories by their undiscounted return, as Hong et al. 2023 (arXiv 2306.13085) do; CORL discounts by
+  0.99. The number of trajectories is rounded to the nearest; CORL rounds down.
 """
 
 from __future__ import annotations

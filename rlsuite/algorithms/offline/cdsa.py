@@ -10,14 +10,16 @@ What is known of CDSA, and is so here: a model learns by denoising score matchin
 dataset; the action of an offline policy is adjusted at decision time, and the policy's training is left as it is; what
 the gradient says about states is turned into a correction of the action by an inverse dynamics model.
 
-What is ours:
+Deviations from what is known of the paper, and choices of ours:
 - The score is that of the joint density of the normalised observation and the action in units of the action box.
-- The models learn along with the policy, one gradient step an update, on batches of their own, drawn as the dataset's
-  sampling says. The policy's learner keeps its own keys and networks, so that it learns the same bits as without.
+- The models learn along with the policy instead of after it, one gradient step an update, on batches of their own,
+  drawn as the dataset's sampling says. They are as old as the policy. The policy's learner keeps its own keys and
+  networks, so that it learns the same bits as without.
 - Observations are always normalised for the models, whether the policy's learner does so or not.
 - The step towards likely states starts from the next observation that a forward model predicts (`forward_model`),
   where the score is taken at the base policy's own action there.
 - Transitions that terminated or were truncated teach dynamics like any other: datasets here keep where they led.
+- A stochastic environment is not refused. The inverse dynamics then learn a mean.
 - `Algorithm.value` and `Algorithm.report` are those of the base: no critic knows of the correction.
 
 Zero coefficients give the base policy, bit for bit.

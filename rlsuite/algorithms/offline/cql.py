@@ -7,7 +7,7 @@ policy at s', each divided by its density. The target holds no entropy. The Lagr
 that term, so that the difference settles at a given gap. Sizes, rates, initialisation and order follow CORL: gradients
 of temperature, actor, critics and multiplier are all taken where the last update left off, then all are applied.
 
-As there, and unlike in the paper:
+Deviations of CORL, and so of this file, from the paper:
 - A Gaussian whose log standard deviation is scaled and shifted by two learned numbers, which start at 1 and -1.
 - The last layer of the policy starts small (Xavier, gain 0.01). Critics start orthogonal, with gain sqrt(2) and in the
   last layer 0.01.

@@ -9,7 +9,7 @@ Sizes, rates, initialisation, bounds of the log standard deviation ([-5, 2]) and
 (temperature, actor, critics, targets, each with what the ones before it have learned) follow CORL, which follows the
 authors' code. Observations are not normalised there.
 
-Deviations:
+Deviations from CORL:
 - The sum over pairs is |sum of the unit gradients|^2 minus their own squares, which is the same number in N steps
   instead of N^2.
 - A gradient that is 0 has no direction and takes no part; CORL divides by its length plus 1e-10.

@@ -7,6 +7,7 @@ the dataset does not hold. Sizes, rates, the order of the steps and the settings
 Deviations from CORL:
 - Actions are in units of the action box, which they are on D4RL's tasks anyway.
 - A transition that was truncated bootstraps with V of the observation that it led to, where the dataset has kept it.
+  D4RL's files have not, and those transitions are left out when such a file is read.
 - Normalised rewards use the returns of all episodes, as the dataset states them; CORL adds up the rewards between
   terminations, or over 1000 steps.
 - There is no dropout, which CORL offers for Adroit.

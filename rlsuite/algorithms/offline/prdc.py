@@ -8,15 +8,17 @@ from all transitions: with D the dataset, it is the action of the one that minim
 the k-th nearest if k > 1. The critics, the scale of the first one in the actor's loss and the delays are those of
 `td3_bc.py`. The search is exact and on the device, see `nearest.py`. Sizes and rates are those of the authors' code.
 
-Deviations from it:
+Deviations from the authors' code:
 - Actions, noise and distances are in units of the action box; on D4RL's tasks they are anyway.
 - Distances in float32, where the code's are in float64: of two transitions at nearly the same distance, either may be
   the anchor.
 - The actor and the targets move at the first and then at every second gradient step; the authors begin at the second.
 - A transition that was truncated bootstraps with the value of the observation that it led to, where the dataset has
   kept it; the authors drop it.
-Deviation of that code, and so of this file, from the paper: the actor's loss has the squared distance of the actions,
-averaged over dimensions, in place of the norm of the whole difference.
+
+Deviations of that code, and so of this file, from the paper:
+- The actor's loss has the squared distance of the actions, averaged over dimensions, in place of the norm of the whole
+  difference.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ The target subtracts from the smaller critic the squared distance of its action 
 The actor maximises the smaller critic, divided by its mean size, minus the squared distance to the dataset's action.
 Sizes and rates are those of the authors' code.
 
-Deviations from it:
+Deviations from the authors' code:
 - Actions, noise and squared distances are in units of the action box; on D4RL's tasks they are anyway.
 - Where a transition was truncated, the dataset took no next action: its target has no penalty. The authors' data
   (D4RL's) leave out such transitions.

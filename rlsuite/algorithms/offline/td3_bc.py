@@ -4,11 +4,12 @@ The critics learn as in TD3. The actor maximises the first critic, scaled by alp
 has a known weight relative to the imitation of the dataset's actions. Sizes and rates are those of the authors and of
 CORL.
 
-Deviations:
+Deviations from the authors' code and CORL:
 - Actions, noise and the squared distance are in units of the action box; on D4RL's tasks they are anyway.
 - The actor and the targets move at the first and then at every second gradient step; the authors begin at the second.
 - A transition that was truncated bootstraps with the value of the observation that it led to, where the dataset has
   kept it. D4RL's files have not, and those transitions are left out when such a file is read.
+- Rewards are as they were recorded. CORL subtracts 1 from those of AntMaze.
 """
 
 from __future__ import annotations

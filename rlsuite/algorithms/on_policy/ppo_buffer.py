@@ -5,8 +5,12 @@ policy had collected all of them: log-probabilities, values and advantages are r
 and nothing corrects for the policies that did collect. The loop is `buffered_ppo.py`; with one batch it is
 PPO with a stop at a KL divergence.
 
-Deviations from the authors' code: those of `props.py` that concern the target policy, and the statistics of the
-normalisers are merged once an update.
+Deviations from the authors' code, as in `props.py` for the target policy:
+- Truncation is not termination: the advantage at a time limit bootstraps with V of the observation it was reached with.
+- The mean of the policy has no tanh, as in the newer of the two repositories.
+- `num_envs` environments (8 by default) where the code steps one.
+- `num_minibatches` must be a multiple of `buffer_batches`, so that minibatches are whole while the buffer fills.
+- The statistics of the normalisers are merged once an update, instead of at every step.
 
 No setting gives PPO's bits: keys, the order of minibatches, and the statistics by which advantages are computed differ.
 """

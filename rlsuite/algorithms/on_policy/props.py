@@ -9,16 +9,18 @@ one, so that phi is not part of the state.
 
 Deviations from the authors' code:
 - Truncation is not termination: the advantage at a time limit bootstraps with V of the observation it was reached with.
-- log pi_theta in the behaviour update is that of the theta which phi starts from, as in the paper; after a PPO update
-  the code uses theta from before it (`stale_reference`).
+- log pi_theta and the KL term in the behaviour update are those of the theta which phi starts from, as in the paper;
+  after a PPO update the code uses theta from before it, so that the behaviour update may stop at once
+  (`stale_reference`).
 - The statistics of the normalisers are merged once a round, instead of at every step.
 - The mean of the policy has no tanh, as in the newer of the two repositories.
 - `num_envs` environments (8 by default) where the code steps one.
+- `num_minibatches` must be a multiple of `buffer_batches`, so that PPO's minibatches are whole while the buffer fills.
 - Advantage weighting divides by the standard deviation over all data of a behaviour update, not of a minibatch.
 - A behaviour update of discrete actions has no KL penalty, as in the code, which has that term commented out.
 - The sampling error is fitted as in the newer repository: on all data at once, with a learning rate that rises from a
   third to the whole, and with the hidden layers frozen. The published runs took minibatches, and learned the hidden
-  biases too.
+  biases too. Its mean is over the data as they are, as in the published runs; the latest code weights them by |A|.
 """
 
 from __future__ import annotations

@@ -5,8 +5,13 @@ against the mean gradient of log pi over those transitions that will still be in
 their actions less likely.
 
 Deviations from its paper:
-- One behaviour policy for each round instead of for each step; `behavior_steps=1` with one environment is the paper's.
-- The mean gradient is that of the data in the buffer, not of all data since the start.
+- One behaviour policy for each round of `num_envs * behavior_steps` steps instead of for each step;
+  `behavior_steps=1` with one environment is the paper's, at the cost of a gradient on the whole buffer at every step.
+- The mean gradient is that of the data that will be in the buffer after the round, not of all data since the start,
+  and it is computed again from all of them instead of as a running mean.
+- The policy is a Gaussian with a log standard deviation that does not depend on the observation, where the authors'
+  network gives a standard deviation by softplus, and there is no batch normalisation.
+- Left out: steps on the last layer only, and ROA, which picks actions by comparing hypothetical gradients.
 - The authors of PROPS compare with ROS by code in which the sign of its step is reversed; here it is that of ROS.
 """
 
