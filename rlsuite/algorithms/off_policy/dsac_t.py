@@ -322,9 +322,5 @@ SPEC = AlgorithmSpec(
     fit=fit,
     read_with={"alpha_learning_rate": {"learn_alpha": True}, "target_entropy_scale": {"learn_alpha": True}},
     summary="DSAC with twin distributions, a sample-free target and adaptive bounds",
-    source=Source(
-        paper="Duan et al. 2023, arXiv 2310.05858",
-        read="Jingliang-Duan/DSAC-v2 53447f4",
-        level="A",
-    ),
+    source=Source(paper="Duan et al. 2023, arXiv 2310.05858", read="Jingliang-Duan/DSAC-v2 53447f4", level="A"),
 )

@@ -245,9 +245,5 @@ SPEC = AlgorithmSpec(
     action_spaces=(Box,),
     fit=fit,
     summary="deterministic actor, twin critics, smoothed targets, delayed updates",
-    source=Source(
-        paper="Fujimoto et al. 2018, arXiv 1802.09477",
-        read="CleanRL, td3_continuous_action.py",
-        level="B",
-    ),
+    source=Source(paper="Fujimoto et al. 2018, arXiv 1802.09477", read="CleanRL, td3_continuous_action.py", level="B"),
 )

@@ -21,7 +21,7 @@ Deviations from the authors' code:
   kept it. D4RL's files have not, and those transitions are left out when such a file is read.
 - The encoder's two output layers are one layer of twice the width, which has the same initialisation and gradient.
 
-The authors have published settings for three datasets; see `PRESETS`. All others get the defaults.
+The authors publish settings for three datasets, see `PRESETS`; all others get the defaults.
 """
 
 from __future__ import annotations
@@ -38,19 +38,16 @@ from envs.core import Box
 from envs.datasets import Batch
 from rlsuite.core import Algorithm, AlgorithmSpec, Clock, Metrics, Preset, Source, Task, Trial
 from rlsuite.errors import check_positive
-from rlsuite.pieces import offline, offline_td3
+from rlsuite.pieces import deterministic, offline, vae
 from rlsuite.pieces.critics import bellman_target, first_q, init_critics, min_q, q_values, squared_error
+from rlsuite.pieces.deterministic import choose, smoothed_action
 from rlsuite.pieces.networks import MLP
-from rlsuite.pieces.offline_td3 import choose, smoothed_action
 from rlsuite.pieces.trained import Trained
+from rlsuite.pieces.vae import VAE
 
 Array = jax.Array
 Params = Any
 
-LOG_STD_MIN, LOG_STD_MAX = -4.0, 15.0
-"""bounds of the encoder's log standard deviations"""
-KL_WEIGHT = 0.5
-"""weight of the divergence from the prior, relative to the reconstruction"""
 PRIOR_CLIP = 0.5
 """bound of the latents that `sample_candidates` draws"""
 
@@ -120,33 +117,18 @@ class State(NamedTuple):
 
 
 class Networks(NamedTuple):
-    """The five architectures."""
+    """The architectures."""
 
-    td3: offline_td3.Networks
+    td3: deterministic.Networks
     """actor and critic"""
     value: nn.Module
-    encoder: nn.Module
-    """obs and action -> mean and log standard deviation of the latent, side by side"""
-    decoder: nn.Module
-    """obs and latent -> action before its tanh"""
+    vae: VAE
 
 
 def state_value(networks: Networks, value: Params, obs: Array) -> Array:
     """V(s): `[..., obs_dim]` -> `[...]`."""
     values: Array = networks.value.apply(value, obs)
     return values[..., 0]
-
-
-def encode(networks: Networks, vae: dict[str, Params], obs: Array, action: Array) -> tuple[Array, Array]:
-    """Mean and log standard deviation of the latent, both `[..., 2 action_dim]`."""
-    out = networks.encoder.apply(vae["encoder"], jnp.concatenate([obs, action], axis=-1))
-    mean, log_std = jnp.split(out, 2, axis=-1)
-    return mean, jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)
-
-
-def decode(networks: Networks, vae: dict[str, Params], obs: Array, latent: Array) -> Array:
-    """An action in units of the box: `[..., obs_dim]`, `[..., 2 action_dim]` -> `[..., action_dim]`."""
-    return jnp.tanh(networks.decoder.apply(vae["decoder"], jnp.concatenate([obs, latent], axis=-1)))
 
 
 def q_target(networks: Networks, critics: Params, batch: Batch, next_action: Array, hypers: Hypers) -> Array:
@@ -166,22 +148,8 @@ def value_loss(value: Params, networks: Networks, batch: Batch, target: Array) -
     return jnp.mean((v - target) ** 2), v
 
 
-def vae_loss(
-    vae: dict[str, Params], networks: Networks, batch: Batch, noise: Array, weight: Array
-) -> tuple[Array, Metrics]:
-    """Weighted mean squared error of the reconstruction plus the divergence from the prior: (loss `[]`, metrics).
-
-    Both are means over batch and dimensions. `noise` `[batch, 2 action_dim]` is standard normal, `weight` is `[batch]`.
-    """
-    mean, log_std = encode(networks, vae, batch.obs, batch.action)
-    action = decode(networks, vae, batch.obs, mean + jnp.exp(log_std) * noise)
-    reconstruction = jnp.mean(weight[:, None] * (action - batch.action) ** 2)
-    kl = -0.5 * jnp.mean(1.0 + 2.0 * log_std - mean**2 - jnp.exp(2.0 * log_std))
-    return reconstruction + KL_WEIGHT * kl, {"reconstruction_loss": reconstruction, "kl": kl}
-
-
 def candidate(
-    config: Config, networks: Networks, vae: dict[str, Params], obs: Array, action: Array, noise: Array
+    config: Config, networks: Networks, params: dict[str, Params], obs: Array, action: Array, noise: Array
 ) -> Array:
     """The VAE's alternative to the dataset's action: `[batch, action_dim]`.
 
@@ -189,9 +157,8 @@ def candidate(
     `[batch, 2 action_dim]` is standard normal.
     """
     if config.sample_candidates:
-        return decode(networks, vae, obs, jnp.clip(noise, -PRIOR_CLIP, PRIOR_CLIP))
-    mean, log_std = encode(networks, vae, obs, action)
-    reconstruction = decode(networks, vae, obs, mean + jnp.exp(log_std) * noise)
+        return networks.vae.decode(params, obs, jnp.clip(noise, -PRIOR_CLIP, PRIOR_CLIP))
+    reconstruction = networks.vae.reconstruct(params, obs, action, noise)
     return jax.lax.stop_gradient(reconstruction) if config.detach_reconstruction else reconstruction
 
 
@@ -218,8 +185,7 @@ def actor_loss(
     offered = candidate(config, networks, state.vae.params, batch.obs, action, noise)
     # Compared only, so no gradient comes through these.
     q_offered = first_q(networks.td3.critic, state.critics.params, batch.obs, jax.lax.stop_gradient(offered))
-    advantage_offered = q_offered - v
-    advantage_data = q_data - v
+    advantage_offered, advantage_data = q_offered - v, q_data - v
     better = jnp.where((advantage_offered >= advantage_data)[:, None], offered, batch.action)
     weight = hypers.mask * ((advantage_offered >= 0.0) | (advantage_data > 0.0))
     return -scale * jnp.mean(q) + jnp.mean(weight[:, None] * (action - better) ** 2)
@@ -237,31 +203,24 @@ def make(config: Config) -> Algorithm:
         assert isinstance(task.env.action_space, Box)
         action_dim = task.env.action_space.dim
         return Networks(
-            offline_td3.Networks(MLP((*config.hidden_sizes, action_dim)), MLP((*config.critic_hidden_sizes, 1))),
+            deterministic.Networks(MLP((*config.hidden_sizes, action_dim)), MLP((*config.critic_hidden_sizes, 1))),
             value=MLP((*config.value_hidden_sizes, 1)),
-            encoder=MLP((*config.vae_hidden_sizes, 2 * 2 * action_dim)),
-            decoder=MLP((*config.vae_hidden_sizes, action_dim)),
+            vae=VAE.of(config.vae_hidden_sizes, action_dim),
         )
 
     def init(key: Array, task: Task, hypers: Hypers) -> State:
         actor_key, critic_key, value_key, encoder_key, decoder_key = jax.random.split(key, 5)
-        networks = networks_of(task)
-        obs = jnp.zeros(task.env.obs_dim)
+        networks, obs = networks_of(task), jnp.zeros(task.env.obs_dim)
         actor = networks.td3.actor.init(actor_key, obs)
         action = choose(networks.td3, actor, obs)
-        obs_and_action = jnp.concatenate([obs, action])
-        obs_and_latent = jnp.concatenate([obs, action, action])
         critics = init_critics(critic_key, networks.td3.critic, obs, action)
-        value = networks.value.init(value_key, obs)
-        vae = {
-            "encoder": networks.encoder.init(encoder_key, obs_and_action),
-            "decoder": networks.decoder.init(decoder_key, obs_and_latent),
-        }
         return State(
             actor=Trained.start(actor, optax.adam(hypers.actor_learning_rate)),
             critics=Trained.start(critics, optax.adam(hypers.critic_learning_rate)),
-            value=Trained.start(value, optax.adam(hypers.value_learning_rate)),
-            vae=Trained.start(vae, optax.adam(hypers.vae_learning_rate)),
+            value=Trained.start(networks.value.init(value_key, obs), optax.adam(hypers.value_learning_rate)),
+            vae=Trained.start(
+                networks.vae.init(encoder_key, decoder_key, obs, action), optax.adam(hypers.vae_learning_rate)
+            ),
             target_actor=actor,
             target_critics=critics,
         )
@@ -288,33 +247,21 @@ def make(config: Config) -> Algorithm:
         q_data = first_q(networks.td3.critic, state.critics.params, batch.obs, batch.action)
         weight = hypers.vae_weight * (q_data > v)
         noise = jax.random.normal(vae_key, latent_shape)
-        grads, vae_metrics = jax.grad(vae_loss, has_aux=True)(state.vae.params, networks, batch, noise, weight)
+        grads, vae_metrics = jax.grad(vae.loss, has_aux=True)(
+            state.vae.params, networks.vae, batch.obs, batch.action, noise, weight
+        )
         state = state._replace(vae=state.vae.step(grads, optax.adam(hypers.vae_learning_rate)))
 
         def learn_actor(state: State) -> State:
             noise = jax.random.normal(candidate_key, latent_shape)
             grads = jax.grad(actor_loss)(state.actor.params, config, networks, state, batch, q_data, v, noise, hypers)
-            actor = state.actor.step(grads, optax.adam(hypers.actor_learning_rate))
-            online, targets = (actor.params, state.critics.params), (state.target_actor, state.target_critics)
-            target_actor, target_critics = optax.incremental_update(online, targets, hypers.tau)
-            return state._replace(actor=actor, target_actor=target_actor, target_critics=target_critics)
+            return deterministic.step_actor(state, grads, hypers)
 
         due = clock.update % config.policy_delay == 0
-        return jax.lax.cond(due, learn_actor, lambda state: state, state), {
-            **metrics,
-            "value_loss": value_error,
-            **vae_metrics,
-            "better_than_value": jnp.mean(q_data > v),
-        }
+        metrics |= {"value_loss": value_error, **vae_metrics, "better_than_value": jnp.mean(q_data > v)}
+        return jax.lax.cond(due, learn_actor, lambda state: state, state), metrics
 
-    def act(key: Array, task: Task, state: State, obs: Array) -> Array:
-        obs = offline.observe(task, obs, config.normalize_obs)
-        return offline.to_box(task, choose(networks_of(task).td3, state.actor.params, obs))
-
-    def value(key: Array, task: Task, state: State, obs: Array) -> Array:
-        networks, obs = networks_of(task).td3, offline.observe(task, obs, config.normalize_obs)
-        return min_q(networks.critic, state.critics.params, obs, choose(networks, state.actor.params, obs))
-
+    act, value = deterministic.acting(config.normalize_obs, lambda task: networks_of(task).td3)
     return Algorithm(init, update, act, 1, value)
 
 
@@ -335,12 +282,7 @@ TRIAL = Trial(
         vae_hidden_sizes=(32,),
     ),
     Hypers(
-        actor_learning_rate=1e-3,
-        critic_learning_rate=5e-3,
-        value_learning_rate=3e-3,
-        discount=0.5,
-        tau=0.1,
-        alpha=5.0,
+        actor_learning_rate=1e-3, critic_learning_rate=5e-3, value_learning_rate=3e-3, discount=0.5, tau=0.1, alpha=5.0
     ),
     updates=2000,
 )
@@ -354,9 +296,5 @@ SPEC = AlgorithmSpec(
     presets=PRESETS,
     offline=True,
     summary="TD3+BC that imitates a VAE's action where that is better",
-    source=Source(
-        paper="Liu et al. 2024, arXiv 2405.19909",
-        read="ltlhuuu/A2PR f92a2a4",
-        level="A",
-    ),
+    source=Source(paper="Liu et al. 2024, arXiv 2405.19909", read="ltlhuuu/A2PR f92a2a4", level="A"),
 )

@@ -31,8 +31,8 @@ from rlsuite.core import Algorithm, AlgorithmSpec, Clock, Metrics, Preset, Sourc
 from rlsuite.errors import check_positive
 from rlsuite.pieces import distributions, offline
 from rlsuite.pieces.critics import bellman_target, init_critics, min_q, q_values, squared_error
+from rlsuite.pieces.deterministic import Networks
 from rlsuite.pieces.networks import MLP
-from rlsuite.pieces.offline_td3 import Networks
 from rlsuite.pieces.trained import Trained
 
 Array = jax.Array
@@ -216,9 +216,5 @@ SPEC = AlgorithmSpec(
     presets=PRESETS,
     offline=True,
     summary="imitation weighted by the exponential of the advantage",
-    source=Source(
-        paper="Nair et al. 2020, arXiv 2006.09359",
-        read="CORL, algorithms/offline/awac.py",
-        level="B",
-    ),
+    source=Source(paper="Nair et al. 2020, arXiv 2006.09359", read="CORL, algorithms/offline/awac.py", level="B"),
 )

@@ -102,9 +102,5 @@ SPEC = AlgorithmSpec(
     action_spaces=(Box,),
     offline=True,
     summary="behaviour cloning by least squares",
-    source=Source(
-        paper="Pomerleau 1991",
-        read="CORL, algorithms/offline/any_percent_bc.py",
-        level="B",
-    ),
+    source=Source(paper="Pomerleau 1991", read="CORL, algorithms/offline/any_percent_bc.py", level="B"),
 )

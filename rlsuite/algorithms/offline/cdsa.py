@@ -27,7 +27,6 @@ Zero coefficients give the base policy, bit for bit.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Callable
 from functools import partial
@@ -39,10 +38,12 @@ import optax
 from flax import linen as nn
 
 from envs.core import Box
-from envs.datasets import STD_FLOOR, Batch
+from envs.datasets import STD_FLOOR
 from rlsuite.core import Algorithm, AlgorithmSpec, Clock, Metrics, Preset, Reduction, Source, Task, Trial
 from rlsuite.errors import UserError, check_positive
-from rlsuite.pieces import offline
+from rlsuite.pieces import denoisers, dynamics, offline
+from rlsuite.pieces.dynamics import Dynamics
+from rlsuite.pieces.joint_settings import joined
 from rlsuite.pieces.networks import MLP
 from rlsuite.pieces.trained import Trained
 
@@ -124,56 +125,10 @@ class State(NamedTuple):
 
 
 class Networks(NamedTuple):
-    """The three architectures. Observations are normalised, actions in units of the box."""
+    """The architectures. Observations are normalised, actions in units of the box."""
 
     score: nn.Module
-    inverse: nn.Module
-    forward: nn.Module
-
-
-def score(networks: Networks, params: Params, x: Array, sigma: Array) -> Array:
-    """The gradient of the log-density of x + sigma noise, by the noise that the network sees in x:
-    `[..., dim]`, `[...]` -> `[..., dim]`."""
-    noise = networks.score.apply(params, jnp.concatenate([x, jnp.log(sigma)[..., None]], axis=-1))
-    return -noise / sigma[..., None]
-
-
-def invert(networks: Networks, dynamics: dict[str, Params], obs: Array, change: Array) -> Array:
-    """The action that makes this change of the observation: `[..., obs_dim]` twice -> `[..., action_dim]`."""
-    return jnp.tanh(networks.inverse.apply(dynamics["inverse"], jnp.concatenate([obs, change], axis=-1)))
-
-
-def predict(networks: Networks, dynamics: dict[str, Params], obs: Array, action: Array) -> Array:
-    """The change of the observation that the action makes: `[..., obs_dim]`."""
-    change: Array = networks.forward.apply(dynamics["forward"], jnp.concatenate([obs, action], axis=-1))
-    return change
-
-
-def noise_levels(uniform: Array, hypers: Any) -> Array:
-    """Log-uniform between sigma_min and sigma_max, from numbers in [0, 1): `[...]` -> `[...]`."""
-    low, high = jnp.log(hypers.sigma_min), jnp.log(hypers.sigma_max)
-    return jnp.exp(low + uniform * (high - low))
-
-
-def score_loss(params: Params, networks: Networks, batch: Batch, sigma: Array, noise: Array) -> Array:
-    """Mean over the batch of |sigma S(x + sigma noise, sigma) + noise|^2, with x the observation and the action: `[]`.
-
-    `sigma` is `[batch]`, `noise` `[batch, obs_dim + action_dim]` standard normal.
-    """
-    x = jnp.concatenate([batch.obs, batch.action], axis=-1)
-    scaled = sigma[..., None] * score(networks, params, x + sigma[..., None] * noise, sigma)
-    return jnp.mean(jnp.sum((scaled + noise) ** 2, axis=-1))
-
-
-def dynamics_loss(dynamics: dict[str, Params], networks: Networks, batch: Batch) -> tuple[Array, Metrics]:
-    """Mean squared error of the action that led to a change, plus that of the change: (loss `[]`, metrics)."""
-    change = batch.next_obs - batch.obs
-    loss = jnp.mean((invert(networks, dynamics, batch.obs, change) - batch.action) ** 2)
-    metrics = {"inverse_loss": loss}
-    if "forward" in dynamics:
-        error = jnp.mean((predict(networks, dynamics, batch.obs, batch.action) - change) ** 2)
-        loss, metrics = loss + error, metrics | {"forward_loss": error}
-    return loss, metrics
+    dynamics: Dynamics
 
 
 def correction(networks: Networks, state: State, policy: Callable[[Array], Array], obs: Array, action: Array) -> Array:
@@ -183,20 +138,21 @@ def correction(networks: Networks, state: State, policy: Callable[[Array], Array
     state by `state_eta` times the score there, and is the difference that this makes to the inverse dynamics.
     `policy` is the base's action at a normalised observation.
     """
-    guidance, dynamics = state.guidance, state.models.dynamics.params
+    guidance, models, params = state.guidance, networks.dynamics, state.models.dynamics.params
 
     def scores(obs: Array, action: Array) -> tuple[Array, Array]:
-        joint_score = score(networks, state.models.score_ema, jnp.concatenate([obs, action]), guidance.sigma)
-        return joint_score[: obs.shape[0]], joint_score[obs.shape[0] :]
+        x = jnp.concatenate([obs, action])
+        joint = denoisers.score(networks.score, state.models.score_ema, x, guidance.sigma)
+        return joint[: obs.shape[0]], joint[obs.shape[0] :]
 
     state_score, action_score = scores(obs, action)
-    if "forward" in dynamics:
-        change = predict(networks, dynamics, obs, action)
+    if "forward" in params:
+        change = models.predict(params, obs, action)
         state_score, _ = scores(obs + change, policy(obs + change))
-        wanted = invert(networks, dynamics, obs, change + guidance.state_eta * state_score)
-        steered = wanted - invert(networks, dynamics, obs, change)
+        wanted = models.invert(params, obs, change + guidance.state_eta * state_score)
+        steered = wanted - models.invert(params, obs, change)
     else:
-        steered = invert(networks, dynamics, obs, guidance.state_eta * state_score)
+        steered = models.invert(params, obs, guidance.state_eta * state_score)
     return guidance.action_coef * guidance.sigma**2 * action_score + guidance.state_coef * steered
 
 
@@ -213,26 +169,23 @@ def make(config: Config, base: Algorithm, split: Callable[[Any], Any]) -> Algori
         obs_dim, action_dim = task.env.obs_dim, task.env.action_space.dim
         return Networks(
             MLP((*config.score_hidden_sizes, obs_dim + action_dim), nn.silu),
-            MLP((*config.dynamics_hidden_sizes, action_dim)),
-            MLP((*config.dynamics_hidden_sizes, obs_dim)),
+            Dynamics.of(config.dynamics_hidden_sizes, obs_dim, action_dim),
         )
 
     def init(key: Array, task: Task, hypers: Any) -> State:
         score_key, inverse_key, forward_key = jax.random.split(jax.random.fold_in(key, MODELS), 3)
         networks = networks_of(task)
         assert isinstance(task.env.action_space, Box)
-        obs_dim, action_dim = task.env.obs_dim, task.env.action_space.dim
-        params = networks.score.init(score_key, jnp.zeros(obs_dim + action_dim + 1))
-        dynamics = {"inverse": networks.inverse.init(inverse_key, jnp.zeros(2 * obs_dim))}
-        if config.forward_model:
-            dynamics["forward"] = networks.forward.init(forward_key, jnp.zeros(obs_dim + action_dim))
+        obs, action = jnp.zeros(task.env.obs_dim), jnp.zeros(task.env.action_space.dim)
+        params = networks.score.init(score_key, jnp.concatenate([obs, action, jnp.zeros(1)]))
+        dynamics_params = networks.dynamics.init(inverse_key, forward_key, obs, action, config.forward_model)
         given = (hypers.sigma_eval, hypers.action_coef, hypers.state_coef, hypers.state_eta)
         return State(
             base=base.init(key, task, split(hypers)),
             models=Models(
                 score=Trained.start(params, optax.adam(hypers.score_learning_rate)),
                 score_ema=params,
-                dynamics=Trained.start(dynamics, optax.adam(hypers.dynamics_learning_rate)),
+                dynamics=Trained.start(dynamics_params, optax.adam(hypers.dynamics_learning_rate)),
             ),
             guidance=Guidance(*(jnp.asarray(value, jnp.result_type(float)) for value in given)),
         )
@@ -242,13 +195,18 @@ def make(config: Config, base: Algorithm, split: Callable[[Any], Any]) -> Algori
         networks, models = networks_of(task), state.models
         batch_key, sigma_key, noise_key = jax.random.split(jax.random.fold_in(key, MODELS), 3)
         batch = offline.sample(batch_key, task, (config.model_batch_size,), normalize_obs=True)
-        sigma = noise_levels(jax.random.uniform(sigma_key, (config.model_batch_size,)), hypers)
-        width = batch.obs.shape[-1] + batch.action.shape[-1]
-        noise = jax.random.normal(noise_key, (config.model_batch_size, width))
+        uniform = jax.random.uniform(sigma_key, (config.model_batch_size,))
+        sigma = denoisers.noise_levels(uniform, hypers.sigma_min, hypers.sigma_max)
+        x = jnp.concatenate([batch.obs, batch.action], axis=-1)
+        noise = jax.random.normal(noise_key, x.shape)
 
-        score_error, grads = jax.value_and_grad(score_loss)(models.score.params, networks, batch, sigma, noise)
+        score_error, grads = jax.value_and_grad(denoisers.score_loss)(
+            models.score.params, networks.score, x, sigma, noise
+        )
         trained_score = models.score.step(grads, optax.adam(hypers.score_learning_rate))
-        grads, dynamics_metrics = jax.grad(dynamics_loss, has_aux=True)(models.dynamics.params, networks, batch)
+        grads, dynamics_metrics = jax.grad(dynamics.loss, has_aux=True)(
+            models.dynamics.params, networks.dynamics, batch
+        )
         models = Models(
             score=trained_score,
             score_ema=optax.incremental_update(trained_score.params, models.score_ema, 1.0 - hypers.score_ema),
@@ -292,44 +250,26 @@ def around(name: str, spec: AlgorithmSpec) -> AlgorithmSpec:
     """
     if not spec.offline:
         raise UserError(f"'{name}' cannot be corrected: it learns online, and +cdsa needs an offline learner")
-    base_fields, own_fields = ([field.name for field in dataclasses.fields(c)] for c in (spec.config, Config))
-    base_hypers, own_hypers = spec.hypers()._fields, Hypers._fields
-    twice = {*base_fields, *base_hypers} & {*own_fields, *own_hypers}
-    if twice:
-        raise UserError(f"'{name}' and cdsa both have a setting '{min(twice)}'; rename the one of '{name}'")
-
-    # No class in this file has these names, so `inspect.getsource`, which the help uses, reads their bases.
-    config_class = dataclasses.make_dataclass("ConfigWithCDSA", [], bases=(Config, spec.config), frozen=True)
-    defaults = (*spec.hypers(), *Hypers())
-    namedtuple: Any = collections.namedtuple  # which type checkers want literals for
-    fields = namedtuple("HypersWithCDSA", (*base_hypers, *own_hypers), defaults=defaults)
-    # The bases bring the types and texts of the fields; the fields themselves are all those of the first one.
-    hypers_class: Any = type("HypersWithCDSA", (fields, Hypers, spec.hypers), {"__slots__": ()})
-
-    def both(config: Any, own: Config) -> Any:
-        return config_class(**{f: getattr(config, f) for f in base_fields}, **{f: getattr(own, f) for f in own_fields})
-
-    def split(hypers: Any) -> Any:
-        return spec.hypers(*hypers[: len(base_hypers)])
+    joint = joined(name, spec, "cdsa", Config, Hypers)
 
     def make_both(config: Any) -> Algorithm:
-        base = spec.make(spec.config(**{f: getattr(config, f) for f in base_fields}))
-        return make(Config(**{f: getattr(config, f) for f in own_fields}), base, split)
+        base, own = joint.split_config(config)
+        return make(own, spec.make(base), joint.split_hypers)
 
     return DECLARED(
-        config_class,
-        hypers_class,
+        joint.config,
+        joint.hypers,
         make_both,
         Trial(
-            both(spec.trial.config, TRIAL.config),
-            hypers_class(*spec.trial.hypers, *TRIAL.hypers),
+            joint.join_config(spec.trial.config, TRIAL.config),
+            joint.hypers(*spec.trial.hypers, *TRIAL.hypers),
             max(spec.trial.updates, TRIAL.updates),
         ),
         prepare=spec.prepare,
         presets={
             key: Preset(
-                both(preset.config, Config()),
-                hypers_class(*preset.hypers, *Hypers()),
+                joint.join_config(preset.config, Config()),
+                joint.hypers(*preset.hypers, *Hypers()),
                 f"{preset.source}; of the {LABEL} its defaults",
             )
             for key, preset in spec.presets.items()
@@ -352,10 +292,6 @@ DECLARED = partial(
     action_spaces=(Box,),
     offline=True,
     summary="any offline learner, its actions corrected by the score of the dataset's density",
-    source=Source(
-        paper="after Liu, Yang and Li 2024, arXiv 2406.07541",
-        read="the abstract",
-        level="D",
-    ),
+    source=Source(paper="after Liu, Yang and Li 2024, arXiv 2406.07541", read="the abstract", level="D"),
 )
 """The part of `SPEC` that all corrected learners share."""

@@ -278,9 +278,5 @@ SPEC = AlgorithmSpec(
         "min_difference": {"clip_difference": True},
     },
     summary="SAC whose critics are pressed down outside the dataset",
-    source=Source(
-        paper="Kumar et al. 2020, arXiv 2006.04779",
-        read="CORL, algorithms/offline/cql.py",
-        level="B",
-    ),
+    source=Source(paper="Kumar et al. 2020, arXiv 2006.04779", read="CORL, algorithms/offline/cql.py", level="B"),
 )

@@ -238,9 +238,5 @@ SPEC = AlgorithmSpec(
     # SAC-N, as the docstring says.
     reduces_to=Reduction("edac", {"diversity": True}, {"eta": 0.0}, base_config={"diversity": False}),
     summary="SAC with N diversified critics; SAC-N without that term",
-    source=Source(
-        paper="An et al. 2021, arXiv 2110.01548",
-        read="CORL, algorithms/offline/edac.py",
-        level="B",
-    ),
+    source=Source(paper="An et al. 2021, arXiv 2110.01548", read="CORL, algorithms/offline/edac.py", level="B"),
 )

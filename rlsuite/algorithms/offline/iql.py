@@ -33,8 +33,8 @@ from rlsuite.core import Algorithm, AlgorithmSpec, Clock, Metrics, Preset, Sourc
 from rlsuite.errors import check_positive
 from rlsuite.pieces import distributions, offline
 from rlsuite.pieces.critics import bellman_target, init_critics, min_q, q_values
+from rlsuite.pieces.deterministic import Networks, choose
 from rlsuite.pieces.networks import MLP
-from rlsuite.pieces.offline_td3 import Networks, choose
 from rlsuite.pieces.trained import Trained
 
 Array = jax.Array
@@ -260,9 +260,5 @@ SPEC = AlgorithmSpec(
     presets=PRESETS,
     offline=True,
     summary="values of the dataset's own actions only, by an expectile",
-    source=Source(
-        paper="Kostrikov et al. 2021, arXiv 2110.06169",
-        read="CORL, algorithms/offline/iql.py",
-        level="B",
-    ),
+    source=Source(paper="Kostrikov et al. 2021, arXiv 2110.06169", read="CORL, algorithms/offline/iql.py", level="B"),
 )

@@ -33,9 +33,9 @@ from envs.core import Box
 from envs.datasets import STD_FLOOR, Batch, with_blocks
 from rlsuite.core import Algorithm, AlgorithmSpec, Metrics, Preset, Reduction, Source, Task, Trial
 from rlsuite.errors import UserError, check_positive
-from rlsuite.pieces import offline, offline_td3
+from rlsuite.pieces import deterministic, offline, offline_td3
+from rlsuite.pieces.deterministic import Networks, State
 from rlsuite.pieces.nearest import nearest
-from rlsuite.pieces.offline_td3 import Networks, State
 
 Array = jax.Array
 Params = Any
@@ -100,7 +100,7 @@ def critic_loss(
 ) -> tuple[Array, Metrics]:
     """That of TD3+BC, on the scaled and shifted reward: (loss `[]`, metrics)."""
     batch = batch._replace(reward=hypers.reward_scale * batch.reward + hypers.reward_shift)
-    return offline_td3.critic_loss(critics, networks, state, batch, noise, hypers)
+    return deterministic.critic_loss(critics, networks, state, batch, noise, hypers)
 
 
 METHOD = offline_td3.METHOD._replace(critic_loss=critic_loss, anchor=anchors)
@@ -156,9 +156,5 @@ SPEC = AlgorithmSpec(
     # So large a beta makes the recorded transition the nearest one, where no two observations are equal.
     reduces_to=Reduction("td3_bc", {"k": 1}, {"beta": 1e6, "reward_scale": 1.0, "reward_shift": 0.0}),
     summary="TD3 drawn to the dataset's nearest action",
-    source=Source(
-        paper="Ran et al. 2023, arXiv 2306.06569",
-        read="LAMDA-RL/PRDC 9f38464",
-        level="A",
-    ),
+    source=Source(paper="Ran et al. 2023, arXiv 2306.06569", read="LAMDA-RL/PRDC 9f38464", level="A"),
 )

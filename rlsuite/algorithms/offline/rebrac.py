@@ -28,8 +28,8 @@ from envs.datasets import Batch
 from rlsuite.core import Algorithm, AlgorithmSpec, Metrics, Preset, Reduction, Source, Trial
 from rlsuite.pieces import offline_td3
 from rlsuite.pieces.critics import bellman_target, min_q, q_values, squared_error
+from rlsuite.pieces.deterministic import Networks, State, choose, smoothed_action
 from rlsuite.pieces.networks import MLP
-from rlsuite.pieces.offline_td3 import Networks, State, choose, smoothed_action
 
 Array = jax.Array
 Params = Any
@@ -198,9 +198,5 @@ SPEC = AlgorithmSpec(
         {"actor_learning_rate": 0.0, "critic_penalty": 0.0, "reward_shift": 0.0},
     ),
     summary="TD3+BC with penalties in actor and critic, and layer norms",
-    source=Source(
-        paper="Tarasov et al. 2023, arXiv 2305.09836",
-        read="CORL, algorithms/offline/rebrac.py",
-        level="A",
-    ),
+    source=Source(paper="Tarasov et al. 2023, arXiv 2305.09836", read="CORL, algorithms/offline/rebrac.py", level="A"),
 )

@@ -78,9 +78,5 @@ SPEC = AlgorithmSpec(
     action_spaces=(Box,),
     offline=True,
     summary="TD3 whose actor also imitates the dataset",
-    source=Source(
-        paper="Fujimoto and Gu 2021, arXiv 2106.06860",
-        read="CORL, algorithms/offline/td3_bc.py",
-        level="B",
-    ),
+    source=Source(paper="Fujimoto and Gu 2021, arXiv 2106.06860", read="CORL, algorithms/offline/td3_bc.py", level="B"),
 )

@@ -131,9 +131,5 @@ SPEC = AlgorithmSpec(
     presets=PRESETS,
     read_with={"sampling_error_interval": {"sampling_error_epochs": 1}},
     summary="PPO that learns from its last few batches",
-    source=Source(
-        paper="Corrado and Hanna 2023, arXiv 2311.08290",
-        read="NicholasCorrado/PPOROS",
-        level="A",
-    ),
+    source=Source(paper="Corrado and Hanna 2023, arXiv 2311.08290", read="NicholasCorrado/PPOROS", level="A"),
 )
