@@ -44,6 +44,15 @@ def exact(x: Any) -> FloatArray:
     return np.asarray(x, np.float32).astype(np.float64)
 
 
+def perceptron(net: Tree, x: FloatArray, activation: str) -> FloatArray:
+    """`[batch, in]` -> `[batch, out]`"""
+    for i in range(len(net)):
+        if i > 0:
+            x = np.tanh(x) if activation == "tanh" else np.maximum(x, 0.0)
+        x = x @ net[f"Dense_{i}"]["kernel"] + net[f"Dense_{i}"]["bias"]
+    return x
+
+
 def forward(net: Tree, x: FloatArray, activation: str) -> tuple[FloatArray, list[FloatArray]]:
     """`[batch, in]` -> the output `[batch, out]`, and the input of every layer for the backward pass."""
     inputs = []

@@ -7,48 +7,20 @@ standard deviations of the dataset if it normalises them; both are computed here
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy_nets import HIGH, LOW, FloatArray, Toy, Tree, backward, cast, exact, forward, mlp, normal
+from numpy_critics import ACTION_DIM, HALF_WIDTH, critic, random_critics
+from numpy_nets import HIGH, LOW, FloatArray, Toy, Tree, backward, cast, exact, forward, normal
 
 from envs import datasets
 from envs.core import Box
-from envs.datasets import Dataset, Records
+from envs.datasets import Batch, Dataset, Records
 from rlsuite.core import Task
 
 HIDDEN = (8, 7)
-OBS_DIM = ACTION_DIM = 3
-BATCH = 64
-HALF_WIDTH = (HIGH - LOW) / 2.0
-
-
-class Batch(NamedTuple):
-    """What a learner sees, `[batch, ...]`, with the fields of `datasets.Batch`."""
-
-    obs: FloatArray
-    action: FloatArray
-    """in [-1, 1]"""
-    reward: FloatArray
-    next_obs: FloatArray
-    next_action: FloatArray
-    terminated: Any
-    truncated: Any
-
-
-def random_batch(rng: np.random.Generator, size: int = BATCH) -> Batch:
-    """Transitions that belong to no environment; both flags are mixed."""
-    return Batch(
-        obs=normal(rng, size, OBS_DIM),
-        action=exact(rng.uniform(-1.0, 1.0, size=(size, ACTION_DIM))),
-        reward=normal(rng, size),
-        next_obs=normal(rng, size, OBS_DIM),
-        next_action=exact(rng.uniform(-1.0, 1.0, size=(size, ACTION_DIM))),
-        terminated=rng.random(size) < 0.4,
-        truncated=rng.random(size) < 0.4,
-    )
 
 
 # The dataset of the whole updates.
@@ -136,23 +108,7 @@ def in_box(action: FloatArray) -> FloatArray:
 
 def twins(rng: np.random.Generator) -> Tree:
     """Two critics, stacked on a leading axis."""
-    both = [mlp(rng, OBS_DIM + ACTION_DIM, *HIDDEN, 1) for _ in range(2)]
-    somewhere = np.concatenate([rng.normal(size=(99, OBS_DIM)), rng.uniform(-1.0, 1.0, (99, ACTION_DIM))], axis=1)
-    for net in both:
-        # Around 1 on average, so that each is the smaller one somewhere, and no mean of them is near 0.
-        net["Dense_2"]["bias"] += exact(1.0 - np.mean(forward(net, somewhere, "relu")[0]))
-    return {"params": jax.tree.map(lambda *of_each: exact(np.stack(of_each)), *both)}
-
-
-def critic(critics: Tree, i: int) -> Tree:
-    """One of the two."""
-    return jax.tree.map(lambda x: x[i], critics["params"])
-
-
-def q_values(critics: Tree, obs: FloatArray, action: FloatArray) -> FloatArray:
-    """`[2, batch]`"""
-    inputs = np.concatenate([obs, action], axis=1)
-    return np.stack([forward(critic(critics, i), inputs, "relu")[0][:, 0] for i in range(2)])
+    return random_critics(rng, 2, HIDDEN, mean=1.0)
 
 
 def squared_errors(critics: Tree, batch: Batch, target: FloatArray) -> tuple[float, Tree]:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy_critics import ACTION_DIM, BATCH, OBS_DIM, q_values, random_batch
 from numpy_nets import (
     Adam,
     FloatArray,
@@ -32,17 +33,12 @@ from numpy_nets import (
     slope,
 )
 from numpy_offline import (
-    ACTION_DIM,
-    BATCH,
     HIDDEN,
-    OBS_DIM,
     Batch,
     dataset,
     drawn,
     in_box,
     moved,
-    q_values,
-    random_batch,
     records,
     rows_of,
     shown,

@@ -16,24 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy_critics import ACTION_DIM, BATCH, q_values, random_batch
 from numpy_nets import Adam, FloatArray, Tree, assert_close, assert_moved, cast, dot, normal, slope
-from numpy_offline import (
-    ACTION_DIM,
-    BATCH,
-    HIDDEN,
-    Batch,
-    dataset,
-    drawn,
-    in_box,
-    moved,
-    q_values,
-    random_batch,
-    records,
-    rows_of,
-    shown,
-    task,
-    unit,
-)
+from numpy_offline import HIDDEN, Batch, dataset, drawn, in_box, moved, records, rows_of, shown, task, unit
 from test_losses_td3_bc import NETWORKS, SOMEWHERE, Nets, actor_reference, learner, pull, random_nets, squashed
 from test_losses_td3_bc import critic_reference as td3_bc_critic_reference
 from trained_states import params_of

@@ -16,22 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy_critics import ACTION_DIM, BATCH, OBS_DIM, critic, random_batch
 from numpy_nets import Adam, FloatArray, Tree, assert_close, assert_moved, cast, dot, exact, mlp, normal, slope
-from numpy_offline import (
-    ACTION_DIM,
-    BATCH,
-    OBS_DIM,
-    Batch,
-    critic,
-    dataset,
-    drawn,
-    in_box,
-    moved,
-    random_batch,
-    rows_of,
-    shown,
-    task,
-)
+from numpy_offline import Batch, dataset, drawn, in_box, moved, rows_of, shown, task
 from test_losses_td3_bc import SOMEWHERE, Nets, smoothing
 from trained_states import params_of, with_adam
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy_critics import ACTION_DIM, BATCH, OBS_DIM, critic, q_values, random_batch
 from numpy_nets import (
     Adam,
     FloatArray,
@@ -30,25 +31,7 @@ from numpy_nets import (
     normal,
     slope,
 )
-from numpy_offline import (
-    ACTION_DIM,
-    BATCH,
-    HIDDEN,
-    OBS_DIM,
-    Batch,
-    critic,
-    drawn,
-    in_box,
-    moved,
-    q_values,
-    random_batch,
-    records,
-    rows_of,
-    shown,
-    squared_errors,
-    task,
-    twins,
-)
+from numpy_offline import HIDDEN, Batch, drawn, in_box, moved, records, rows_of, shown, squared_errors, task, twins
 from trained_states import params_of, with_adam
 
 from envs import datasets
