@@ -99,6 +99,13 @@ class Adam:
         )
 
 
+def clipped(grads: Tree, max_norm: float) -> tuple[Tree, float]:
+    """Gradients of this global norm at most, and their norm before."""
+    norm = np.sqrt(dot(grads, grads))
+    shrink = min(1.0, max_norm / norm)
+    return jax.tree.map(lambda g: shrink * g, grads), norm
+
+
 # Comparing.
 
 

@@ -90,6 +90,12 @@ def computing(dtype: Any) -> Iterator[None]:
         yield
 
 
+def assert_metrics(got: dict[str, Any], want: dict[str, Any], tolerance: float) -> None:
+    """Means of terms of order 1 that may cancel, so the tolerance is absolute as well as relative."""
+    wanted = {name: float(x) for name, x in want.items()}
+    assert {name: float(x) for name, x in got.items()} == pytest.approx(wanted, rel=tolerance, abs=tolerance)
+
+
 def assert_reached(problems: Iterable[dict[str, Any]], at_least: int) -> None:
     """Every case, named with whether each sample is one, is met so often in all problems together."""
     reached: dict[str, int] = {}
