@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from numpy_nets import HIGH, LOW, FloatArray, Tree, exact, mlp, normal, perceptron
+from reference import log_cosh
 
 from envs.datasets import Batch
 from rlsuite.core import Transition
@@ -83,9 +84,7 @@ def critic(critics: Tree, i: int) -> Tree:
 
 def q_values(critics: Tree, obs: FloatArray, action: FloatArray) -> FloatArray:
     """`[num_critics, batch]`"""
-    inputs = np.concatenate([obs, action], axis=1)
-    count = len(critics["params"]["Dense_0"]["bias"])
-    return np.stack([perceptron(critic(critics, i), inputs, "relu")[:, 0] for i in range(count)])
+    return perceptron(critics["params"], np.concatenate([obs, action], axis=1), "relu")[..., 0]
 
 
 def smallest(critics: Tree, obs: FloatArray, action: FloatArray) -> FloatArray:
@@ -115,6 +114,18 @@ def polyak(target: Tree, online: Tree, tau: float) -> Tree:
 
 
 # Policies.
+
+
+def squashed(
+    mean: FloatArray, log_std: FloatArray, noise: FloatArray, center: Any = 0.0, half_width: Any = 1.0
+) -> tuple[FloatArray, FloatArray]:
+    """Actions center + half width tanh(u), u = mean + std noise, `[..., batch, action_dim]`; and their log-
+    probabilities by the change of variables: `[..., batch]`."""
+    u = mean + np.exp(log_std) * noise
+    # d action / d u = half width / cosh(u)^2
+    log_slope = np.log(half_width) - 2.0 * log_cosh(u)
+    log_density = -0.5 * noise**2 - log_std - 0.5 * np.log(2.0 * np.pi)
+    return center + half_width * np.tanh(u), np.sum(log_density - log_slope, axis=-1)
 
 
 def alpha_loss(log_alpha: FloatArray, log_prob: FloatArray, target_entropy: float) -> Any:

@@ -45,11 +45,11 @@ def exact(x: Any) -> FloatArray:
 
 
 def perceptron(net: Tree, x: FloatArray, activation: str) -> FloatArray:
-    """`[batch, in]` -> `[batch, out]`"""
+    """`[batch, in]` -> `[batch, out]`; `[n, batch, out]` of n networks that are stacked on a leading axis."""
     for i in range(len(net)):
         if i > 0:
             x = np.tanh(x) if activation == "tanh" else np.maximum(x, 0.0)
-        x = x @ net[f"Dense_{i}"]["kernel"] + net[f"Dense_{i}"]["bias"]
+        x = x @ net[f"Dense_{i}"]["kernel"] + net[f"Dense_{i}"]["bias"][..., None, :]
     return x
 
 
