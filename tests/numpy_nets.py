@@ -7,6 +7,7 @@ Only the names in the parameter trees are those of the learners, so that whole t
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from scipy.special import ndtr
 
 from envs.core import Box, EpisodeState, TimeStep
 
@@ -44,11 +46,18 @@ def exact(x: Any) -> FloatArray:
     return np.asarray(x, np.float32).astype(np.float64)
 
 
+ACTIVATIONS: dict[str, Callable[[FloatArray], FloatArray]] = {
+    "tanh": np.tanh,
+    "relu": lambda x: np.maximum(x, 0.0),
+    "gelu": lambda x: x * ndtr(x),
+}
+
+
 def perceptron(net: Tree, x: FloatArray, activation: str) -> FloatArray:
     """`[batch, in]` -> `[batch, out]`; `[n, batch, out]` of n networks that are stacked on a leading axis."""
     for i in range(len(net)):
         if i > 0:
-            x = np.tanh(x) if activation == "tanh" else np.maximum(x, 0.0)
+            x = ACTIVATIONS[activation](x)
         x = x @ net[f"Dense_{i}"]["kernel"] + net[f"Dense_{i}"]["bias"][..., None, :]
     return x
 
