@@ -103,6 +103,15 @@ def squared_errors(critics: Tree, batch: Any, target: FloatArray) -> Any:
     return np.sum(np.mean(errors**2, axis=1))
 
 
+def assert_different(critics: Tree, count: int = 2) -> None:
+    """Fresh critics have nothing in common but layer norms, which all start alike."""
+    for path, leaf in jax.tree.leaves_with_path(critics):
+        assert leaf.shape[0] == count
+        for other in leaf[1:]:
+            same = np.asarray(leaf[0] == other)
+            assert same.all() if "LayerNorm" in jax.tree_util.keystr(path) else not same.any()
+
+
 def state_value(value: Tree, obs: FloatArray) -> FloatArray:
     """V of a network of observations alone, `[batch]`."""
     return perceptron(value["params"], obs, "relu")[:, 0]

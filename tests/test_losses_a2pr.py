@@ -18,6 +18,7 @@ from numpy_critics import (
     ACTION_DIM,
     BATCH,
     OBS_DIM,
+    assert_different,
     bellman,
     endings,
     polyak,
@@ -476,8 +477,7 @@ def test_whole_updates(name: str) -> None:
 
 def test_starts_with_critics_that_differ_and_with_targets_that_do_not() -> None:
     state = params_of(fresh_state())
-    for leaf in jax.tree.leaves(state.critics):
-        assert leaf.shape[0] == 2 and not np.any(leaf[0] == leaf[1])
+    assert_different(state.critics)
     chex.assert_trees_all_equal((state.actor, state.critics), (state.target_actor, state.target_critics))
 
 

@@ -20,6 +20,7 @@ from numpy_critics import (
     CENTER,
     HALF_WIDTH,
     OBS_DIM,
+    assert_different,
     bellman,
     endings,
     polyak,
@@ -309,9 +310,7 @@ def test_starts_with_critics_that_differ_and_with_targets_that_do_not(name: str)
     case = CASES[name]
     state = jax.jit(lambda key: case.algorithm.init(key, TASK, case.hypers).learner)(jax.random.key(0))
     state = params_of(state)
-    for leaf in jax.tree.leaves(state.critics):
-        assert leaf.shape[0] == case.num_critics
-        assert all(not np.any(leaf[0] == other) for other in leaf[1:])
+    assert_different(state.critics, case.num_critics)
     chex.assert_trees_all_equal((state.actor, state.critics), (state.target_actor, state.target_critics))
 
 
