@@ -1,142 +1,101 @@
-"""What the reference tests of DSAC and DSAC-T share, in NumPy and float64: networks with their backward passes, the
-temperature's loss, Polyak averages, and the collecting half of an update on the toy environment.
+"""What the reference tests of DSAC and DSAC-T share, in NumPy and float64: policy, distribution of returns, updates.
 
-Written from the mathematics and sharing no code with `rlsuite`, as `numpy_nets.py` is.
+Written from the mathematics and sharing no code with `rlsuite`, as `numpy_nets.py` is. Records of networks have the
+fields `actor`, `target_actor`, `critics`, `target_critics` and `log_alpha`; the critics may be one or a stack.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy_nets import HIGH, LOW, START, TIME_LIMIT, FloatArray, Tree, cast, exact, mlp, normal, toy_transition
-from scipy.special import ndtr
+import pytest
+from numpy_critics import (
+    ACTION_DIM,
+    CENTER,
+    HALF_WIDTH,
+    OBS_DIM,
+    alpha_loss,
+    endings,
+    polyak,
+    random_transitions,
+    squashed,
+)
+from numpy_nets import (
+    HIGH,
+    LOW,
+    START,
+    TIME_LIMIT,
+    Adam,
+    FloatArray,
+    Toy,
+    Tree,
+    assert_close,
+    cast,
+    exact,
+    mlp,
+    normal,
+    perceptron,
+    toy_transition,
+)
+from reference import computing, softplus, value_and_grad
+from trained_states import params_of
 
 from envs.core import EpisodeState
-from rlsuite.pieces import replay
+from rlsuite.core import Algorithm, Clock, Task, Transition
+from rlsuite.pieces import off_policy, replay
 from rlsuite.pieces.rollout import EnvCarry
 
-HIDDEN = (8, 7)
-OBS_DIM = ACTION_DIM = 3
-BATCH = 64
+HIDDEN = (6, 5)
+SEEDS = range(5)
+TARGET_ENTROPY = -0.7 * ACTION_DIM
 WIDE = (-19.9, 0.4, -1.0)
 """Where the actor's three log standard deviations lie: around the lower bound, around the upper one, between them."""
 MODERATE = (-2.0, 0.4, -1.0)
 """The same for float32, where mean + exp(-20) noise rounds to the mean, so that no such comparison has a meaning."""
+every_precision = pytest.mark.parametrize(
+    ("log_stds", "dtype", "tolerance"),
+    [(MODERATE, np.float64, 1e-11), (WIDE, np.float64, 1e-11), (MODERATE, np.float32, 1e-5)],
+    ids=["float64", "float64-wide", "float32"],
+)
 
 
-class Batch(NamedTuple):
-    """A minibatch, `[batch, ...]`."""
-
-    obs: FloatArray
-    action: FloatArray
-    reward: FloatArray
-    next_obs: FloatArray
-    terminated: Any
-    truncated: Any
+def policy_at(actor: Tree, obs: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Mean, and log standard deviation before its bounds."""
+    out = perceptron(actor["params"], obs, "gelu")
+    return out[:, :ACTION_DIM], out[:, ACTION_DIM:]
 
 
-# Perceptrons with exact GELU.
-
-Cache = list[tuple[FloatArray, FloatArray]]
-"""(the input of a layer, what that input was before the activation), for every layer"""
-
-
-def gelu_forward(net: Tree, x: FloatArray) -> tuple[FloatArray, Cache]:
-    """`[batch, in]` -> the output `[batch, out]`, and what the backward pass needs."""
-    cache, before = [], x
-    for i in range(len(net)):
-        if i > 0:
-            x = before * ndtr(before)
-        cache.append((x, before))
-        before = x @ net[f"Dense_{i}"]["kernel"] + net[f"Dense_{i}"]["bias"]
-    return before, cache
+def sampled(actor: Tree, obs: FloatArray, noise: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Actions in the box and their log-probabilities."""
+    mean, log_std = policy_at(actor, obs)
+    return squashed(mean, np.minimum(np.maximum(log_std, -20.0), 0.5), noise, CENTER, HALF_WIDTH)
 
 
-def gelu_backward(net: Tree, cache: Cache, d_out: FloatArray) -> tuple[Tree, FloatArray]:
-    """d loss / d output `[batch, out]` -> the gradient of all weights, and d loss / d x `[batch, in]`."""
-    grads = {}
-    for i in reversed(range(len(net))):
-        x, before = cache[i]
-        grads[f"Dense_{i}"] = {"kernel": x.T @ d_out, "bias": d_out.sum(axis=0)}
-        d_out = d_out @ net[f"Dense_{i}"]["kernel"].T
-        if i > 0:
-            # (x Phi(x))' = Phi(x) + x phi(x)
-            d_out = d_out * (ndtr(before) + before * np.exp(-(before**2) / 2.0) / np.sqrt(2.0 * np.pi))
-    return grads, d_out
+def valued(critics: Tree, obs: FloatArray, action: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Mean and standard deviation of the return, `[batch]` each by one critic and `[n, batch]` by a stack."""
+    out = perceptron(critics["params"], np.concatenate([obs, action], axis=1), "gelu")
+    return out[..., 0], softplus(out[..., 1])
 
 
-class Drawn(NamedTuple):
-    """A sampled action and all that its derivative needs."""
+def actor_reference(nets: Any, obs: FloatArray, noise: FloatArray) -> tuple[float, Tree, FloatArray]:
+    """The actor's loss with the smallest mean, its gradient, and the log-probabilities `[batch]`."""
 
-    action: FloatArray
-    log_prob: FloatArray
-    u: FloatArray
-    """before squashing"""
-    noise_part: FloatArray
-    """std * noise"""
-    raw_log_std: FloatArray
-    cache: Cache
+    def loss(actor: Tree) -> Any:
+        action, log_prob = sampled(actor, obs, noise)
+        means = np.atleast_2d(valued(nets.critics, obs, action)[0])
+        return np.mean(np.exp(nets.log_alpha) * log_prob - np.min(means, axis=0))
+
+    return *value_and_grad(loss, nets.actor), sampled(nets.actor, obs, noise)[1]
 
 
-def sampled(actor: Tree, obs: FloatArray, noise: FloatArray) -> Drawn:
-    """A tanh-squashed Gaussian action in the box, and its log-probability by the change of variables."""
-    out, cache = gelu_forward(actor["params"], obs)
-    mean, raw_log_std = out[:, :ACTION_DIM], out[:, ACTION_DIM:]
-    log_std = np.minimum(np.maximum(raw_log_std, -20.0), 0.5)
-    u = mean + np.exp(log_std) * noise
-    action = (HIGH + LOW) / 2.0 + (HIGH - LOW) / 2.0 * np.tanh(u)
-    # d action / d u = half width / cosh(u)^2, with the logarithm of cosh written so that it cannot overflow.
-    log_slope = np.log((HIGH - LOW) / 2.0) - 2.0 * (np.logaddexp(u, -u) - np.log(2.0))
-    log_density = -0.5 * noise**2 - log_std - 0.5 * np.log(2.0 * np.pi)
-    return Drawn(action, (log_density - log_slope).sum(1), u, np.exp(log_std) * noise, raw_log_std, cache)
-
-
-def actor_gradient(actor: Tree, drawn: Drawn, d_action: FloatArray, alpha: FloatArray) -> Tree:
-    """The gradient of mean(alpha log pi) plus a loss whose derivative by the action is `d_action`."""
-    n = len(d_action)
-    # Log pi falls by the log slope, whose derivative is -2 tanh(u).
-    d_u = d_action * (HIGH - LOW) / 2.0 / np.cosh(drawn.u) ** 2 + alpha / n * 2.0 * np.tanh(drawn.u)
-    # u moves with the mean by 1 and with log std by std * noise; log pi also holds -log std. Clipping stops the latter.
-    inside = (drawn.raw_log_std > -20.0) & (drawn.raw_log_std < 0.5)
-    d_log_std = np.where(inside, d_u * drawn.noise_part - alpha / n, 0.0)
-    return {"params": gelu_backward(actor["params"], drawn.cache, np.concatenate([d_u, d_log_std], axis=1))[0]}
-
-
-class Valued(NamedTuple):
-    """The distribution of the return, and all that its derivative needs."""
-
-    mean: FloatArray
-    std: FloatArray
-    raw_std: FloatArray
-    cache: Cache
-
-
-def valued(net: Tree, obs: FloatArray, action: FloatArray) -> Valued:
-    """Mean and standard deviation `[batch]` of the return by one critic's layers."""
-    out, cache = gelu_forward(net, np.concatenate([obs, action], axis=1))
-    return Valued(out[:, 0], np.logaddexp(0.0, out[:, 1]), out[:, 1], cache)
-
-
-def critic_gradient(net: Tree, value: Valued, d_mean: FloatArray, d_std: FloatArray) -> tuple[Tree, FloatArray]:
-    """From d loss / d mean and d loss / d std `[batch]` to the gradient of the layers and d loss / d action."""
-    d_raw = d_std / (1.0 + np.exp(-value.raw_std))
-    grads, d_inputs = gelu_backward(net, value.cache, np.stack([d_mean, d_raw], axis=1))
-    return grads, d_inputs[:, OBS_DIM:]
-
-
-def alpha_reference(log_alpha: FloatArray, log_prob: FloatArray, target_entropy: float) -> tuple[float, FloatArray]:
-    """The temperature's loss and its derivative by log alpha: too little entropy must raise alpha."""
-    slack = np.mean(-log_prob) - target_entropy
-    return float(log_alpha * slack), np.asarray(slack)
-
-
-def polyak(target: Tree, online: Tree, tau: float) -> Tree:
-    """The target after it has moved."""
-    return jax.tree.map(lambda old, new: (1.0 - tau) * old + tau * new, target, online)
+def alpha_reference(log_alpha: FloatArray, log_prob: FloatArray) -> tuple[float, FloatArray]:
+    """The temperature's loss and its derivative."""
+    return value_and_grad(lambda x: alpha_loss(x, log_prob, TARGET_ENTROPY), log_alpha)
 
 
 # Random problems.
@@ -154,30 +113,14 @@ def random_critic(rng: np.random.Generator) -> Tree:
     net = mlp(rng, OBS_DIM + ACTION_DIM, *HIDDEN, 2)
     net["Dense_2"]["kernel"][:, 1] *= 6.0
     somewhere = np.concatenate([rng.normal(size=(99, OBS_DIM)), rng.uniform(LOW, HIGH, (99, ACTION_DIM))], axis=1)
-    net["Dense_2"]["bias"] -= np.mean(gelu_forward(net, somewhere)[0], axis=0)
+    net["Dense_2"]["bias"] -= np.mean(perceptron(net, somewhere, "gelu"), axis=0)
     return jax.tree.map(exact, net)
 
 
-def random_batch(rng: np.random.Generator, size: int) -> Batch:
+def random_batch(rng: np.random.Generator, size: int) -> Transition:
     """Some rewards are so large that every bound on a temporal difference is exceeded somewhere."""
-    return Batch(
-        obs=normal(rng, size, OBS_DIM),
-        action=exact(rng.uniform(LOW, HIGH, size=(size, ACTION_DIM))),
-        reward=exact(normal(rng, size) * rng.choice([1.0, 100.0], size)),
-        next_obs=normal(rng, size, OBS_DIM),
-        terminated=rng.random(size) < 0.4,
-        truncated=rng.random(size) < 0.4,
-    )
-
-
-def endings(batch: Batch) -> dict[str, Any]:
-    """Which of the samples end how."""
-    return {
-        "terminated only": batch.terminated & ~batch.truncated,
-        "truncated only": batch.truncated & ~batch.terminated,
-        "terminated and truncated": batch.terminated & batch.truncated,
-        "neither": ~batch.terminated & ~batch.truncated,
-    }
+    batch = random_transitions(rng, size)
+    return batch._replace(reward=exact(batch.reward * rng.choice([1.0, 100.0], size)))
 
 
 # The collecting half of an update.
@@ -193,7 +136,7 @@ class Experience:
     def __init__(self, rng: np.random.Generator) -> None:
         self.obs, self.steps = normal(rng, NUM_ENVS, OBS_DIM), np.zeros(NUM_ENVS, int)
         self.obs[0, 0] = 2.0  # terminates at once; episodes from `START` mostly run out of time
-        self.rows: list[Batch] = []
+        self.rows: list[Transition] = []
 
     def carry(self) -> EnvCarry:
         """The environments, for the learner; call it inside `jax.enable_x64(True)`."""
@@ -214,27 +157,112 @@ class Experience:
             next_obs, reward, terminated = toy_transition(self.obs, action)
             truncated = self.steps + 1 >= TIME_LIMIT
             # The buffer keeps actions in float32.
-            self.rows.append(Batch(self.obs, exact(action), reward, next_obs, terminated, truncated))
+            self.rows.append(Transition(self.obs, exact(action), reward, next_obs, terminated, truncated))
             done = terminated | truncated
             self.obs = np.where(done[:, None], START, next_obs)
             self.steps = np.where(done, 0, self.steps + 1)
 
-    def sample(self, key: jax.Array, shape: tuple[int, int]) -> list[Batch]:
+    def sample(self, key: jax.Array, shape: tuple[int, int]) -> list[Transition]:
         """The minibatches of the newest `BUFFER_STEPS` steps."""
         filled = min(len(self.rows), BUFFER_STEPS)
         places = np.asarray(jax.random.randint(key, shape, 0, jnp.int32(filled * NUM_ENVS)))
         newest_in = {step % BUFFER_STEPS: row for step, row in enumerate(self.rows)}
         return [
-            Batch(
+            Transition(
                 *(
                     np.stack([newest_in[place // NUM_ENVS][column][place % NUM_ENVS] for place in chosen])
-                    for column in range(len(Batch._fields))
+                    for column in range(len(Transition._fields))
                 )
             )
             for chosen in places
         ]
 
 
+# Whole updates.
+
+UPDATE_BATCH, WARMUP_UPDATES = 16, 2
+SIZES: dict[str, Any] = {
+    "num_envs": NUM_ENVS,
+    "num_steps": NUM_STEPS,
+    "batch_size": UPDATE_BATCH,
+    "buffer_size": NUM_ENVS * BUFFER_STEPS,
+    "warmup_steps": WARMUP_UPDATES * NUM_ENVS * NUM_STEPS - 1,  # rounded up to whole updates
+    "hidden_sizes": HIDDEN,
+}
+CriticStep = Callable[[Any, Transition, FloatArray, jax.Array], tuple[Tree, dict[str, Any]]]
+"""(networks, minibatch, noise of actions, key of that of returns) -> gradient of the critics, and what else moves"""
+
+
+class Student:
+    """The learner of the reference: networks, optimisers, and how many gradient steps it has made."""
+
+    def __init__(self, nets: Any, config: Any, hypers: Any, critic_step: CriticStep) -> None:
+        self.nets, self.config, self.hypers, self.critic_step, self.steps = nets, config, hypers, critic_step, 0
+        self.actor_adam, self.critic_adam, self.alpha_adam = map(Adam, (nets.actor, nets.critics, nets.log_alpha))
+
+    def learn(self, batch: Transition, key: jax.Array) -> None:
+        """One gradient step. Random numbers come from JAX by the learner's own key schedule."""
+        noise_key, z_key, actor_key = jax.random.split(key, 3)
+        old, hypers = self.nets, self.hypers
+        noise = np.asarray(jax.random.normal(noise_key, (UPDATE_BATCH, ACTION_DIM)))
+        critic_grads, others = self.critic_step(old, batch, noise, z_key)
+        # Everything is differentiated before anything moves.
+        noise = np.asarray(jax.random.normal(actor_key, (UPDATE_BATCH, ACTION_DIM)))
+        _, actor_grads, log_prob = actor_reference(old, batch.obs, noise)
+        alpha_grad = alpha_reference(old.log_alpha, log_prob)[1]
+
+        critics = self.critic_adam.step(old.critics, critic_grads, hypers.critic_learning_rate)
+        self.nets = old._replace(critics=critics, **others)
+        if self.steps % self.config.policy_delay == 0:
+            actor = self.actor_adam.step(old.actor, actor_grads, hypers.actor_learning_rate)
+            self.nets = self.nets._replace(
+                actor=actor,
+                target_actor=polyak(old.target_actor, actor, hypers.tau),
+                target_critics=polyak(old.target_critics, critics, hypers.tau),
+            )
+            if self.config.learn_alpha:
+                log_alpha = self.alpha_adam.step(old.log_alpha, alpha_grad, hypers.alpha_learning_rate)
+                self.nets = self.nets._replace(log_alpha=log_alpha)
+        self.steps += 1
+
+
+def assert_learns_as(student: Student, algorithm: Algorithm, learner: Callable[[Any, Any], Any], rng: Any) -> None:
+    """The learner's whole updates from the warm-up on are those of the student."""
+    task, config, kind = Task(Toy()), student.config, type(student.nets)
+    gradient_steps, always_move = config.gradient_steps, {"critics", "b"} & set(kind._fields)
+    experience, seen = Experience(rng), set()
+    with computing(np.float64):
+        state = off_policy.State(learner(student.nets, jnp.float64), experience.buffer(), experience.carry())
+        fresh = jax.eval_shape(algorithm.init, jax.random.key(0), task, student.hypers)
+        chex.assert_trees_all_equal_structs(fresh, state)
+        update, hypers = jax.jit(algorithm.update), cast(student.hypers, jnp.float64)
+        for i in range(WARMUP_UPDATES + 3):
+            key, clock = jax.random.key(i), Clock(jnp.int32(i), jnp.asarray(0.5))
+            before, old_nets, first_step = state, student.nets, student.steps
+            state, metrics = update(key, task, state, hypers, clock)
+            collect_key, batch_key, learn_key = jax.random.split(key, 3)
+            experience.collect(collect_key, lambda obs, noise, nets=old_nets: sampled(nets.actor, obs, noise)[0])
+            np.testing.assert_allclose(state.envs.obs, experience.obs, rtol=1e-9)
+            if i < WARMUP_UPDATES:
+                chex.assert_trees_all_equal(state.learner, before.learner)
+                continue
+            batches = experience.sample(batch_key, (gradient_steps, UPDATE_BATCH))
+            for batch, step_key in zip(batches, jax.random.split(learn_key, gradient_steps), strict=True):
+                student.learn(batch, step_key)
+                seen |= {name for name, hits in endings(batch).items() if np.any(hits)}
+            got, got_before = (kind(*params_of(each.learner)) for each in (state, before))
+            assert_close(moves(got, got_before), moves(student.nets, old_nets), 1e-7)
+            assert float(metrics["alpha"]) == pytest.approx(np.exp(student.nets.log_alpha), rel=1e-9)
+            if gradient_steps == 1:
+                if "b" in metrics:
+                    assert float(metrics["b"]) == pytest.approx(np.mean(student.nets.b), rel=1e-9)
+                if first_step % config.policy_delay:
+                    # Between the delayed steps nothing else moves.
+                    still = [nets._replace(**dict.fromkeys(always_move)) for nets in (got, got_before)]
+                    chex.assert_trees_all_equal(*still)
+    assert seen >= {"terminated only", "truncated only"}
+
+
 def moves(after: Tree, before: Tree) -> Tree:
-    """What changed: updates are small beside parameters, and would hide there."""
+    """What changed: updates are small compared with parameters, and would hide there."""
     return jax.tree.map(lambda x, y: np.asarray(x) - np.asarray(y), after, before)

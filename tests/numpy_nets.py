@@ -1,12 +1,13 @@
-"""What the reference tests of PPO and SAC share: networks, Adam and a toy environment, in NumPy and float64.
+"""What the reference tests share: networks, Adam and a toy environment, in NumPy and float64.
 
-Everything here is written from the mathematics, with hand-derived backward passes, and shares no code with `rlsuite`.
+Everything here is written from the mathematics and shares no code with `rlsuite`.
 Only the names in the parameter trees are those of the learners, so that whole trees can be compared.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from scipy.special import ndtr
 
 from envs.core import Box, EpisodeState, TimeStep
 
@@ -44,27 +46,30 @@ def exact(x: Any) -> FloatArray:
     return np.asarray(x, np.float32).astype(np.float64)
 
 
-def forward(net: Tree, x: FloatArray, activation: str) -> tuple[FloatArray, list[FloatArray]]:
-    """`[batch, in]` -> the output `[batch, out]`, and the input of every layer for the backward pass."""
-    inputs = []
-    for i in range(len(net)):
-        if i > 0:
-            x = np.tanh(x) if activation == "tanh" else np.maximum(x, 0.0)
-        inputs.append(x)
-        x = x @ net[f"Dense_{i}"]["kernel"] + net[f"Dense_{i}"]["bias"]
-    return x, inputs
+ACTIVATIONS: dict[str, Callable[[FloatArray], FloatArray]] = {
+    "tanh": np.tanh,
+    "relu": lambda x: np.maximum(x, 0.0),
+    "gelu": lambda x: x * ndtr(x),
+    "silu": lambda x: x / (1.0 + np.exp(-x)),
+}
 
 
-def backward(net: Tree, inputs: list[FloatArray], d_out: FloatArray, activation: str) -> tuple[Tree, FloatArray]:
-    """d loss / d output `[batch, out]` -> the gradient of all weights, and d loss / d x `[batch, in]`."""
-    grads = {}
-    for i in reversed(range(len(net))):
-        grads[f"Dense_{i}"] = {"kernel": inputs[i].T @ d_out, "bias": d_out.sum(axis=0)}
-        d_out = d_out @ net[f"Dense_{i}"]["kernel"].T
+def perceptron(net: Tree, x: FloatArray, activation: str) -> FloatArray:
+    """`[batch, in]` -> `[batch, out]`; `[n, batch, out]` of n networks that are stacked on a leading axis."""
+    for i in range(sum(name.startswith("Dense") for name in net)):
         if i > 0:
-            # The input of a layer is the activation's output h: tanh' = 1 - h^2, relu' = [h > 0].
-            d_out = d_out * (1.0 - inputs[i] ** 2 if activation == "tanh" else inputs[i] > 0.0)
-    return grads, d_out
+            x = ACTIVATIONS[activation](x)
+        if f"LayerNorm_{i - 1}" in net:
+            x = normalized(x, net[f"LayerNorm_{i - 1}"])
+        x = x @ net[f"Dense_{i}"]["kernel"] + net[f"Dense_{i}"]["bias"][..., None, :]
+    return x
+
+
+def normalized(x: FloatArray, norm: Tree) -> FloatArray:
+    """Layer norm over the last axis."""
+    centered = x - np.mean(x, axis=-1, keepdims=True)
+    deviation = np.sqrt(np.mean(centered**2, axis=-1, keepdims=True) + 1e-5)
+    return centered / deviation * norm["scale"][..., None, :] + norm["bias"][..., None, :]
 
 
 class Adam:
@@ -88,6 +93,13 @@ class Adam:
             self.mean,
             self.square,
         )
+
+
+def clipped(grads: Tree, max_norm: float) -> tuple[Tree, float]:
+    """Gradients of this global norm at most, and their norm before."""
+    norm = np.sqrt(dot(grads, grads))
+    shrink = min(1.0, max_norm / norm)
+    return jax.tree.map(lambda g: shrink * g, grads), norm
 
 
 # Comparing.

@@ -7,48 +7,22 @@ standard deviations of the dataset if it normalises them; both are computed here
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy_nets import HIGH, LOW, FloatArray, Toy, Tree, backward, cast, exact, forward, mlp, normal
+import pytest
+from numpy_critics import ACTION_DIM, HALF_WIDTH, random_critics, smallest
+from numpy_nets import HIGH, LOW, FloatArray, Toy, Tree, cast, exact, normal
 
 from envs import datasets
 from envs.core import Box
-from envs.datasets import Dataset, Records
-from rlsuite.core import Task
+from envs.datasets import Batch, Dataset, Records
+from rlsuite.core import Algorithm, Task
 
-HIDDEN = (8, 7)
-OBS_DIM = ACTION_DIM = 3
-BATCH = 64
-HALF_WIDTH = (HIGH - LOW) / 2.0
-
-
-class Batch(NamedTuple):
-    """What a learner sees, `[batch, ...]`, with the fields of `datasets.Batch`."""
-
-    obs: FloatArray
-    action: FloatArray
-    """in [-1, 1]"""
-    reward: FloatArray
-    next_obs: FloatArray
-    next_action: FloatArray
-    terminated: Any
-    truncated: Any
-
-
-def random_batch(rng: np.random.Generator, size: int = BATCH) -> Batch:
-    """Transitions that belong to no environment; both flags are mixed."""
-    return Batch(
-        obs=normal(rng, size, OBS_DIM),
-        action=exact(rng.uniform(-1.0, 1.0, size=(size, ACTION_DIM))),
-        reward=normal(rng, size),
-        next_obs=normal(rng, size, OBS_DIM),
-        next_action=exact(rng.uniform(-1.0, 1.0, size=(size, ACTION_DIM))),
-        terminated=rng.random(size) < 0.4,
-        truncated=rng.random(size) < 0.4,
-    )
+HIDDEN = (6, 5)
 
 
 # The dataset of the whole updates.
@@ -131,42 +105,40 @@ def in_box(action: FloatArray) -> FloatArray:
     return (LOW + HIGH) / 2.0 + HALF_WIDTH * np.minimum(np.maximum(action, -1.0), 1.0)
 
 
-# Networks.
+# Networks and programs.
 
 
-def twins(rng: np.random.Generator) -> Tree:
-    """Two critics, stacked on a leading axis."""
-    both = [mlp(rng, OBS_DIM + ACTION_DIM, *HIDDEN, 1) for _ in range(2)]
-    somewhere = np.concatenate([rng.normal(size=(99, OBS_DIM)), rng.uniform(-1.0, 1.0, (99, ACTION_DIM))], axis=1)
-    for net in both:
-        # Around 1 on average, so that each is the smaller one somewhere, and no mean of them is near 0.
-        net["Dense_2"]["bias"] += exact(1.0 - np.mean(forward(net, somewhere, "relu")[0]))
-    return {"params": jax.tree.map(lambda *of_each: exact(np.stack(of_each)), *both)}
+def twins(rng: np.random.Generator, hidden: tuple[int, ...] = HIDDEN) -> Tree:
+    """Two critics around 1, so that no mean of them is near 0."""
+    return random_critics(rng, 2, hidden, mean=1.0)
 
 
-def critic(critics: Tree, i: int) -> Tree:
-    """One of the two."""
-    return jax.tree.map(lambda x: x[i], critics["params"])
+SOMEWHERE = np.array([1.5, -4.0, 2.0])
+"""an observation of the environment"""
 
 
-def q_values(critics: Tree, obs: FloatArray, action: FloatArray) -> FloatArray:
-    """`[2, batch]`"""
-    inputs = np.concatenate([obs, action], axis=1)
-    return np.stack([forward(critic(critics, i), inputs, "relu")[0][:, 0] for i in range(2)])
+def compiled(algorithm: Algorithm, hypers: Any, given: Callable[[], Task] = task) -> tuple[Any, Any]:
+    """jit of the update and of (act, value); value is 0 where there is none. Only inside `jax.enable_x64(True)`."""
+
+    def evaluate(state: Any, obs: Any) -> Any:
+        value = algorithm.value or (lambda *_: jnp.zeros(()))
+        return tuple(f(jax.random.key(0), given(), state, obs) for f in (algorithm.act, value))
+
+    numbers = cast(hypers, jnp.float64)
+    update = jax.jit(lambda key, state, clock: algorithm.update(key, given(), state, numbers, clock))
+    return update, jax.jit(evaluate)
 
 
-def squared_errors(critics: Tree, batch: Batch, target: FloatArray) -> tuple[float, Tree]:
-    """Sum over both critics of the mean squared error to a constant target `[batch]`, and its gradient."""
-    n, loss, grads = len(target), 0.0, []
-    for i in range(2):
-        net = critic(critics, i)
-        q, inputs = forward(net, np.concatenate([batch.obs, batch.action], axis=1), "relu")
-        error = q[:, 0] - target
-        loss += np.mean(error**2)
-        grads.append(backward(net, inputs, 2.0 * error[:, None] / n, "relu")[0])
-    return loss, {"params": jax.tree.map(lambda *of_each: np.stack(of_each), *grads)}
-
-
-def moved(old: Tree, new: Tree, tau: float) -> Tree:
-    """Targets that follow their networks."""
-    return jax.tree.map(lambda x, y: (1.0 - tau) * x + tau * y, old, new)
+def assert_evaluates(
+    evaluated: tuple[Any, Any],
+    policy: Callable[[FloatArray], FloatArray],
+    critics: Tree,
+    normalize: bool,
+    somewhere: FloatArray = SOMEWHERE,
+    value_scale: float = 1.0,
+) -> None:
+    """(action, value) are those of this policy, valued by the smallest critic."""
+    obs = shown(somewhere[None], normalize)
+    best = policy(obs)
+    np.testing.assert_allclose(evaluated[0], in_box(best)[0], rtol=1e-8)
+    assert float(evaluated[1]) == pytest.approx(value_scale * float(smallest(critics, obs, best)[0]), rel=1e-8)

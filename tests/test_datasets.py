@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy_critics import OBS_DIM
 from numpy_nets import HIGH, LOW, Toy, exact
-from numpy_offline import ENDS, LENGTHS, OBS_DIM, records, unit
+from numpy_offline import ENDS, LENGTHS, records, unit
 
 from envs import datasets
 from envs.core import Box, Discrete, Reference

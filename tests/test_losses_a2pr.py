@@ -1,8 +1,7 @@
 """A2PR against an independent reference in NumPy and float64: its five losses, their whole gradients, whole updates.
 
-The reference is written from the five steps of the authors' code as the specification lists them, with every derivative
-by hand, the one of the actor through the VAE's encoder and decoder included. A central difference of the reference's
-own losses guards those derivatives.
+The reference is written from the five steps of the authors' code as the specification lists them. Its gradients, the
+one of the actor through the VAE's encoder and decoder included, are complex steps.
 """
 
 from __future__ import annotations
@@ -15,28 +14,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpy_nets import (
-    HIGH,
-    LOW,
-    Adam,
-    FloatArray,
-    Toy,
-    Tree,
-    assert_close,
-    assert_moved,
-    backward,
-    cast,
-    dot,
-    exact,
-    forward,
-    mlp,
-    normal,
-    slope,
+from numpy_critics import (
+    ACTION_DIM,
+    BATCH,
+    OBS_DIM,
+    assert_different,
+    bellman,
+    endings,
+    polyak,
+    q_values,
+    random_batch,
+    random_critics,
+    smallest,
+    squared_errors,
+    state_value,
 )
+from numpy_nets import Adam, FloatArray, Toy, Tree, assert_close, assert_moved, cast, exact, mlp, normal, perceptron
+from numpy_offline import drawn, in_box, rows_of, shown, task
+from reference import absolute, assert_reached, computing, grad, held, precisions, value_and_grad
 from trained_states import params_of, with_adam
 
-from envs import datasets
-from envs.datasets import STD_FLOOR, Dataset, Records
+from envs.datasets import Batch
 from rlsuite import algorithms
 from rlsuite.algorithms.offline import a2pr
 from rlsuite.core import Clock, Task
@@ -46,10 +44,8 @@ from rlsuite.pieces.critics import first_q
 from rlsuite.pieces.networks import MLP
 from rlsuite.pieces.offline_td3 import smoothed_action as smoothed
 
-OBS_DIM = ACTION_DIM = 3
 LATENT_DIM = 2 * ACTION_DIM
-BATCH = 64
-ACTOR, CRITIC, VALUE, VAE = (8, 7), (7, 9), (6, 8), (9, 10)
+ACTOR, CRITIC, VALUE, VAE = (6, 5), (5, 7), (4, 6), (7, 8)
 SIZES: dict[str, Any] = {
     "hidden_sizes": ACTOR,
     "critic_hidden_sizes": CRITIC,
@@ -75,20 +71,9 @@ HYPERS = a2pr.Hypers(
     target_noise_clip=0.5,
 )
 TASK = Task(Toy())
+SEEDS = range(5)
 # These programs run a few times: compile them in half the time.
 QUICK_TO_COMPILE: Any = {"xla_backend_optimization_level": 0}
-
-
-class Batch(NamedTuple):
-    """A minibatch, `[batch, ...]`, with actions in units of the box."""
-
-    obs: FloatArray
-    action: FloatArray
-    reward: FloatArray
-    next_obs: FloatArray
-    next_action: FloatArray
-    terminated: Any
-    truncated: Any
 
 
 class Nets(NamedTuple):
@@ -111,177 +96,106 @@ class Noises(NamedTuple):
     candidate: FloatArray
 
 
-# The networks.
+# The five losses.
 
 
-def chosen(actor: Tree, obs: FloatArray) -> tuple[FloatArray, list[FloatArray]]:
-    out, inputs = forward(actor["params"], obs, "relu")
-    return np.tanh(out), inputs
-
-
-def critic(critics: Tree, i: int) -> Tree:
-    return jax.tree.map(lambda x: x[i], critics["params"])
-
-
-def q_values(critics: Tree, obs: FloatArray, action: FloatArray) -> FloatArray:
-    """`[2, batch]`"""
-    inputs = np.concatenate([obs, action], axis=1)
-    return np.stack([forward(critic(critics, i), inputs, "relu")[0][:, 0] for i in range(2)])
-
-
-def state_value(value: Tree, obs: FloatArray) -> FloatArray:
-    return forward(value["params"], obs, "relu")[0][:, 0]
+def chosen(actor: Tree, obs: FloatArray) -> FloatArray:
+    return np.tanh(perceptron(actor["params"], obs, "relu"))
 
 
 class Coded(NamedTuple):
-    """A pass through the VAE and all that its derivative needs."""
+    """A pass through the VAE."""
 
     action: FloatArray
     mean: FloatArray
-    raw_log_std: FloatArray
     log_std: FloatArray
-    noise: FloatArray
-    encoder_inputs: list[FloatArray]
-    decoder_inputs: list[FloatArray]
+    free_log_std: FloatArray
+    """before its bounds"""
+
+
+def decoded(vae: Tree, obs: FloatArray, latent: FloatArray) -> FloatArray:
+    return np.tanh(perceptron(vae["decoder"]["params"], np.concatenate([obs, latent], axis=1), "relu"))
 
 
 def coded(vae: Tree, obs: FloatArray, action: FloatArray, noise: FloatArray) -> Coded:
-    out, encoder_inputs = forward(vae["encoder"]["params"], np.concatenate([obs, action], axis=1), "relu")
-    mean, raw = out[:, :LATENT_DIM], out[:, LATENT_DIM:]
-    log_std = np.minimum(np.maximum(raw, -4.0), 15.0)
-    latent = mean + np.exp(log_std) * noise
-    out, decoder_inputs = forward(vae["decoder"]["params"], np.concatenate([obs, latent], axis=1), "relu")
-    return Coded(np.tanh(out), mean, raw, log_std, noise, encoder_inputs, decoder_inputs)
-
-
-def coded_backward(
-    vae: Tree, c: Coded, d_action: FloatArray, d_mean: FloatArray | float = 0.0, d_log_std: FloatArray | float = 0.0
-) -> tuple[Tree, FloatArray]:
-    """d loss / d reconstruction, and what else depends on the latent's mean and log standard deviation, -> the
-    gradient of the VAE's weights and d loss / d the action that was encoded."""
-    decoder, d_inputs = backward(vae["decoder"]["params"], c.decoder_inputs, d_action * (1.0 - c.action**2), "relu")
-    d_latent = d_inputs[:, OBS_DIM:]
-    d_mean = d_mean + d_latent
-    inside = (c.raw_log_std > -4.0) & (c.raw_log_std < 15.0)
-    d_raw = (d_log_std + d_latent * np.exp(c.log_std) * c.noise) * inside
-    encoder, d_inputs = backward(
-        vae["encoder"]["params"], c.encoder_inputs, np.concatenate([d_mean, d_raw], axis=1), "relu"
-    )
-    return {"encoder": {"params": encoder}, "decoder": {"params": decoder}}, d_inputs[:, OBS_DIM:]
-
-
-# The five losses.
+    out = perceptron(vae["encoder"]["params"], np.concatenate([obs, action], axis=1), "relu")
+    mean, free = out[:, :LATENT_DIM], out[:, LATENT_DIM:]
+    log_std = np.minimum(np.maximum(free, -4.0), 15.0)
+    return Coded(decoded(vae, obs, mean + np.exp(log_std) * noise), mean, log_std, free)
 
 
 def smoothed_action(nets: Nets, batch: Batch, noise: FloatArray) -> FloatArray:
     scaled, bound = HYPERS.target_noise * noise, HYPERS.target_noise_clip
     cut = np.where(np.abs(scaled) > bound, np.sign(scaled) * bound, scaled)
-    return np.minimum(np.maximum(chosen(nets.target_actor, batch.next_obs)[0] + cut, -1.0), 1.0)
+    return np.minimum(np.maximum(chosen(nets.target_actor, batch.next_obs) + cut, -1.0), 1.0)
 
 
-def bellman(critics: Tree, batch: Batch, next_action: FloatArray) -> FloatArray:
-    # Running out of time ends nothing: only `terminated` cuts the bootstrap.
-    next_q = np.min(q_values(critics, batch.next_obs, next_action), axis=0)
-    return batch.reward + HYPERS.discount * (1.0 - batch.terminated) * next_q
+def targets(nets: Nets, batch: Batch, noise: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """What the target critics and the critics themselves make of the same next action, both `[batch]`."""
+    next_action = smoothed_action(nets, batch, noise)
+    by_targets, online = (
+        bellman(batch, HYPERS.discount, smallest(critics, batch.next_obs, next_action))
+        for critics in (nets.target_critics, nets.critics)
+    )
+    return by_targets, online
 
 
-def critic_reference(critics: Tree, batch: Batch, target: FloatArray) -> tuple[float, Tree]:
-    loss, grads = 0.0, []
-    for i in range(2):
-        q, inputs = forward(critic(critics, i), np.concatenate([batch.obs, batch.action], axis=1), "relu")
-        error = q[:, 0] - target
-        loss += np.mean(error**2)
-        grads.append(backward(critic(critics, i), inputs, 2.0 * error[:, None] / len(error), "relu")[0])
-    return loss, {"params": jax.tree.map(lambda *of_each: np.stack(of_each), *grads)}
+def value_loss(value: Tree, batch: Batch, target: FloatArray) -> Any:
+    return np.mean((state_value(value, batch.obs) - target) ** 2)
 
 
-def value_reference(value: Tree, batch: Batch, target: FloatArray) -> tuple[float, Tree]:
-    v, inputs = forward(value["params"], batch.obs, "relu")
-    error = v[:, 0] - target
-    grads = backward(value["params"], inputs, 2.0 * error[:, None] / len(error), "relu")[0]
-    return np.mean(error**2), {"params": grads}
-
-
-def vae_reference(vae: Tree, batch: Batch, noise: FloatArray, weight: FloatArray) -> tuple[float, Tree]:
-    """The fourth and the fifth loss, reconstruction and divergence, in their sum."""
+def vae_parts(vae: Tree, batch: Batch, noise: FloatArray, weight: FloatArray) -> tuple[Any, Any]:
+    """The fourth and the fifth loss: reconstruction and divergence."""
     c = coded(vae, batch.obs, batch.action, noise)
-    error, per_sample = c.action - batch.action, weight[:, None]
     variance = np.exp(2.0 * c.log_std)
     kl = -0.5 * np.mean(1.0 + np.log(variance) - c.mean**2 - variance)
-    grads, _ = coded_backward(
-        vae,
-        c,
-        d_action=2.0 * per_sample * error / error.size,
-        d_mean=0.5 * c.mean / c.mean.size,
-        d_log_std=0.5 * (variance - 1.0) / c.mean.size,
-    )
-    return np.mean(per_sample * error**2) + 0.5 * kl, grads
+    return np.mean(weight[:, None] * (c.action - batch.action) ** 2), kl
+
+
+def vae_loss(vae: Tree, batch: Batch, noise: FloatArray, weight: FloatArray) -> Any:
+    reconstruction, kl = vae_parts(vae, batch, noise, weight)
+    return reconstruction + 0.5 * kl
+
+
+def candidate(form: str, actor: Tree, vae: Tree, obs: FloatArray, noise: FloatArray) -> FloatArray:
+    """The VAE's alternative to the action of the data."""
+    if form == "sampled":
+        return decoded(vae, obs, np.minimum(np.maximum(noise, -0.5), 0.5))
+    reconstruction = coded(vae, obs, chosen(actor, obs), noise).action
+    return held(reconstruction) if form == "detached" else reconstruction
 
 
 class Choice(NamedTuple):
-    """What the actor is drawn to, and by what it was chosen."""
+    """By what the actor's goal is chosen, `[batch]`."""
 
-    coded: Coded | None
-    """None where the candidate is a sample"""
-    offered: FloatArray
     takes_offered: Any
-    """`[batch]` bool"""
     q_offered: FloatArray
     weight: FloatArray
 
 
-def choice(form: str, nets: Nets, batch: Batch, v: FloatArray, noise: FloatArray) -> Choice:
-    if form == "sampled":
-        latent = np.minimum(np.maximum(noise, -0.5), 0.5)
-        inputs = np.concatenate([batch.obs, latent], axis=1)
-        c, offered = None, np.tanh(forward(nets.vae["decoder"]["params"], inputs, "relu")[0])
-    else:
-        c = coded(nets.vae, batch.obs, chosen(nets.actor, batch.obs)[0], noise)
-        offered = c.action
+def choice(nets: Nets, batch: Batch, v: FloatArray, offered: FloatArray) -> Choice:
     q_data, q_offered = (q_values(nets.critics, batch.obs, action)[0] for action in (batch.action, offered))
     some = (q_offered >= v) | (q_data > v)
-    return Choice(c, offered, q_offered - v >= q_data - v, q_offered, HYPERS.mask * some)
+    return Choice(q_offered - v >= q_data - v, q_offered, HYPERS.mask * some)
 
 
-def actor_reference(
-    form: str, nets: Nets, batch: Batch, v: FloatArray, noise: FloatArray, held: tuple[float, Choice] | None = None
-) -> tuple[float, Tree]:
-    """The actor's loss and its gradient. `held` is (lambda, choice) from elsewhere, where those are to be constants."""
-    action, actor_inputs = chosen(nets.actor, batch.obs)
-    first = critic(nets.critics, 0)
-    q, critic_inputs = forward(first, np.concatenate([batch.obs, action], axis=1), "relu")
-    scale, made = held or (HYPERS.alpha / np.mean(np.abs(q)), choice(form, nets, batch, v, noise))
-    offered = made.offered
-    if held is not None and form == "authors' code":  # the comparison is held, the reconstruction moves
-        offered = choice(form, nets, batch, v, noise).offered
-    taken = made.takes_offered[:, None]
-    distance = action - np.where(taken, offered, batch.action)
-    loss = -scale * np.mean(q) + np.mean(made.weight[:, None] * distance**2)
-
-    d_action = backward(first, critic_inputs, np.full_like(q, -scale / len(q)), "relu")[1][:, OBS_DIM:]
-    d_distance = 2.0 * made.weight[:, None] * distance / distance.size
-    d_action = d_action + d_distance
-    if form == "authors' code":
-        assert made.coded is not None
-        d_action = d_action + coded_backward(nets.vae, made.coded, -d_distance * taken)[1]
-    grads = backward(nets.actor["params"], actor_inputs, d_action * (1.0 - action**2), "relu")[0]
-    return loss, {"params": grads}
+def actor_loss(actor: Tree, form: str, nets: Nets, batch: Batch, v: FloatArray, noise: FloatArray) -> Any:
+    action = chosen(actor, batch.obs)
+    q = q_values(nets.critics, batch.obs, action)[0]
+    scale = HYPERS.alpha / held(np.mean(absolute(q)))
+    offered = candidate(form, actor, nets.vae, batch.obs, noise)
+    made = choice(nets, batch, v, held(offered))
+    distance = action - np.where(made.takes_offered[:, None], offered, batch.action)
+    return -scale * np.mean(q) + np.mean(made.weight[:, None] * distance**2)
 
 
 # Problems.
 
 
 def random_nets(rng: np.random.Generator) -> Nets:
-    everywhere = rng.normal(size=(99, OBS_DIM)), rng.uniform(-1.0, 1.0, (99, ACTION_DIM))
-
-    def around_one(net: Tree, *inputs: FloatArray) -> Tree:
-        # Each critic is the smaller one somewhere, V is on both sides of both, and no mean of them is near 0.
-        net["Dense_2"]["bias"] += exact(1.0 - np.mean(forward(net, np.concatenate(inputs, axis=1), "relu")[0]))
-        return jax.tree.map(exact, net)
-
     def critics() -> Tree:
-        both = [around_one(mlp(rng, OBS_DIM + ACTION_DIM, *CRITIC, 1), *everywhere) for _ in range(2)]
-        return {"params": jax.tree.map(lambda *of_each: exact(np.stack(of_each)), *both)}
+        # V is on both sides of both, and no mean of them is near 0.
+        return random_critics(rng, 2, CRITIC, mean=1.0)
 
     def actor() -> Tree:
         net = mlp(rng, OBS_DIM, *ACTOR, ACTION_DIM)
@@ -295,20 +209,9 @@ def random_nets(rng: np.random.Generator) -> Nets:
         "encoder": {"params": jax.tree.map(exact, encoder)},
         "decoder": {"params": mlp(rng, OBS_DIM + LATENT_DIM, *VAE, ACTION_DIM)},
     }
-    value = {"params": around_one(mlp(rng, OBS_DIM, *VALUE, 1), everywhere[0])}
-    return Nets(actor(), critics(), value, vae, actor(), critics())
-
-
-def random_batch(rng: np.random.Generator, size: int) -> Batch:
-    return Batch(
-        obs=normal(rng, size, OBS_DIM),
-        action=exact(rng.uniform(-1.0, 1.0, size=(size, ACTION_DIM))),
-        reward=normal(rng, size),
-        next_obs=normal(rng, size, OBS_DIM),
-        next_action=exact(rng.uniform(-1.0, 1.0, size=(size, ACTION_DIM))),
-        terminated=rng.random(size) < 0.4,
-        truncated=rng.random(size) < 0.4,
-    )
+    value = mlp(rng, OBS_DIM, *VALUE, 1)
+    value["Dense_2"]["bias"] += 1.0 - np.mean(perceptron(value, rng.normal(size=(99, OBS_DIM)), "relu"))
+    return Nets(actor(), critics(), {"params": jax.tree.map(exact, value)}, vae, actor(), critics())
 
 
 def problem(seed: int) -> tuple[Nets, Batch, Noises]:
@@ -351,7 +254,7 @@ def learner(nets: Nets, dtype: Any) -> a2pr.State:
 
 
 @functools.partial(jax.jit, compiler_options=QUICK_TO_COMPILE)
-def jax_losses(state: a2pr.State, batch: datasets.Batch, noises: Noises, hypers: a2pr.Hypers) -> Any:
+def jax_losses(state: a2pr.State, batch: Batch, noises: Noises, hypers: a2pr.Hypers) -> Any:
     """All losses of the learner and their gradients, with both targets as the last entry."""
     nets, params = networks(), params_of(state)
     next_action = smoothed(nets.td3, state.target_actor, batch.next_obs, noises.target, hypers)
@@ -372,114 +275,76 @@ def jax_losses(state: a2pr.State, batch: datasets.Batch, noises: Noises, hypers:
     return (of_critic, critic_grads), (of_value, value_grads), (of_vae, vae_grads), of_actor, (target, online)
 
 
-def want_losses(nets: Nets, batch: Batch, noises: Noises) -> Any:
-    next_action = smoothed_action(nets, batch, noises.target)
-    target, online = (bellman(critics, batch, next_action) for critics in (nets.target_critics, nets.critics))
-    v = state_value(nets.value, batch.obs)
+@functools.cache
+def want_losses(seed: int) -> Any:
+    nets, batch, noises = problem(seed)
+    target, online = targets(nets, batch, noises.target)
+    v, weight = state_value(nets.value, batch.obs), weight_of(nets, batch)
     return (
-        critic_reference(nets.critics, batch, target),
-        value_reference(nets.value, batch, np.minimum(target, online)),
-        vae_reference(nets.vae, batch, noises.vae, weight_of(nets, batch)),
-        {form: actor_reference(form, nets, batch, v, noises.candidate) for form in FORMS},
+        value_and_grad(lambda critics: squared_errors(critics, batch, target), nets.critics),
+        value_and_grad(lambda value: value_loss(value, batch, np.minimum(target, online)), nets.value),
+        value_and_grad(lambda vae: vae_loss(vae, batch, noises.vae, weight), nets.vae),
+        {
+            form: value_and_grad(lambda a, form=form: actor_loss(a, form, nets, batch, v, noises.candidate), nets.actor)
+            for form in FORMS
+        },
         (target, online),
     )
 
 
-def compare(seed: int, dtype: Any, tolerance: float) -> None:
-    """All losses and gradients of the learner, computed in `dtype`, against the reference."""
-    nets, batch, noises = problem(seed)
-    inputs = datasets.Batch(*cast(tuple(batch), dtype)), Noises(*cast(tuple(noises), dtype)), cast(HYPERS, dtype)
-    with jax.default_matmul_precision("highest"):
-        got = jax_losses(learner(nets, dtype), *inputs)
-    assert_close(got, want_losses(nets, batch, noises), tolerance, dtype)
-
-
-def test_losses_and_gradients_in_float64() -> None:
-    with jax.enable_x64(True):
-        for seed in range(5):
-            compare(seed, jnp.float64, 1e-11)
-
-
-def test_losses_and_gradients_in_float32() -> None:
-    for seed in range(5):
-        compare(seed, jnp.float32, 1e-5)
+@precisions(in_float64=1e-11)
+def test_losses_and_gradients(dtype: Any, tolerance: float) -> None:
+    for seed in SEEDS:
+        nets, batch, noises = problem(seed)
+        with computing(dtype):
+            got = jax_losses(learner(nets, dtype), *cast((batch, noises, HYPERS), dtype))
+        assert_close(got, want_losses(seed), tolerance, dtype)
 
 
 def test_the_three_forms_differ_where_they_should() -> None:
-    nets, batch, noises = problem(0)
-    v = state_value(nets.value, batch.obs)
-    loss, grads = {}, {}
-    for form in FORMS:
-        loss[form], of_form = actor_reference(form, nets, batch, v, noises.candidate)
-        grads[form] = of_form["params"]["Dense_0"]["kernel"]
+    of_forms = want_losses(0)[3]
+    loss = {form: of_forms[form][0] for form in FORMS}
+    grads = {form: of_forms[form][1]["params"]["Dense_0"]["kernel"] for form in FORMS}
     assert loss["detached"] == loss["authors' code"] != loss["sampled"]
     size = np.max(np.abs(grads["detached"]))
     for a, b in (("detached", "authors' code"), ("detached", "sampled"), ("authors' code", "sampled")):
         assert np.max(np.abs(grads[a] - grads[b])) > 0.01 * size, (a, b)
 
 
-def test_the_samples_reach_every_branch() -> None:
-    reached: dict[str, int] = {}
-    for seed in range(5):
-        nets, batch, noises = problem(seed)
-        scaled, bound = HYPERS.target_noise * noises.target, HYPERS.target_noise_clip
-        free = chosen(nets.target_actor, batch.next_obs)[0] + np.clip(scaled, -bound, bound)
-        next_action = smoothed_action(nets, batch, noises.target)
-        target, online = (bellman(critics, batch, next_action) for critics in (nets.target_critics, nets.critics))
-        next_1, next_2 = q_values(nets.target_critics, batch.next_obs, next_action)
-        v, q_data = state_value(nets.value, batch.obs), q_values(nets.critics, batch.obs, batch.action)[0]
-        cases: dict[str, Any] = {
-            "noise outside of its bounds": np.abs(scaled) > bound,
-            "smoothed action outside of the box": np.abs(free) > 1.0,
-            "first target smaller": next_1 < next_2,
-            "second target smaller": next_2 < next_1,
-            "online target smaller": online < target,
-            "target of targets smaller": target < online,
-            "terminated only": batch.terminated & ~batch.truncated,
-            "truncated only": batch.truncated & ~batch.terminated,
-        }
-        for form in FORMS:
-            made = choice(form, nets, batch, v, noises.candidate)
-            cases |= {
-                f"{form}: takes what is offered": made.takes_offered,
-                f"{form}: only the data are better than the value": (made.q_offered < v) & (q_data > v),
-                f"{form}: only what is offered is": (made.q_offered > v) & (q_data < v),
-                f"{form}: both are, data better": (made.q_offered > v) & (q_data > v) & ~made.takes_offered,
-                f"{form}: neither is": made.weight == 0.0,
-            }
-            if made.coded is not None:
-                cases |= {
-                    f"{form}: log standard deviation below its bound": made.coded.raw_log_std < -4.0,
-                    f"{form}: log standard deviation inside": made.coded.raw_log_std > -4.0,
-                }
-        for name, hits in cases.items():
-            reached[name] = reached.get(name, 0) + int(np.sum(hits))
-    assert min(reached.values()) >= 10, reached
-
-
-def test_the_reference_has_the_gradient_of_its_own_losses() -> None:
-    nets, batch, noises = problem(7)
-    rng = np.random.default_rng(8)
-    target, v, weight = normal(rng, BATCH), state_value(nets.value, batch.obs), weight_of(nets, batch)
-    scale = HYPERS.alpha / np.mean(np.abs(q_values(nets.critics, batch.obs, chosen(nets.actor, batch.obs)[0])[0]))
-
-    def of_actor(form: str) -> Any:
-        # lambda and the comparisons are constants of the gradient, so they are of the difference.
-        held = scale, choice(form, nets, batch, v, noises.candidate)
-        return lambda actor: actor_reference(form, nets._replace(actor=actor), batch, v, noises.candidate, held)
-
-    references: dict[str, tuple[Any, Tree]] = {
-        "critics": (lambda critics: critic_reference(critics, batch, target), nets.critics),
-        "value": (lambda value: value_reference(value, batch, target), nets.value),
-        "vae": (lambda vae: vae_reference(vae, batch, noises.vae, weight), nets.vae),
-        **{form: (of_actor(form), nets.actor) for form in FORMS},
+def cases_of(seed: int) -> dict[str, Any]:
+    """Which samples of a problem reach which branch."""
+    nets, batch, noises = problem(seed)
+    scaled, bound = HYPERS.target_noise * noises.target, HYPERS.target_noise_clip
+    free = chosen(nets.target_actor, batch.next_obs) + np.clip(scaled, -bound, bound)
+    target, online = targets(nets, batch, noises.target)
+    next_1, next_2 = q_values(nets.target_critics, batch.next_obs, smoothed_action(nets, batch, noises.target))
+    v, q_data = state_value(nets.value, batch.obs), q_values(nets.critics, batch.obs, batch.action)[0]
+    free_log_std = coded(nets.vae, batch.obs, chosen(nets.actor, batch.obs), noises.candidate).free_log_std
+    cases = {
+        "noise outside of its bounds": np.abs(scaled) > bound,
+        "smoothed action outside of the box": np.abs(free) > 1.0,
+        "first target smaller": next_1 < next_2,
+        "second target smaller": next_2 < next_1,
+        "online target smaller": online < target,
+        "target of targets smaller": target < online,
+        "log standard deviation below its bound": free_log_std < -4.0,
+        "log standard deviation inside": free_log_std > -4.0,
+        **endings(batch),
     }
-    for name, (reference, params) in references.items():
-        grads = reference(params)[1]
-        for _ in range(5):
-            direction = jax.tree.map(lambda x: rng.normal(size=x.shape), params)
-            numeric = slope(lambda tree, of=reference: of(tree)[0], params, direction, step=1e-7)
-            assert numeric == pytest.approx(dot(grads, direction), rel=1e-5), name
+    for form in FORMS:
+        made = choice(nets, batch, v, candidate(form, nets.actor, nets.vae, batch.obs, noises.candidate))
+        cases |= {
+            f"{form}: takes what is offered": made.takes_offered,
+            f"{form}: only the data are better than the value": (made.q_offered < v) & (q_data > v),
+            f"{form}: only what is offered is": (made.q_offered > v) & (q_data < v),
+            f"{form}: both are, data better": (made.q_offered > v) & (q_data > v) & ~made.takes_offered,
+            f"{form}: neither is": made.weight == 0.0,
+        }
+    return cases
+
+
+def test_the_samples_reach_every_branch() -> None:
+    assert_reached(map(cases_of, SEEDS), 10)
 
 
 def test_the_log_standard_deviation_is_bounded_on_both_sides() -> None:
@@ -494,26 +359,8 @@ def test_the_log_standard_deviation_is_bounded_on_both_sides() -> None:
 
 # Whole updates, with everything that surrounds the losses.
 
-ROWS, UPDATE_BATCH = 24, 16
+UPDATE_BATCH = 16
 UPDATES = (3, 4, 5, 6)
-
-
-def records(rng: np.random.Generator) -> Records:
-    """Six episodes of four transitions, which terminate, are truncated, or neither."""
-    batch = random_batch(rng, ROWS)
-    last = np.arange(ROWS) % 4 == 3
-    return Records(
-        obs=2.0 * batch.obs + 0.7,
-        action=LOW + (HIGH - LOW) * rng.uniform(size=(ROWS, ACTION_DIM)),
-        reward=batch.reward,
-        next_obs=batch.next_obs,
-        next_action=LOW + (HIGH - LOW) * rng.uniform(size=(ROWS, ACTION_DIM)),
-        terminated=last & (np.arange(ROWS) < 12),
-        truncated=last & (np.arange(ROWS) >= 12),
-        episode=np.arange(ROWS) // 4,
-        episode_return=np.zeros(6),
-        complete=np.ones(6, bool),
-    )
 
 
 class Case(NamedTuple):
@@ -527,16 +374,6 @@ CASES = {
     "detached": Case("detached", 3, True),
     "sampled": Case("sampled", 2, False),
 }
-
-
-def table(dataset: Dataset, normalize_obs: bool) -> Batch:
-    """The dataset's columns in float64."""
-    rows = np.asarray(dataset.rows, np.float64)
-    obs, action, reward, next_obs, next_action, ends = np.split(rows, np.cumsum([3, 3, 1, 3, 3]), axis=1)
-    if normalize_obs:
-        mean, std = np.asarray(dataset.obs_mean, np.float64), np.asarray(dataset.obs_std, np.float64)
-        obs, next_obs = (obs - mean) / (std + STD_FLOOR), (next_obs - mean) / (std + STD_FLOOR)
-    return Batch(obs, action, reward[:, 0], next_obs, next_action, ends[:, 0] > 0.5, ends[:, 1] > 0.5)
 
 
 class Trace:
@@ -553,36 +390,36 @@ class Trace:
     def update(self, batch: Batch, noises: Noises, index: int) -> dict[str, float]:
         """One gradient step; returns what the learner must report."""
         # (1) the critics
-        next_action = smoothed_action(self.nets, batch, noises.target)
-        y = bellman(self.nets.target_critics, batch, next_action)
+        y, _ = targets(self.nets, batch, noises.target)
         q = float(np.mean(q_values(self.nets.critics, batch.obs, batch.action)))
-        of_critics, grads = critic_reference(self.nets.critics, batch, y)
+        critic_error, grads = value_and_grad(lambda x: squared_errors(x, batch, y), self.nets.critics)
         self.step("critics", grads, HYPERS.critic_learning_rate)
         # (2) the value, with the new critics and the same action; its estimates from before serve below
-        t = bellman(self.nets.critics, batch, next_action)
+        _, t = targets(self.nets, batch, noises.target)
         v = state_value(self.nets.value, batch.obs)
         weight = weight_of(self.nets, batch)
-        of_value, grads = value_reference(self.nets.value, batch, np.minimum(t, y))
+        value_error, grads = value_and_grad(lambda x: value_loss(x, batch, np.minimum(t, y)), self.nets.value)
         self.step("value", grads, HYPERS.value_learning_rate)
         # (3) the VAE
-        c = coded(self.nets.vae, batch.obs, batch.action, noises.vae)
-        of_vae, grads = vae_reference(self.nets.vae, batch, noises.vae, weight)
-        reconstruction = float(np.mean(weight[:, None] * (c.action - batch.action) ** 2))
+        reconstruction, kl = vae_parts(self.nets.vae, batch, noises.vae, weight)
+        grads = grad(lambda x: vae_loss(x, batch, noises.vae, weight), self.nets.vae)
         self.step("vae", grads, HYPERS.vae_learning_rate)
         # (4) the actor, with all that is new, and (5) the targets
         if index % self.case.policy_delay == 0:
-            grads = actor_reference(self.case.form, self.nets, batch, v, noises.candidate)[1]
+            grads = grad(
+                lambda x: actor_loss(x, self.case.form, self.nets, batch, v, noises.candidate), self.nets.actor
+            )
             self.step("actor", grads, HYPERS.actor_learning_rate)
-            for target, online in (("target_actor", self.nets.actor), ("target_critics", self.nets.critics)):
-                old = getattr(self.nets, target)
-                mixed = jax.tree.map(lambda x, y: (1.0 - HYPERS.tau) * x + HYPERS.tau * y, old, online)
-                self.nets = self.nets._replace(**{target: mixed})
+            self.nets = self.nets._replace(
+                target_actor=polyak(self.nets.target_actor, self.nets.actor, HYPERS.tau),
+                target_critics=polyak(self.nets.target_critics, self.nets.critics, HYPERS.tau),
+            )
         return {
-            "critic_loss": of_critics,
+            "critic_loss": critic_error,
             "q": q,
-            "value_loss": of_value,
-            "reconstruction_loss": reconstruction,
-            "kl": (of_vae - reconstruction) / 0.5,
+            "value_loss": value_error,
+            "reconstruction_loss": float(reconstruction),
+            "kl": float(kl),
             "better_than_value": float(np.mean(weight > 0.0)),
         }
 
@@ -598,24 +435,19 @@ def test_whole_updates(name: str) -> None:
         detach_reconstruction=case.form == "detached",
         sample_candidates=case.form == "sampled",
     )
-    algorithm = a2pr.make(config)
-    rng = np.random.default_rng(3)
-    nets, recorded = random_nets(rng), records(rng)
-    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        built = datasets.build("toy", recorded, TASK.env.action_space, source="a test")
-        task = Task(Toy(), cast(built, jnp.float64))  # so that nothing is computed in float32
-        state = learner(nets, jnp.float64)
-        hypers = cast(HYPERS, jnp.float64)
+    algorithm, normalize = a2pr.make(config), case.normalize_obs
+    nets = random_nets(np.random.default_rng(3))
+    with computing(np.float64):
+        state, hypers = learner(nets, np.float64), cast(HYPERS, np.float64)
         update = jax.jit(
-            lambda key, state, clock: algorithm.update(key, task, state, hypers, clock),
+            lambda key, state, clock: algorithm.update(key, task(), state, hypers, clock),
             compiler_options=QUICK_TO_COMPILE,
         )
         trace = Trace(nets, case)
         for index in UPDATES:
             key = jax.random.key(index)
             batch_key, *noise_keys = jax.random.split(key, 4)
-            drawn = np.asarray(jax.random.randint(batch_key, (UPDATE_BATCH,), 0, ROWS))
-            batch = Batch(*(column[drawn] for column in table(built, case.normalize_obs)))
+            batch = drawn(rows_of(batch_key, UPDATE_BATCH), normalize)
             dims = (ACTION_DIM, LATENT_DIM, LATENT_DIM)
             draws = zip(noise_keys, dims, strict=True)
             noises = Noises(*(np.asarray(jax.random.normal(key, (UPDATE_BATCH, dim))) for key, dim in draws))
@@ -628,17 +460,16 @@ def test_whole_updates(name: str) -> None:
             for metric, want in want_metrics.items():
                 assert float(metrics[metric]) == pytest.approx(want, rel=1e-8), metric
 
-        obs = jnp.asarray(recorded.obs[0])
+        obs = np.array([[0.7, -1.9, 1.6]])
         act, value = jax.jit(
-            lambda state, obs: tuple(f(key, task, state, obs) for f in (algorithm.act, algorithm.value))
-        )(state, obs)
+            lambda state, obs: tuple(f(key, task(), state, obs) for f in (algorithm.act, algorithm.value))
+        )(state, jnp.asarray(obs[0]))
 
     # Evaluation plays the actor's action in the environment's units, and values it by the smaller critic.
-    seen = table(built, case.normalize_obs).obs[:1]
-    best = chosen(trace.nets.actor, seen)[0]
-    np.testing.assert_allclose(act, LOW + (HIGH - LOW) * (best[0] + 1.0) / 2.0, rtol=1e-6)
-    smaller = float(np.min(q_values(trace.nets.critics, seen, best)))
-    assert float(value) == pytest.approx(smaller, rel=1e-6)
+    seen = shown(obs, normalize)
+    best = chosen(trace.nets.actor, seen)
+    np.testing.assert_allclose(act, in_box(best)[0], rtol=1e-6)
+    assert float(value) == pytest.approx(float(smallest(trace.nets.critics, seen, best)[0]), rel=1e-6)
 
 
 # Around the updates.
@@ -646,8 +477,7 @@ def test_whole_updates(name: str) -> None:
 
 def test_starts_with_critics_that_differ_and_with_targets_that_do_not() -> None:
     state = params_of(fresh_state())
-    for leaf in jax.tree.leaves(state.critics):
-        assert leaf.shape[0] == 2 and not np.any(leaf[0] == leaf[1])
+    assert_different(state.critics)
     chex.assert_trees_all_equal((state.actor, state.critics), (state.target_actor, state.target_critics))
 
 

@@ -1,8 +1,7 @@
 """The CDSA-style reconstruction against an independent reference in NumPy and float64: losses, their whole gradients,
 the correction of an action, and whole updates.
 
-The reference is written from the equations in docs/algorithms/cdsa.md, with every derivative by hand. A central
-difference of the reference's own losses guards those derivatives.
+The reference is written from the equations in docs/algorithms/cdsa.md.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from numpy_critics import ACTION_DIM, BATCH, CENTER, HALF_WIDTH, OBS_DIM
 from numpy_nets import (
     HIGH,
     LOW,
@@ -25,15 +25,13 @@ from numpy_nets import (
     Tree,
     assert_close,
     assert_moved,
-    backward,
     cast,
-    dot,
     exact,
-    forward,
     mlp,
     normal,
-    slope,
+    perceptron,
 )
+from reference import computing, precisions, value_and_grad
 from trained_states import params_of, with_adam
 
 from envs import datasets
@@ -45,10 +43,8 @@ from rlsuite.pieces import offline
 from rlsuite.pieces.networks import MLP
 
 SCORE_HIDDEN, DYNAMICS_HIDDEN = (8, 7), (9, 8)
-OBS_DIM = ACTION_DIM = 3
 DIM = OBS_DIM + ACTION_DIM
-BATCH = 64
-HALF_WIDTH = (HIGH - LOW) / 2.0
+SEEDS = range(5)
 # Half the time to compile, for programs that run for a moment.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 NETWORKS = cdsa.Networks(
@@ -85,58 +81,39 @@ class Nets(NamedTuple):
     dynamics: Tree
 
 
-# SiLU nets, which numpy_nets has none of: the activation is not known from its output, so keep what goes into it.
-
-
-def silu_forward(net: Tree, x: FloatArray) -> tuple[FloatArray, list[FloatArray], list[FloatArray]]:
-    """The output, the input of every layer, and of every layer but the last its output."""
-    inputs, before = [], []
-    for i in range(len(net)):
-        inputs.append(x)
-        x = x @ net[f"Dense_{i}"]["kernel"] + net[f"Dense_{i}"]["bias"]
-        if i < len(net) - 1:
-            before.append(x)
-            x = x / (1.0 + np.exp(-x))
-    return x, inputs, before
-
-
-def silu_backward(net: Tree, inputs: list[FloatArray], before: list[FloatArray], d_out: FloatArray) -> Tree:
-    """The gradient of all weights."""
-    grads = {}
-    for i in reversed(range(len(net))):
-        grads[f"Dense_{i}"] = {"kernel": inputs[i].T @ d_out, "bias": d_out.sum(axis=0)}
-        if i > 0:
-            gate = 1.0 / (1.0 + np.exp(-before[i - 1]))
-            # d (z gate) / dz = gate + z gate (1 - gate)
-            d_out = d_out @ net[f"Dense_{i}"]["kernel"].T * (gate + before[i - 1] * gate * (1.0 - gate))
-    return grads
-
-
 def score_reference(score: Tree, samples: Samples) -> tuple[float, Tree]:
     """E |sigma S(x + sigma eps, sigma) + eps|^2 with S = -net / sigma: what is left of eps after the net's guess."""
-    n, sigma = len(samples.obs), samples.sigma[:, None]
+    sigma = samples.sigma[:, None]
     x = np.concatenate([samples.obs, samples.action], axis=1) + sigma * samples.noise
-    out, inputs, before = silu_forward(score["params"], np.concatenate([x, np.log(sigma)], axis=1))
-    left = samples.noise - out
-    return float(np.sum(left**2) / n), {"params": silu_backward(score["params"], inputs, before, -2.0 * left / n)}
+    inputs = np.concatenate([x, np.log(sigma)], axis=1)
+
+    def loss(score: Tree) -> Any:
+        return np.mean(np.sum((samples.noise - perceptron(score["params"], inputs, "silu")) ** 2, axis=1))
+
+    return value_and_grad(loss, score)
+
+
+def inverted(dynamics: Tree, obs: FloatArray, change: FloatArray) -> FloatArray:
+    """The action that leads to this change of the observation."""
+    return np.tanh(perceptron(dynamics["inverse"]["params"], np.concatenate([obs, change], axis=1), "relu"))
+
+
+def predicted(dynamics: Tree, obs: FloatArray, action: FloatArray) -> FloatArray:
+    """The change of the observation by the forward model."""
+    return perceptron(dynamics["forward"]["params"], np.concatenate([obs, action], axis=1), "relu")
 
 
 def dynamics_reference(dynamics: Tree, samples: Samples) -> tuple[float, Tree]:
     """The inverse dynamics' loss, plus the forward model's if there is one, and the gradient of the sum."""
     change = samples.next_obs - samples.obs
-    out, inputs = forward(dynamics["inverse"]["params"], np.concatenate([samples.obs, change], axis=1), "relu")
-    error = np.tanh(out) - samples.action
-    loss = float(np.mean(error**2))
-    d_out = 2.0 * error / error.size * (1.0 - np.tanh(out) ** 2)
-    grads = {"inverse": {"params": backward(dynamics["inverse"]["params"], inputs, d_out, "relu")[0]}}
-    if "forward" in dynamics:
-        both = np.concatenate([samples.obs, samples.action], axis=1)
-        out, inputs = forward(dynamics["forward"]["params"], both, "relu")
-        error = out - change
-        loss += float(np.mean(error**2))
-        d_out = 2.0 * error / error.size
-        grads["forward"] = {"params": backward(dynamics["forward"]["params"], inputs, d_out, "relu")[0]}
-    return loss, grads
+
+    def loss(dynamics: Tree) -> Any:
+        total = np.mean((inverted(dynamics, samples.obs, change) - samples.action) ** 2)
+        if "forward" in dynamics:
+            total += np.mean((predicted(dynamics, samples.obs, samples.action) - change) ** 2)
+        return total
+
+    return value_and_grad(loss, dynamics)
 
 
 def corrected_reference(
@@ -147,17 +124,15 @@ def corrected_reference(
 
     def score(obs: FloatArray, action: FloatArray) -> FloatArray:
         inputs = np.concatenate([obs, action, np.full((len(obs), 1), np.log(sigma))], axis=1)
-        return -silu_forward(nets.score_ema["params"], inputs)[0] / sigma
+        return -perceptron(nets.score_ema["params"], inputs, "silu") / sigma
 
     def invert(change: FloatArray) -> FloatArray:
-        inputs = np.concatenate([obs, change], axis=1)
-        return np.tanh(forward(nets.dynamics["inverse"]["params"], inputs, "relu")[0])
+        return inverted(nets.dynamics, obs, change)
 
     for _ in range(steps):
         both = score(obs, action)
         if "forward" in nets.dynamics:
-            inputs = np.concatenate([obs, action], axis=1)
-            change = forward(nets.dynamics["forward"]["params"], inputs, "relu")[0]
+            change = predicted(nets.dynamics, obs, action)
             there = obs + change
             of_state = score(there, policy(there))[:, :OBS_DIM]
             steered = invert(change + hypers.state_eta * of_state) - invert(change)
@@ -203,39 +178,19 @@ def jax_losses(nets: Any, samples: Any) -> tuple[tuple[Any, Tree], tuple[Any, Tr
     return of_score, (loss, grads)
 
 
-def compare(seed: int, forward_model: bool, dtype: Any, tolerance: float) -> None:
-    """All losses and gradients of the learner, computed in `dtype`, against the reference."""
+@functools.cache
+def want_losses(seed: int, forward_model: bool) -> Any:
     nets, samples = problem(seed, forward_model)
-    want = score_reference(nets.score, samples), dynamics_reference(nets.dynamics, samples)
-    with jax.default_matmul_precision("highest"):
-        got = jax_losses(cast(nets, dtype), cast(samples, dtype))
-    assert_close(got, want, tolerance, dtype)
+    return score_reference(nets.score, samples), dynamics_reference(nets.dynamics, samples)
 
 
 @pytest.mark.parametrize("forward_model", [True, False])
-def test_losses_and_gradients_in_float64(forward_model: bool) -> None:
-    with jax.enable_x64(True):
-        for seed in range(5):
-            compare(seed, forward_model, jnp.float64, 1e-12)
-
-
-def test_losses_and_gradients_in_float32() -> None:
-    for seed in range(5):
-        compare(seed, True, jnp.float32, 1e-5)
-
-
-def test_the_reference_has_the_gradient_of_its_own_losses() -> None:
-    nets, samples = problem(7, True)
-    rng = np.random.default_rng(8)
-    score_grads, dynamics_grads = score_reference(nets.score, samples)[1], dynamics_reference(nets.dynamics, samples)[1]
-    for _ in range(5):
-        direction = jax.tree.map(lambda x: rng.normal(size=x.shape), nets)
-        numeric = slope(lambda score: score_reference(score, samples)[0], nets.score, direction.score)
-        assert numeric == pytest.approx(dot(score_grads, direction.score), rel=1e-6)
-        numeric = slope(
-            lambda dynamics: dynamics_reference(dynamics, samples)[0], nets.dynamics, direction.dynamics, step=1e-7
-        )
-        assert numeric == pytest.approx(dot(dynamics_grads, direction.dynamics), rel=1e-6)
+@precisions(in_float64=1e-12)
+def test_losses_and_gradients(forward_model: bool, dtype: Any, tolerance: float) -> None:
+    for seed in SEEDS:
+        with computing(dtype):
+            got = jax_losses(*cast(problem(seed, forward_model), dtype))
+        assert_close(got, want_losses(seed, forward_model), tolerance, dtype)
 
 
 def test_the_best_score_of_noise_is_the_gradient_of_its_log_density() -> None:
@@ -364,7 +319,7 @@ def test_two_whole_updates(name: str) -> None:
     rng = np.random.default_rng(0)
     nets, actor = random_nets(rng, CASES[name].forward_model), mlp(rng, OBS_DIM, 6, ACTION_DIM)
     want, score_adam, dynamics_adam = nets, Adam(nets.score), Adam(nets.dynamics)
-    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+    with computing(np.float64):
         task = Task(Toy(), cast(dataset(), jnp.float64))
         state = start(name, nets, actor, task)
         every = np.asarray(task.dataset.rows)
@@ -401,17 +356,17 @@ def test_actions_are_corrected_in_units_of_the_box_and_stay_inside(name: str) ->
     rng = np.random.default_rng(10)
     nets, actor = random_nets(rng, CASES[name].forward_model), mlp(rng, OBS_DIM, 6, ACTION_DIM)
     actor["Dense_1"]["kernel"] *= 3.0  # so that many actions lie near the edges of the box
-    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+    with computing(np.float64):
         task = Task(Toy(), cast(dataset(), jnp.float64))
         mean, std = np.asarray(task.dataset.obs_mean), np.asarray(task.dataset.obs_std) + 1e-3
         obs = normal(rng, BATCH, OBS_DIM) * std + mean
         got = np.asarray(programs(name)[1](task, start(name, nets, actor, task), jnp.asarray(obs)))
 
     def policy(normalized: FloatArray) -> FloatArray:
-        return np.tanh(forward(actor, normalized * std + mean, "relu")[0])  # of raw observations
+        return np.tanh(perceptron(actor, normalized * std + mean, "relu"))  # of raw observations
 
     normalized = (obs - mean) / std
     unit = corrected_reference(nets, policy, normalized, policy(normalized), HYPERS, CASES[name].correction_steps)
-    np.testing.assert_allclose(got, LOW + HALF_WIDTH * (unit + 1.0), rtol=1e-6, atol=1e-6)  # the box is in float32
+    np.testing.assert_allclose(got, CENTER + HALF_WIDTH * unit, rtol=1e-6, atol=1e-6)  # the box is in float32
     reached = [np.sum(unit == 1.0), np.sum(unit == -1.0), np.sum(np.abs(unit) < 1.0)]
     assert min(*reached, np.sum(np.abs(unit - policy(normalized)) > 0.1)) >= 10, reached

@@ -1,8 +1,6 @@
 """CQL against an independent reference in NumPy and float64: losses, their whole gradients, whole updates.
 
-The reference is written from the paper (Kumar et al. 2020, arXiv 2006.04779) and the details listed in
-`cql.py`, with every derivative by hand. A central difference of the reference's own losses guards
-those derivatives.
+The reference is written from the paper (Kumar et al. 2020, arXiv 2006.04779) and the details listed in `cql.py`.
 """
 
 from __future__ import annotations
@@ -16,52 +14,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpy_nets import (
-    HIGH,
-    LOW,
-    Adam,
-    FloatArray,
-    Toy,
-    Tree,
-    assert_close,
-    assert_moved,
-    backward,
-    cast,
-    dot,
-    exact,
-    forward,
-    mlp,
-    normal,
-    slope,
-)
-from numpy_squashed import (
+from numpy_critics import (
     ACTION_DIM,
+    CENTER,
+    HALF_WIDTH,
     OBS_DIM,
-    Batch,
-    Squashed,
-    alpha_reference,
-    critic,
-    normalized,
+    alpha_loss,
+    bellman,
+    endings,
+    polyak,
     q_values,
     random_batch,
     random_critics,
+    smallest,
+    squared_errors,
     squashed,
-    squashed_backward,
-    stacked,
-    through_the_smallest,
-    toy_dataset,
 )
+from numpy_nets import Adam, FloatArray, Toy, Tree, assert_close, assert_moved, cast, exact, mlp, normal, perceptron
+from numpy_squashed import normalized, toy_dataset
+from reference import assert_reached, computing, grad, log_sum_exp, precisions, value_and_grad
 from trained_states import params_of, with_adam
 
-from envs import datasets
+from envs.datasets import Batch
 from rlsuite.algorithms.offline import cql
 from rlsuite.core import Clock, Task
 from rlsuite.errors import UserError
 from rlsuite.pieces import offline_td3
 from rlsuite.pieces.networks import MLP
 
-HIDDEN = (8, 7)
+HIDDEN = (6, 5)
 BATCH, NUM_ACTIONS, UPDATE_BATCH = 48, 3, 16
+SEEDS = range(5)
 WIDE = (-19.0, 2.8, 0.2)
 """Where the policy's raw log standard deviations lie: after scale and offset around the lower bound, around the upper
 one, between them."""
@@ -109,121 +92,95 @@ class Nets(NamedTuple):
     log_multiplier: FloatArray
 
 
-class Drawn(NamedTuple):
-    """Sampled actions and all that their derivative needs."""
-
-    squashed: Squashed
-    raw: FloatArray
-    shifted: FloatArray
-    """the log standard deviation before its bounds"""
-    inputs: list[FloatArray]
-
-
 def as_mlp(actor: Tree) -> Tree:
     """Its four parts as one network."""
     parts = actor["params"]
     return {**parts["MLP_0"], "Dense_2": parts["Dense_0"]}
 
 
-def sampled(actor: Tree, obs: FloatArray, noise: FloatArray) -> Drawn:
-    out, inputs = forward(as_mlp(actor), obs, "relu")
-    mean, raw = out[:, :ACTION_DIM], out[:, ACTION_DIM:]
-    shifted = actor["params"]["log_std_scale"] * raw + actor["params"]["log_std_offset"]
-    return Drawn(squashed(mean, np.minimum(np.maximum(shifted, -20.0), 2.0), noise), raw, shifted, inputs)
+def policy_at(actor: Tree, obs: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Mean, and log standard deviation before its bounds."""
+    out, parts = perceptron(as_mlp(actor), obs, "relu"), actor["params"]
+    return out[:, :ACTION_DIM], parts["log_std_scale"] * out[:, ACTION_DIM:] + parts["log_std_offset"]
 
 
-def actor_reference(nets: Nets, obs: FloatArray, noise: FloatArray) -> tuple[float, Tree]:
-    """The policy's loss and its gradient."""
-    n, alpha, scale = len(obs), np.exp(nets.log_alpha), nets.actor["params"]["log_std_scale"]
-    d = sampled(nets.actor, obs, noise)
-    q, d_action = through_the_smallest(nets.critics, obs, d.squashed.action)
-    d_mean, d_log_std = squashed_backward(d.squashed, -d_action / n, alpha / n)
-    d_shifted = np.where((d.shifted > -20.0) & (d.shifted < 2.0), d_log_std, 0.0)
-    grads = backward(as_mlp(nets.actor), d.inputs, np.concatenate([d_mean, scale * d_shifted], axis=1), "relu")[0]
-    tree = {
-        "MLP_0": {name: grads[name] for name in ("Dense_0", "Dense_1")},
-        "Dense_0": grads["Dense_2"],
-        "log_std_scale": np.sum(d_shifted * d.raw),
-        "log_std_offset": np.sum(d_shifted),
-    }
-    return float(np.mean(alpha * d.squashed.log_prob - q)), {"params": tree}
+def sampled(actor: Tree, obs: FloatArray, noise: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Actions and their log-probabilities."""
+    mean, log_std = policy_at(actor, obs)
+    return squashed(mean, np.minimum(np.maximum(log_std, -20.0), 2.0), noise)
 
 
-class Term(NamedTuple):
-    """The conservative term of one critic, and its derivatives."""
-
-    difference: FloatArray
-    """`[batch]`, before its bound"""
-    mean: float
-    """after it"""
-    grads: Tree
-    """of that mean"""
+def actor_loss(actor: Tree, nets: Nets, obs: FloatArray, noise: FloatArray) -> Any:
+    action, log_prob = sampled(actor, obs, noise)
+    return np.mean(np.exp(nets.log_alpha) * log_prob - smallest(nets.critics, obs, action))
 
 
-def conservative(nets: Nets, i: int, batch: Batch, random: cql.Random, clip: bool) -> Term:
-    """T log sum exp((Q - log density) / T) - Q(s, a) of the i-th critic, over actions taken one after another."""
-    net, n, obs = critic(nets.critics, i), len(batch.obs), batch.obs
-    values, seen = [], []
-    for k in range(NUM_ACTIONS):
-        current = sampled(nets.actor, obs, random.current[k]).squashed
-        following = sampled(nets.actor, batch.next_obs, random.following[k]).squashed
-        for action, log_density in (
-            (random.uniform[k], ACTION_DIM * np.log(0.5)),
-            (current.action, current.log_prob),
-            (following.action, following.log_prob),
-        ):
-            # Whatever an action was drawn for, it is tried at s.
-            q, inputs = forward(net, np.concatenate([obs, action], axis=1), "relu")
-            values.append((q[:, 0] - log_density) / HYPERS.temperature)
-            seen.append(inputs)
-    log_sum = np.logaddexp.reduce(values, axis=0)
-    of_data, data_inputs = forward(net, np.concatenate([obs, batch.action], axis=1), "relu")
-    difference = HYPERS.temperature * log_sum - of_data[:, 0]
-    counts = np.where(difference > HYPERS.min_difference, 1.0, 0.0) if clip else np.ones(n)
-    grads = backward(net, data_inputs, -counts[:, None] / n, "relu")[0]
-    for value, inputs in zip(values, seen, strict=True):
-        share = np.exp(value - log_sum)
-        more = backward(net, inputs, (counts * share / n)[:, None], "relu")[0]
-        grads = jax.tree.map(np.add, grads, more)
-    mean = np.mean(np.where(counts > 0.0, difference, HYPERS.min_difference))
-    return Term(difference, float(mean), grads)
+class Candidates(NamedTuple):
+    """Actions of the soft maximum at s, `[actions, batch, ...]`."""
+
+    action: FloatArray
+    log_density: FloatArray
+
+
+def candidates_of(nets: Nets, batch: Batch, random: cql.Random) -> Candidates:
+    """Uniform ones, those of the policy at s, and those of the policy at s', which are tried at s all the same."""
+    drawn = [(action, np.full(len(action), ACTION_DIM * np.log(0.5))) for action in random.uniform]
+    drawn += [sampled(nets.actor, batch.obs, noise) for noise in random.current]
+    drawn += [sampled(nets.actor, batch.next_obs, noise) for noise in random.following]
+    return Candidates(*map(np.stack, zip(*drawn, strict=True)))
+
+
+def differences(critics: Tree, batch: Batch, candidates: Candidates) -> FloatArray:
+    """T log sum exp((Q - log density) / T) - Q(s, a) of both critics, `[2, batch]`, before its bound."""
+    obs = np.tile(batch.obs, (len(candidates.action), 1))
+    q = q_values(critics, obs, np.concatenate(candidates.action)).reshape(2, *candidates.log_density.shape)
+    soft_max = log_sum_exp((q - candidates.log_density) / HYPERS.temperature, axis=1)
+    return HYPERS.temperature * soft_max - q_values(critics, batch.obs, batch.action)
 
 
 def target_values(nets: Nets, batch: Batch, random: cql.Random) -> FloatArray:
     """The smaller target critic at each action drawn at s': `[actions, batch]`."""
-    actions = [sampled(nets.actor, batch.next_obs, noise).squashed.action for noise in random.target]
-    return np.stack([np.min(q_values(nets.target_critics, batch.next_obs, action), axis=0) for action in actions])
+    actions = [sampled(nets.actor, batch.next_obs, noise)[0] for noise in random.target]
+    return np.stack([smallest(nets.target_critics, batch.next_obs, action) for action in actions])
 
 
 def critic_reference(
     nets: Nets, batch: Batch, random: cql.Random, config: cql.Config
 ) -> tuple[float, Tree, FloatArray]:
     """The critics' loss, its gradient, and the mean difference of each critic."""
-    n = len(batch.obs)
-    # Running out of time ends nothing: only `terminated` cuts the bootstrap. There is no entropy in it.
-    next_value = np.max(target_values(nets, batch, random), axis=0)
-    target = batch.reward + HYPERS.discount * (1.0 - batch.terminated) * next_value
-    weight, gap = HYPERS.cql_alpha, 0.0
+    # There is no entropy in the target.
+    target = bellman(batch, HYPERS.discount, np.max(target_values(nets, batch, random), axis=0))
+    candidates, weight, gap = candidates_of(nets, batch, random), HYPERS.cql_alpha, 0.0
     if config.lagrange:
         weight, gap = weight * min(float(np.exp(nets.log_multiplier)), 1e6), HYPERS.target_gap
-    loss, grads, means = 0.0, [], []
-    for i in range(2):
-        net = critic(nets.critics, i)
-        q, inputs = forward(net, np.concatenate([batch.obs, batch.action], axis=1), "relu")
-        error = q[:, 0] - target
-        term = conservative(nets, i, batch, random, config.clip_difference)
-        loss += np.mean(error**2) + weight * (term.mean - gap)
-        of_error = backward(net, inputs, 2.0 * error[:, None] / n, "relu")[0]
-        grads.append(jax.tree.map(lambda a, b: a + weight * b, of_error, term.grads))
-        means.append(term.mean)
-    return loss, stacked(grads), np.array(means)
+
+    def means(critics: Tree) -> FloatArray:
+        difference = differences(critics, batch, candidates)
+        return np.mean(np.maximum(difference, HYPERS.min_difference) if config.clip_difference else difference, axis=1)
+
+    def loss(critics: Tree) -> Any:
+        return squared_errors(critics, batch, target) + weight * np.sum(means(critics) - gap)
+
+    return *value_and_grad(loss, nets.critics), means(nets.critics)
 
 
-def multiplier_reference(log_multiplier: FloatArray, means: FloatArray) -> tuple[float, FloatArray]:
-    """The multiplier's loss and its derivative by its logarithm: too large a difference must raise it."""
+def multiplier_loss(log_multiplier: FloatArray, means: FloatArray) -> Any:
+    """The multiplier's loss: too large a difference must raise it."""
     pull = 0.5 * HYPERS.cql_alpha * np.sum(means - HYPERS.target_gap)
-    size = np.exp(log_multiplier)
-    return -float(min(size, 1e6) * pull), np.asarray(-size * pull if size < 1e6 else 0.0)
+    return -np.minimum(np.exp(log_multiplier), 1e6) * pull
+
+
+def gradients(nets: Nets, batch: Batch, noise: FloatArray, random: cql.Random, config: cql.Config) -> Nets:
+    """All gradients at the same networks; that of the target critics is empty."""
+    log_prob, target_entropy = sampled(nets.actor, batch.obs, noise)[1], -HYPERS.target_entropy_scale * ACTION_DIM
+    _, critic_grads, means = critic_reference(nets, batch, random, config)
+    return Nets(
+        actor=grad(lambda actor: actor_loss(actor, nets, batch.obs, noise), nets.actor),
+        critics=critic_grads,
+        target_critics={},
+        log_alpha=grad(lambda x: alpha_loss(x, log_prob, target_entropy), nets.log_alpha),
+        log_multiplier=grad(lambda x: multiplier_loss(x, means), nets.log_multiplier),
+    )
 
 
 def random_nets(rng: np.random.Generator, log_stds: tuple[float, ...]) -> Nets:
@@ -236,7 +193,7 @@ def random_nets(rng: np.random.Generator, log_stds: tuple[float, ...]) -> Nets:
         "log_std_scale": np.float64(1.125),
         "log_std_offset": np.float64(-0.75),
     }
-    critics, targets = (random_critics(rng, 2, HIDDEN) for _ in range(2))
+    critics, targets = (random_critics(rng, 2, HIDDEN, mean=0.0) for _ in range(2))
     return Nets({"params": jax.tree.map(exact, actor)}, critics, targets, exact(np.log(0.4)), exact(0.3))
 
 
@@ -273,7 +230,7 @@ NETWORKS = offline_td3.Networks(cql.Policy(HIDDEN, ACTION_DIM), MLP((*HIDDEN, 1)
 @functools.partial(jax.jit, static_argnames="config")
 def jax_losses(state: cql.State, batch: Any, noise: Any, random: cql.Random, hypers: Any, config: cql.Config) -> Any:
     """The losses of the learner and their gradients."""
-    batch, params = datasets.Batch(*batch), params_of(state)
+    params = params_of(state)
     (critic_loss, (difference, _)), critic_grads = jax.value_and_grad(cql.critic_loss, has_aux=True)(
         params.critics, NETWORKS, state, batch, random, config, hypers
     )
@@ -284,96 +241,60 @@ def jax_losses(state: cql.State, batch: Any, noise: Any, random: cql.Random, hyp
     return (critic_loss, critic_grads, difference), (actor_loss, actor_grads, log_prob), multiplier
 
 
-def compare(seed: int, config: cql.Config, log_stds: tuple[float, ...], dtype: Any, tolerance: float) -> None:
-    """All losses and gradients of the learner, computed in `dtype`, against the reference."""
+@functools.cache
+def want_losses(seed: int, config: cql.Config, log_stds: tuple[float, ...]) -> Any:
     nets, batch, noise, random = problem(seed, config, log_stds)
-    of_critics = critic_reference(nets, batch, random, config)
-    log_prob = sampled(nets.actor, batch.obs, noise).squashed.log_prob
-    want = (
-        of_critics,
-        (*actor_reference(nets, batch.obs, noise), log_prob),
-        multiplier_reference(nets.log_multiplier, of_critics[2]),
+    critics = critic_reference(nets, batch, random, config)
+    actor = value_and_grad(lambda a: actor_loss(a, nets, batch.obs, noise), nets.actor)
+    return (
+        critics,
+        (*actor, sampled(nets.actor, batch.obs, noise)[1]),
+        value_and_grad(lambda x: multiplier_loss(x, critics[2]), nets.log_multiplier),
     )
-    with jax.default_matmul_precision("highest"):
-        arguments = cast((tuple(batch), noise, random, HYPERS), dtype)
-        got = jax_losses(state_of(nets, dtype), *arguments, config=config)
-    assert_close(got, want, tolerance, dtype)
 
 
 @by_config
-def test_losses_and_gradients_in_float64(config: cql.Config) -> None:
-    with jax.enable_x64(True):
-        for seed in range(5):
-            # Where the policy is narrow its density is high, and its actions weigh nothing in the soft maximum.
-            compare(seed, config, WIDE, jnp.float64, 1e-10)
-            compare(seed, config, MODERATE, jnp.float64, 1e-10)
+@precisions(in_float64=1e-10)
+def test_losses_and_gradients(config: cql.Config, dtype: Any, tolerance: float) -> None:
+    # Where the policy is narrow its density is high, and its actions weigh nothing in the soft maximum.
+    for log_stds in (MODERATE, WIDE) if dtype is np.float64 else (MODERATE,):
+        for seed in SEEDS:
+            nets, *rest = problem(seed, config, log_stds)
+            with computing(dtype):
+                got = jax_losses(state_of(nets, dtype), *cast((*rest, HYPERS), dtype), config=config)
+            assert_close(got, want_losses(seed, config, log_stds), tolerance, dtype)
 
 
-@by_config
-def test_losses_and_gradients_in_float32(config: cql.Config) -> None:
-    for seed in range(5):
-        compare(seed, config, MODERATE, jnp.float32, 1e-5)
+def cases_of(seed: int) -> dict[str, Any]:
+    """Which samples of a problem reach which branch."""
+    nets, batch, noise, random = problem(seed, FLAGS)
+    free = policy_at(nets.actor, batch.obs)[1]
+    q = q_values(nets.critics, batch.obs, sampled(nets.actor, batch.obs, noise)[0])
+    difference = differences(nets.critics, batch, candidates_of(nets, batch, random))
+    best = np.argmax(target_values(nets, batch, random), axis=0)
+    return {
+        "log std below its bound": free < -20.0,
+        "log std inside its bounds": (free > -20.0) & (free < 2.0),
+        "log std above its bound": free > 2.0,
+        "first critic smaller": q[0] < q[1],
+        "second critic smaller": q[1] < q[0],
+        "difference below its bound": difference < HYPERS.min_difference,
+        "difference above its bound": difference > HYPERS.min_difference,
+        **endings(batch),
+        **{f"action {k} the best of the next": best == k for k in range(NUM_ACTIONS)},
+    }
 
 
 def test_the_samples_reach_every_branch() -> None:
-    reached: dict[str, int] = {}
-    for seed in range(5):
-        nets, batch, noise, random = problem(seed, FLAGS)
-        now = sampled(nets.actor, batch.obs, noise)
-        q = q_values(nets.critics, batch.obs, now.squashed.action)
-        difference = np.stack([conservative(nets, i, batch, random, True).difference for i in range(2)])
-        best = np.argmax(target_values(nets, batch, random), axis=0)
-        cases = {
-            "log std below its bound": now.shifted < -20.0,
-            "log std inside its bounds": (now.shifted > -20.0) & (now.shifted < 2.0),
-            "log std above its bound": now.shifted > 2.0,
-            "first critic smaller": q[0] < q[1],
-            "second critic smaller": q[1] < q[0],
-            "difference below its bound": difference < HYPERS.min_difference,
-            "difference above its bound": difference > HYPERS.min_difference,
-            "terminated only": batch.terminated & ~batch.truncated,
-            "truncated only": batch.truncated & ~batch.terminated,
-            "terminated and truncated": batch.terminated & batch.truncated,
-            "neither": ~batch.terminated & ~batch.truncated,
-            **{f"action {k} the best of the next": best == k for k in range(NUM_ACTIONS)},
-        }
-        for name, hits in cases.items():
-            reached[name] = reached.get(name, 0) + int(np.sum(hits))
-    assert min(reached.values()) >= 20, reached
-
-
-@by_config
-def test_the_reference_has_the_gradient_of_its_own_losses(config: cql.Config) -> None:
-    nets, batch, noise, random = problem(7, config, MODERATE)
-    rng = np.random.default_rng(8)
-    _, of_critics, means = critic_reference(nets, batch, random, config)
-    of_actor = actor_reference(nets, batch.obs, noise)[1]
-    for _ in range(3):
-        along = jax.tree.map(lambda x: rng.normal(size=x.shape), nets)
-        numeric = slope(
-            lambda critics: critic_reference(nets._replace(critics=critics), batch, random, config)[0],
-            nets.critics,
-            along.critics,
-            step=1e-7,
-        )
-        assert numeric == pytest.approx(dot(of_critics, along.critics), rel=1e-6)
-        numeric = slope(
-            lambda actor: actor_reference(nets._replace(actor=actor), batch.obs, noise)[0],
-            nets.actor,
-            along.actor,
-            step=1e-7,
-        )
-        assert numeric == pytest.approx(dot(of_actor, along.actor), rel=1e-6)
-    numeric = slope(lambda x: multiplier_reference(x, means)[0], nets.log_multiplier, np.ones(()))
-    assert numeric == pytest.approx(float(multiplier_reference(nets.log_multiplier, means)[1]), rel=1e-6)
+    assert_reached(map(cases_of, SEEDS), 20)
 
 
 def test_the_multiplier_is_bounded() -> None:
     means = np.array([1.3, 2.1])
-    with jax.enable_x64(True):
-        for size in (13.5, 14.5):  # the logarithm of 1e6 is 13.8
-            of_learner = jax.value_and_grad(cql.multiplier_loss)(jnp.asarray(size), jnp.asarray(means), HYPERS)
-            assert_close(of_learner, multiplier_reference(np.asarray(size), means), 1e-12)
+    for size in (13.5, 14.5):  # the logarithm of 1e6 is 13.8
+        with computing(np.float64):
+            got = jax.value_and_grad(cql.multiplier_loss)(jnp.asarray(size), jnp.asarray(means), HYPERS)
+        assert_close(got, value_and_grad(lambda x: multiplier_loss(x, means), np.asarray(size)), 1e-12)
 
 
 # Whole updates, with everything that surrounds the losses.
@@ -408,24 +329,17 @@ def updated(nets: Nets, rows: Batch, dataset: Any, keys: Any, config: cql.Config
         batch = batch._replace(reward=HYPERS.reward_scale * (batch.reward * size) + HYPERS.reward_bias)
 
         # All gradients where the last update left off.
-        _, of_critics, means = critic_reference(nets, batch, random, config)
-        of_actor = actor_reference(nets, batch.obs, noise)[1]
-        log_prob = sampled(nets.actor, batch.obs, noise).squashed.log_prob
-        of_alpha = alpha_reference(nets.log_alpha, log_prob, -HYPERS.target_entropy_scale * ACTION_DIM)[1]
-        of_multiplier = multiplier_reference(nets.log_multiplier, means)[1]
-        critics = adams.critics.step(nets.critics, of_critics, HYPERS.critic_learning_rate)
-        targets = jax.tree.map(
-            lambda old, new: (1.0 - HYPERS.tau) * old + HYPERS.tau * new, nets.target_critics, critics
-        )
+        grads = gradients(nets, batch, noise, random, config)
+        critics = adams.critics.step(nets.critics, grads.critics, HYPERS.critic_learning_rate)
         nets = Nets(
-            actor=adams.actor.step(nets.actor, of_actor, HYPERS.actor_learning_rate),
+            actor=adams.actor.step(nets.actor, grads.actor, HYPERS.actor_learning_rate),
             critics=critics,
-            target_critics=targets,
-            log_alpha=adams.log_alpha.step(nets.log_alpha, of_alpha, HYPERS.alpha_learning_rate)
+            target_critics=polyak(nets.target_critics, critics, HYPERS.tau),
+            log_alpha=adams.log_alpha.step(nets.log_alpha, grads.log_alpha, HYPERS.alpha_learning_rate)
             if config.learn_alpha
             else nets.log_alpha,
             log_multiplier=adams.log_multiplier.step(
-                nets.log_multiplier, of_multiplier, HYPERS.multiplier_learning_rate
+                nets.log_multiplier, grads.log_multiplier, HYPERS.multiplier_learning_rate
             )
             if config.lagrange
             else nets.log_multiplier,
@@ -442,7 +356,7 @@ def reward_size(returns: FloatArray, config: cql.Config) -> float:
 def test_whole_updates(config: cql.Config) -> None:
     algorithm, rng = cql.make(config), np.random.default_rng(0)
     nets = random_nets(rng, MODERATE)
-    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+    with computing(np.float64):
         dataset, rows = toy_dataset(rng, STORED)
         task, hypers = Task(Toy(), dataset), cast(HYPERS, jnp.float64)
         state = state_of(nets, jnp.float64)
@@ -467,10 +381,10 @@ def test_whole_updates(config: cql.Config) -> None:
     assert float(metrics["alpha"]) == pytest.approx(np.exp(want.log_alpha), rel=1e-12)
     if config.lagrange:
         assert float(metrics["multiplier"]) == pytest.approx(np.exp(want.log_multiplier), rel=1e-12)
-    best = np.tanh(forward(as_mlp(want.actor), seen, "relu")[0][:, :ACTION_DIM])
-    np.testing.assert_allclose(act, ((LOW + HIGH) / 2.0 + (HIGH - LOW) / 2.0 * best)[0], rtol=1e-8)
+    best = np.tanh(policy_at(want.actor, seen)[0])
+    np.testing.assert_allclose(act, (CENTER + HALF_WIDTH * best)[0], rtol=1e-8)
     # Of the rewards that the dataset holds: their normalisation is undone.
-    smaller = float(np.min(q_values(want.critics, seen, best)))
+    smaller = float(smallest(want.critics, seen, best)[0])
     assert float(value) == pytest.approx(smaller / reward_size(np.asarray(dataset.episode_return), config), rel=1e-8)
 
 

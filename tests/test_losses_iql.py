@@ -1,8 +1,6 @@
 """IQL against an independent reference in NumPy and float64: losses, their whole gradients, whole updates.
 
-The reference is written from the paper (Kostrikov et al. 2021, arXiv 2110.06169) and the details listed in
-`iql.py`, with every derivative by hand. A central difference of the reference's own losses guards
-those derivatives.
+The reference is written from the paper (Kostrikov et al. 2021, arXiv 2110.06169) and the details listed in `iql.py`.
 """
 
 from __future__ import annotations
@@ -17,43 +15,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpy_nets import (
-    Adam,
-    FloatArray,
-    Tree,
-    assert_close,
-    assert_moved,
-    backward,
-    cast,
-    dot,
-    exact,
-    forward,
-    mlp,
-    slope,
-)
-from numpy_offline import (
+from numpy_critics import (
     ACTION_DIM,
     BATCH,
-    HIDDEN,
     OBS_DIM,
-    Batch,
-    dataset,
-    drawn,
-    in_box,
-    moved,
+    assert_different,
+    bellman,
+    endings,
+    polyak,
     q_values,
     random_batch,
+    smallest,
+    squared_errors,
+    state_value,
+)
+from numpy_nets import Adam, FloatArray, Tree, assert_close, assert_moved, cast, exact, mlp, perceptron
+from numpy_offline import (
+    HIDDEN,
+    SOMEWHERE,
+    assert_evaluates,
+    compiled,
+    dataset,
+    drawn,
     records,
     rows_of,
-    shown,
-    squared_errors,
     task,
     twins,
 )
+from reference import assert_reached, computing, precisions, value_and_grad
 from trained_states import params_of, with_adam
 
 from envs import datasets
 from envs.core import Box
+from envs.datasets import Batch
 from rlsuite.algorithms.offline import iql
 from rlsuite.core import AlgorithmSpec, Clock, Task
 from rlsuite.errors import UserError
@@ -72,6 +66,7 @@ HYPERS = iql.Hypers(
     max_weight=6.0,
     reward_shift=-0.4,
 )
+SEEDS = range(5)
 
 
 class Nets(NamedTuple):
@@ -84,53 +79,42 @@ class Nets(NamedTuple):
     value: Tree
 
 
-def v(value: Tree, obs: FloatArray) -> FloatArray:
-    """`[batch]`"""
-    return forward(value["params"], obs, "relu")[0][:, 0]
-
-
 def advantages(nets: Nets, batch: Batch) -> FloatArray:
     """The smaller target critic at the dataset's action, less V: `[batch]`."""
-    return np.min(q_values(nets.target_critics, batch.obs, batch.action), axis=0) - v(nets.value, batch.obs)
+    return smallest(nets.target_critics, batch.obs, batch.action) - state_value(nets.value, batch.obs)
 
 
 def value_reference(value: Tree, q: FloatArray, batch: Batch, expectile: float) -> tuple[float, Tree]:
     """V's loss for constant q `[batch]`, and its gradient."""
-    out, inputs = forward(value["params"], batch.obs, "relu")
-    u = q - out[:, 0]
-    asymmetry = np.where(u < 0.0, 1.0 - expectile, expectile)
-    d_out = -2.0 * asymmetry * u / len(u)
-    return float(np.mean(asymmetry * u**2)), {"params": backward(value["params"], inputs, d_out[:, None], "relu")[0]}
+
+    def loss(value: Tree) -> Any:
+        u = q - state_value(value, batch.obs)
+        return np.mean(np.where(u < 0.0, 1.0 - expectile, expectile) * u**2)
+
+    return value_and_grad(loss, value)
 
 
 def critic_reference(nets: Nets, batch: Batch, discount: float) -> tuple[float, Tree]:
-    """The critics' loss, averaged over the two, and its gradient. Only `terminated` cuts the bootstrap."""
-    target = batch.reward + discount * (1.0 - batch.terminated) * v(nets.value, batch.next_obs)
-    loss, grads = squared_errors(nets.critics, batch, target)
-    return loss / 2.0, jax.tree.map(lambda g: g / 2.0, grads)
+    """The critics' loss, averaged over the two, and its gradient."""
+    target = bellman(batch, discount, state_value(nets.value, batch.next_obs))
+    return value_and_grad(lambda critics: squared_errors(critics, batch, target) / 2.0, nets.critics)
 
 
 def actor_reference(
     actor: iql.Actor, advantage: FloatArray, batch: Batch, hypers: iql.Hypers, deterministic: bool
 ) -> tuple[float, iql.Actor]:
     """The policy's loss for constant advantages `[batch]`, and its gradient."""
-    n = len(advantage)
-    weight = np.minimum(np.exp(hypers.beta * advantage), hypers.max_weight)[:, None]
-    out, inputs = forward(actor.net["params"], batch.obs, "relu")
-    mean = np.tanh(out)
-    away = mean - batch.action
-    if deterministic:
-        loss, d_mean, d_log_std = np.sum(weight * away**2) / n, 2.0 * weight * away / n, np.zeros(ACTION_DIM)
-    else:
+    weight = np.minimum(np.exp(hypers.beta * advantage), hypers.max_weight)
+
+    def loss(actor: iql.Actor) -> Any:
+        square = (np.tanh(perceptron(actor.net["params"], batch.obs, "relu")) - batch.action) ** 2
+        if deterministic:
+            return np.mean(weight * np.sum(square, axis=1))
         log_std = np.minimum(np.maximum(actor.log_std, -20.0), 2.0)
-        variance = np.exp(2.0 * log_std)
-        surprise = 0.5 * away**2 / variance + log_std + 0.5 * math.log(2.0 * math.pi)
-        loss, d_mean = np.sum(weight * surprise) / n, weight * away / variance / n
-        # Beyond its bounds the log standard deviation does not count, and so has no gradient.
-        inside = (actor.log_std > -20.0) & (actor.log_std < 2.0)
-        d_log_std = inside * np.sum(weight * (1.0 - away**2 / variance), axis=0) / n
-    net = backward(actor.net["params"], inputs, d_mean * (1.0 - mean**2), "relu")[0]
-    return float(loss), iql.Actor({"params": net}, d_log_std)
+        surprise = 0.5 * square / np.exp(2.0 * log_std) + log_std + 0.5 * math.log(2.0 * math.pi)
+        return np.mean(weight * np.sum(surprise, axis=1))
+
+    return value_and_grad(loss, actor)
 
 
 def random_nets(rng: np.random.Generator) -> Nets:
@@ -167,80 +151,51 @@ def jax_losses(nets: Nets, batch: datasets.Batch, hypers: iql.Hypers) -> Any:
     return advantage, (of_value, value_grads), (of_critics, critic_grads), of_actor, metrics
 
 
-def compare(seed: int, dtype: Any, tolerance: float) -> None:
-    """All losses and gradients of the learner, computed in `dtype`, against the reference."""
+@functools.cache
+def want_losses(seed: int) -> Any:
     nets, batch = problem(seed)
     advantage, nothing = advantages(nets, batch), np.zeros(BATCH)
-    q = advantage + v(nets.value, batch.obs)
+    q = advantage + state_value(nets.value, batch.obs)
 
     def with_nothing(loss_and_grads: tuple[float, Tree]) -> tuple[float, tuple[Tree, FloatArray]]:
         return loss_and_grads[0], (loss_and_grads[1], nothing)
 
-    of_critics = critic_reference(nets, batch, HYPERS.discount)
-    want = (
+    critics = critic_reference(nets, batch, HYPERS.discount)
+    return (
         advantage,
         with_nothing(value_reference(nets.value, q, batch, HYPERS.expectile)),
-        with_nothing(of_critics),
+        with_nothing(critics),
         [with_nothing(actor_reference(nets.actor, advantage, batch, HYPERS, kind)) for kind in (False, True)],
-        {"critic_loss": of_critics[0], "q": np.mean(q_values(nets.critics, batch.obs, batch.action))},
+        {"critic_loss": critics[0], "q": np.mean(q_values(nets.critics, batch.obs, batch.action))},
     )
-    with jax.default_matmul_precision("highest"):
-        got = jax_losses(cast(nets, dtype), datasets.Batch(*cast(tuple(batch), dtype)), cast(HYPERS, dtype))
-    assert_close(got, want, tolerance, dtype)
 
 
-def test_losses_and_gradients_in_float64() -> None:
-    with jax.enable_x64(True):
-        for seed in range(5):
-            compare(seed, jnp.float64, 1e-12)
+@precisions(in_float64=1e-12)
+def test_losses_and_gradients(dtype: Any, tolerance: float) -> None:
+    for seed in SEEDS:
+        with computing(dtype):
+            got = jax_losses(*cast((*problem(seed), HYPERS), dtype))
+        assert_close(got, want_losses(seed), tolerance, dtype)
 
 
-def test_losses_and_gradients_in_float32() -> None:
-    for seed in range(5):
-        compare(seed, jnp.float32, 1e-5)
+def cases_of(seed: int) -> dict[str, Any]:
+    """Which samples of a problem reach which branch."""
+    nets, batch = problem(seed)
+    u, weight = advantages(nets, batch), np.exp(HYPERS.beta * advantages(nets, batch))
+    q_1, q_2 = q_values(nets.target_critics, batch.obs, batch.action)
+    return {
+        "advantage positive": u > 0.0,
+        "advantage negative": u < 0.0,
+        "weight at its bound": weight > HYPERS.max_weight,
+        "weight between 1 and its bound": (u > 0.0) & (weight < HYPERS.max_weight),
+        "first target smaller": q_1 < q_2,
+        "second target smaller": q_2 < q_1,
+        **endings(batch),
+    }
 
 
 def test_the_samples_reach_every_branch() -> None:
-    reached: dict[str, int] = {}
-    for seed in range(5):
-        nets, batch = problem(seed)
-        u = advantages(nets, batch)
-        q_1, q_2 = q_values(nets.target_critics, batch.obs, batch.action)
-        cases = {
-            "advantage positive": u > 0.0,
-            "advantage negative": u < 0.0,
-            "weight at its bound": np.exp(HYPERS.beta * u) > HYPERS.max_weight,
-            "weight between 1 and its bound": (u > 0.0) & (np.exp(HYPERS.beta * u) < HYPERS.max_weight),
-            "first target smaller": q_1 < q_2,
-            "second target smaller": q_2 < q_1,
-            "terminated only": batch.terminated & ~batch.truncated,
-            "truncated only": batch.truncated & ~batch.terminated,
-            "terminated and truncated": batch.terminated & batch.truncated,
-            "neither": ~batch.terminated & ~batch.truncated,
-        }
-        for name, hits in cases.items():
-            reached[name] = reached.get(name, 0) + int(np.sum(hits))
-    assert min(reached.values()) >= 20, reached
-
-
-def test_the_reference_has_the_gradient_of_its_own_losses() -> None:
-    nets, batch = problem(7)
-    rng = np.random.default_rng(8)
-    advantage = advantages(nets, batch)
-    q = advantage + v(nets.value, batch.obs)
-    losses: list[tuple[Any, Tree]] = [
-        (lambda tree: value_reference(tree, q, batch, 0.8), nets.value),
-        (lambda tree: critic_reference(nets._replace(critics=tree), batch, 0.93), nets.critics),
-        *(
-            (functools.partial(actor_reference, advantage=advantage, batch=batch, hypers=HYPERS, deterministic=kind), x)
-            for kind, x in ((False, nets.actor), (True, nets.actor))
-        ),
-    ]
-    for reference, tree in losses:
-        for _ in range(5):
-            direction = jax.tree.map(lambda x: rng.normal(size=x.shape), tree)
-            numeric = slope(lambda moved, reference=reference: reference(moved)[0], tree, direction, step=1e-7)
-            assert numeric == pytest.approx(dot(reference(tree)[1], direction), rel=1e-6)
+    assert_reached(map(cases_of, SEEDS), 20)
 
 
 def test_the_expectile_of_constant_values_is_that_of_the_textbook() -> None:
@@ -274,20 +229,6 @@ CONFIGS = {
         normalize_reward=True,
     ),
 }
-SOMEWHERE = np.array([1.5, -4.0, 2.0])
-"""an observation of the environment"""
-
-
-@functools.cache
-def programs(name: str) -> tuple[Any, Any]:
-    """jit of the update and of (act, value)."""
-    algorithm = iql.make(CONFIGS[name])
-    update = jax.jit(lambda key, state, clock: algorithm.update(key, task(), state, cast(HYPERS, jnp.float64), clock))
-
-    def judge(state: Any, obs: Any) -> Any:
-        return tuple(f(jax.random.key(0), task(), state, obs) for f in (algorithm.act, algorithm.value))
-
-    return update, jax.jit(judge)
 
 
 def scale_of(config: iql.Config) -> float:
@@ -304,13 +245,12 @@ def state_of(nets: Nets) -> iql.State:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_whole_updates(name: str) -> None:
     config = CONFIGS[name]
-    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        update, judge = programs(name)
+    algorithm = iql.make(config)
+    with computing(np.float64):
+        update, evaluate = compiled(algorithm, HYPERS)
         nets = start = random_nets(np.random.default_rng(0))
         state = state_of(nets)
-        chex.assert_trees_all_equal_structs(
-            jax.eval_shape(iql.make(config).init, jax.random.key(0), task(), HYPERS), state
-        )
+        chex.assert_trees_all_equal_structs(jax.eval_shape(algorithm.init, jax.random.key(0), task(), HYPERS), state)
         actor_adam, critic_adam, value_adam = Adam(nets.actor), Adam(nets.critics), Adam(nets.value)
         ends = set()
         for done in range(3):
@@ -324,13 +264,14 @@ def test_whole_updates(name: str) -> None:
 
             # Everything is of the networks as they were before the step; the targets follow the critics after it.
             u = advantages(nets, batch)
-            of_value, value_grads = value_reference(nets.value, u + v(nets.value, batch.obs), batch, HYPERS.expectile)
-            of_critics, critic_grads = critic_reference(nets, batch, HYPERS.discount)
-            of_actor, actor_grads = actor_reference(nets.actor, u, batch, HYPERS, config.deterministic)
+            q = u + state_value(nets.value, batch.obs)
+            value_error, value_grads = value_reference(nets.value, q, batch, HYPERS.expectile)
+            critic_error, critic_grads = critic_reference(nets, batch, HYPERS.discount)
+            actor_error, actor_grads = actor_reference(nets.actor, u, batch, HYPERS, config.deterministic)
             want = {
-                "value_loss": of_value,
-                "critic_loss": of_critics,
-                "actor_loss": of_actor,
+                "value_loss": value_error,
+                "critic_loss": critic_error,
+                "actor_loss": actor_error,
                 "advantage": np.mean(u),
                 "q": np.mean(q_values(nets.critics, batch.obs, batch.action)),
             }
@@ -342,18 +283,20 @@ def test_whole_updates(name: str) -> None:
             nets = Nets(
                 actor_adam.step(nets.actor, actor_grads, annealed),
                 critics,
-                moved(nets.target_critics, critics, HYPERS.tau),
+                polyak(nets.target_critics, critics, HYPERS.tau),
                 value_adam.step(nets.value, value_grads, HYPERS.value_learning_rate),
             )
-        act, value = judge(state, jnp.asarray(SOMEWHERE))
+        evaluated = evaluate(state, jnp.asarray(SOMEWHERE))
     assert ends >= {(False, False), (True, False), (False, True)}
     assert_moved(Nets(*params_of(state)), nets, start, 1e-8)
-    # Evaluation plays the mean, and values it by the smaller critic, in the units of the recorded rewards.
-    obs = shown(SOMEWHERE[None], config.normalize_obs)
-    best = np.tanh(forward(nets.actor.net["params"], obs, "relu")[0])
-    np.testing.assert_allclose(act, in_box(best)[0], rtol=1e-8)
-    smaller = float(np.min(q_values(nets.critics, obs, best)))
-    assert float(value) == pytest.approx(smaller / scale_of(config), rel=1e-8)
+    # Evaluation plays the mean, and values it in the units of the recorded rewards.
+    assert_evaluates(
+        evaluated,
+        lambda obs: np.tanh(perceptron(nets.actor.net["params"], obs, "relu")),
+        nets.critics,
+        config.normalize_obs,
+        value_scale=1.0 / scale_of(config),
+    )
 
 
 # Around the updates.
@@ -363,8 +306,7 @@ def test_starts_with_critics_that_differ_and_with_targets_that_do_not() -> None:
     algorithm = iql.make(CONFIGS["gaussian"])
     state = jax.jit(lambda key: algorithm.init(key, task(), HYPERS))(jax.random.key(0))
     state = params_of(state)
-    for leaf in jax.tree.leaves(state.critics):
-        assert leaf.shape[0] == 2 and not np.any(leaf[0] == leaf[1])
+    assert_different(state.critics)
     chex.assert_trees_all_equal(state.critics, state.target_critics)
     np.testing.assert_array_equal(state.actor.log_std, np.zeros(ACTION_DIM))
     # V has no part in common with a critic.

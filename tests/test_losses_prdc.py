@@ -1,8 +1,8 @@
 """PRDC against an independent reference in NumPy and float64: losses, their whole gradients, whole updates.
 
 The reference is written from the paper (Ran et al. 2023, arXiv 2306.06569) and the details listed in
-`prdc.py`. What PRDC shares with TD3+BC has the reference of `test_losses_td3_bc.py`, derivatives by
-hand; the anchors are looked for here by computing every distance.
+`prdc.py`. What PRDC shares with TD3+BC has the reference of `test_losses_td3_bc.py`; the anchors are looked for here by
+computing every distance.
 """
 
 from __future__ import annotations
@@ -16,31 +16,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpy_nets import Adam, FloatArray, Tree, assert_close, assert_moved, cast, dot, normal, slope
-from numpy_offline import (
-    ACTION_DIM,
-    BATCH,
-    HIDDEN,
-    Batch,
-    dataset,
-    drawn,
-    in_box,
-    moved,
-    q_values,
-    random_batch,
-    records,
-    rows_of,
-    shown,
-    task,
-    unit,
-)
-from test_losses_td3_bc import NETWORKS, SOMEWHERE, Nets, actor_reference, learner, pull, random_nets, squashed
+from numpy_critics import ACTION_DIM, BATCH, assert_different, random_batch
+from numpy_nets import FloatArray, Tree, assert_close, cast, normal
+from numpy_offline import HIDDEN, dataset, records, shown, task, unit
+from numpy_offline_td3 import UPDATE_BATCH, Nets, assert_learns_as, chosen, jax_losses, learner, want_losses
+from reference import computing, precisions
+from test_losses_td3_bc import NETWORKS, random_nets
+from test_losses_td3_bc import actor_reference as td3_bc_actor_reference
 from test_losses_td3_bc import critic_reference as td3_bc_critic_reference
 from trained_states import params_of
 
 from envs import datasets
+from envs.datasets import Batch
 from rlsuite.algorithms.offline import prdc
-from rlsuite.core import Clock, Task
+from rlsuite.core import Task
 from rlsuite.errors import UserError
 from rlsuite.pieces import offline_td3
 
@@ -58,10 +47,18 @@ HYPERS = prdc.Hypers(
 )
 
 
-def critic_reference(nets: Nets, batch: Batch, noise: FloatArray, hypers: Any = HYPERS) -> tuple[float, Tree]:
+SEEDS = range(5)
+
+
+def critic_reference(nets: Nets, batch: Batch, noise: FloatArray) -> tuple[float, Tree]:
     """That of TD3, on 2.5 r - 0.4."""
-    reward = hypers.reward_scale * batch.reward + hypers.reward_shift
-    return td3_bc_critic_reference(nets, batch._replace(reward=reward), noise, hypers)
+    reward = HYPERS.reward_scale * batch.reward + HYPERS.reward_shift
+    return td3_bc_critic_reference(nets, batch._replace(reward=reward), noise, HYPERS)
+
+
+def actor_reference(nets: Nets, batch: Batch, anchor: FloatArray) -> tuple[float, Tree]:
+    """That of TD3+BC, with anchors in place of the batch's actions."""
+    return td3_bc_actor_reference(nets, batch._replace(action=anchor), alpha=HYPERS.alpha)
 
 
 def all_distances(obs: FloatArray, action: FloatArray, beta: float, normalize: bool) -> FloatArray:
@@ -98,64 +95,22 @@ def problem(seed: int) -> tuple[Nets, Batch, FloatArray, FloatArray]:
     return nets, batch, normal(rng, BATCH, ACTION_DIM), np.clip(normal(rng, BATCH, ACTION_DIM), -1.0, 1.0)
 
 
-@jax.jit
-def jax_losses(state: Any, batch: datasets.Batch, noise: Any, anchor: Any, hypers: prdc.Hypers) -> Any:
-    """Both losses and their gradients, the gradient of the critics' loss by the targets, and the metrics."""
-    params = params_of(state)
-    (critic_loss, metrics), critic_grads = jax.value_and_grad(prdc.critic_loss, has_aux=True)(
-        params.critics, NETWORKS, state, batch, noise, hypers
-    )
-
-    def by_targets(target_actor: Tree, target_critics: Tree) -> Any:
-        other = state._replace(target_actor=target_actor, target_critics=target_critics)
-        return prdc.critic_loss(params.critics, NETWORKS, other, batch, noise, hypers)[0]
-
-    target_grads = jax.grad(by_targets, (0, 1))(state.target_actor, state.target_critics)
-    actor = jax.value_and_grad(offline_td3.actor_loss)(
-        params.actor, NETWORKS, params.critics, batch.obs, anchor, hypers
-    )
-    return (critic_loss, critic_grads), actor, target_grads, metrics
+LOSSES = jax_losses(NETWORKS, prdc.critic_loss, offline_td3.actor_loss)
 
 
-def compare(seed: int, dtype: Any, tolerance: float) -> None:
+@functools.cache
+def want(seed: int) -> Any:
     nets, batch, noise, anchor = problem(seed)
-    of_critics = critic_reference(nets, batch, noise)
-    want = (
-        of_critics,
-        actor_reference(nets, batch._replace(action=anchor), pull(nets, batch, HYPERS.alpha)),
-        jax.tree.map(np.zeros_like, (nets.target_actor, nets.target_critics)),
-        {"critic_loss": of_critics[0], "q": np.mean(q_values(nets.critics, batch.obs, batch.action))},
-    )
-    samples = datasets.Batch(*cast(tuple(batch), dtype))
-    with jax.default_matmul_precision("highest"):
-        got = jax_losses(learner(nets, dtype), samples, *cast((noise, anchor, HYPERS), dtype))
-    assert_close(got, want, tolerance, dtype)
+    return want_losses(nets, batch, critic_reference(nets, batch, noise), actor_reference(nets, batch, anchor))
 
 
-def test_losses_and_gradients_in_float64() -> None:
-    with jax.enable_x64(True):
-        for seed in range(5):
-            compare(seed, jnp.float64, 1e-12)
-
-
-def test_losses_and_gradients_in_float32() -> None:
-    for seed in range(5):
-        compare(seed, jnp.float32, 1e-5)
-
-
-def test_the_reference_has_the_gradient_of_its_own_losses() -> None:
-    nets, batch, noise, anchor = problem(7)
-    rng = np.random.default_rng(8)
-    weight = pull(nets, batch, HYPERS.alpha)
-    losses: list[tuple[Any, Tree]] = [
-        (lambda tree: critic_reference(nets._replace(critics=tree), batch, noise), nets.critics),
-        (lambda tree: actor_reference(nets._replace(actor=tree), batch._replace(action=anchor), weight), nets.actor),
-    ]
-    for reference, tree in losses:
-        for _ in range(5):
-            direction = jax.tree.map(lambda x: rng.normal(size=x.shape), tree)
-            numeric = slope(lambda moved, reference=reference: reference(moved)[0], tree, direction, step=1e-7)
-            assert numeric == pytest.approx(dot(reference(tree)[1], direction), rel=1e-6)
+@precisions(in_float64=1e-12)
+def test_losses_and_gradients(dtype: Any, tolerance: float) -> None:
+    for seed in SEEDS:
+        nets, *rest = problem(seed)
+        with computing(dtype):
+            got = LOSSES(learner(nets, dtype), *cast((*rest, HYPERS), dtype))
+        assert_close(got, want(seed), tolerance, dtype)
 
 
 # Anchors.
@@ -201,7 +156,6 @@ def test_a_dataset_that_was_not_prepared_is_refused() -> None:
 
 # Whole updates, with everything that surrounds the losses.
 
-UPDATE_BATCH = 16
 CONFIGS = {
     "delay 3": prdc.Config(batch_size=UPDATE_BATCH, hidden_sizes=HIDDEN, policy_delay=3),
     "no delay, second neighbour, observations as they are": prdc.Config(
@@ -210,64 +164,18 @@ CONFIGS = {
 }
 
 
-@functools.cache
-def programs(name: str) -> tuple[Any, Any]:
-    """jit of the update and of (act, value)."""
-    algorithm = prdc.make(CONFIGS[name])
-    assert algorithm.value is not None
-
-    def judge(state: Any, obs: Any) -> Any:
-        return tuple(f(jax.random.key(0), task(), state, obs) for f in (algorithm.act, algorithm.value))
-
-    hypers = cast(HYPERS, jnp.float64)
-    update = jax.jit(lambda key, state, clock: algorithm.update(key, with_blocks(), state, hypers, clock))
-    return update, jax.jit(judge)
-
-
 @pytest.mark.parametrize("name", CONFIGS)
 def test_whole_updates(name: str) -> None:
-    config = CONFIGS[name]
-    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        update, judge = programs(name)
-        nets = start = random_nets(np.random.default_rng(0))
-        state = learner(nets, jnp.float64)
-        fresh = jax.eval_shape(prdc.make(config).init, jax.random.key(0), task(), HYPERS)
-        chex.assert_trees_all_equal_structs(fresh, state)
-        actor_adam, critic_adam = Adam(nets.actor), Adam(nets.critics)
-        for done in range(5, 9):  # 6 is due where the delay is 3
-            key = jax.random.key(done)
-            batch_key, noise_key = jax.random.split(key)
-            rows = rows_of(batch_key, UPDATE_BATCH)
-            batch = drawn(rows, config.normalize_obs)
-            noise = np.asarray(jax.random.normal(noise_key, (UPDATE_BATCH, ACTION_DIM)))
-            last = state
-            state, metrics = update(key, state, Clock(jnp.int32(done), jnp.asarray(0.5)))
+    nets, config = random_nets(np.random.default_rng(0)), CONFIGS[name]
 
-            loss, grads = critic_reference(nets, batch, noise)
-            nets = nets._replace(critics=critic_adam.step(nets.critics, grads, HYPERS.critic_learning_rate))
-            if done % config.policy_delay == 0:
-                # Anchors of the actor before its step, by the critics after theirs.
-                action = squashed(nets.actor, batch.obs)[0]
-                near = anchor_rows(records().obs[rows], action, HYPERS.beta, config.k, config.normalize_obs)
-                assert np.any(near != rows)
-                anchored = batch._replace(action=unit(records().action)[near])
-                grads = actor_reference(nets, anchored, pull(nets, batch, HYPERS.alpha))[1]
-                nets = nets._replace(actor=actor_adam.step(nets.actor, grads, HYPERS.actor_learning_rate))
-                nets = nets._replace(
-                    target_actor=moved(nets.target_actor, nets.actor, HYPERS.tau),
-                    target_critics=moved(nets.target_critics, nets.critics, HYPERS.tau),
-                )
-            else:
-                still = ("actor", "target_actor", "target_critics")
-                chex.assert_trees_all_equal(*([getattr(s, field) for field in still] for s in (state, last)))
-            assert float(metrics["critic_loss"]) == pytest.approx(loss, rel=1e-9)
-        act, value = judge(state, jnp.asarray(SOMEWHERE))
-    assert_moved(Nets(*params_of(state)), nets, start, 1e-8)
-    # Evaluation plays the actor without noise, and values it by the smaller critic.
-    obs = shown(SOMEWHERE[None], config.normalize_obs)
-    best = squashed(nets.actor, obs)[0]
-    np.testing.assert_allclose(act, in_box(best)[0], rtol=1e-8)
-    assert float(value) == pytest.approx(float(np.min(q_values(nets.critics, obs, best))), rel=1e-8)
+    def anchored(nets: Nets, batch: Batch, rows: Any) -> tuple[float, Tree]:
+        # Anchors of the actor before its step, by the critics after theirs.
+        action = chosen(nets.actor, batch.obs)
+        near = anchor_rows(records().obs[rows], action, HYPERS.beta, config.k, config.normalize_obs)
+        assert np.any(near != rows)
+        return actor_reference(nets, batch, unit(records().action)[near])
+
+    assert_learns_as(nets, critic_reference, anchored, prdc.make(config), config, HYPERS, with_blocks)
 
 
 # Around the updates.
@@ -277,8 +185,7 @@ def test_starts_with_critics_that_differ_and_with_targets_that_do_not() -> None:
     algorithm = prdc.make(CONFIGS["delay 3"])
     state = jax.jit(lambda key: algorithm.init(key, Task(task_env(), dataset()), HYPERS))(jax.random.key(0))
     state = params_of(state)
-    for leaf in jax.tree.leaves(state.critics):
-        assert leaf.shape[0] == 2 and not np.any(leaf[0] == leaf[1])
+    assert_different(state.critics)
     chex.assert_trees_all_equal((state.actor, state.critics), (state.target_actor, state.target_critics))
 
 

@@ -1,15 +1,15 @@
 """PROPS, ROS and PPO-Buffer against an independent reference in NumPy and float64: losses, gradients, whole updates.
 
-The reference is written from the specification of the two papers (arXiv 2311.08290, 2111.14552), with every derivative
-by hand, which a central difference of its own loss guards. Whole updates are traced in the order of the paper, in which
-the behaviour update ends a round; `props.py` begins the next one with it. PPO's loss and gradient
-come from `test_losses_ppo.py`.
+The reference is written from the specification of the two papers (arXiv 2311.08290, 2111.14552). Whole updates are
+traced in the order of the paper, in which the behaviour update ends a round; `props.py` begins the next one with it.
+PPO's loss and gradient come from `test_losses_ppo.py`.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,7 +18,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from numpy_nets import (
     HIGH,
@@ -31,33 +30,44 @@ from numpy_nets import (
     Tree,
     assert_close,
     assert_moved,
-    backward,
     cast,
-    dot,
+    clipped,
     exact,
-    forward,
     normal,
-    slope,
+    perceptron,
     toy_transition,
 )
-from test_losses_ppo import HIDDEN, OBS_DIM, SPACES, Samples, merged, policy_terms, random_params, reference
+from numpy_on_policy import (
+    BATCH,
+    HIDDEN,
+    OBS_DIM,
+    SEEDS,
+    SPACES,
+    Moments,
+    every_space,
+    merged,
+    policy_at,
+    scaled,
+    standardized,
+    state_value,
+)
+from reference import computing, grad, precisions
+from test_losses_ppo import gradient as ppo_gradient
+from test_losses_ppo import random_params, reference
 
 from envs.core import Box, Discrete
 from rlsuite.algorithms.on_policy import buffered_ppo, ppo, ppo_buffer, props, ros
 from rlsuite.core import Algorithm, Clock, Task, Transition
 from rlsuite.errors import UserError
 from rlsuite.pieces.actor_critic import Networks, actor_of
-from rlsuite.pieces.minibatches import descend, shuffle
+from rlsuite.pieces.minibatches import shuffle
 from rlsuite.pieces.on_policy import Batch
-from rlsuite.pieces.trained import Trained
 
-BATCH = 64
 HYPERS = props.Hypers(behavior_clip_epsilon=0.3, behavior_kl_coef=0.6)
 
 # Its results are the same up to rounding.
 QUICK_TO_COMPILE: Any = {"xla_backend_optimization_level": 0}
 
-every_space = pytest.mark.parametrize("space", SPACES)
 every_weight = pytest.mark.parametrize("weighted", [False, True])
 
 
@@ -73,47 +83,40 @@ class Rows(NamedTuple):
 
 
 class Behavior(NamedTuple):
-    loss: float
-    grads: Tree
-    approx_kl: float
+    loss: Any
+    approx_kl: Any
     ratio: FloatArray
 
 
 def behavior_reference(actor: Tree, rows: Rows, valid: Any, hypers: props.Hypers) -> Behavior:
-    """Loss, gradient and divergence of PROPS over the valid rows."""
-    count, epsilon = int(np.sum(valid)), float(hypers.behavior_clip_epsilon)
-    share = valid / count
-    out, inputs = forward(actor["policy"], rows.obs, "tanh")
-    log_prob, _, policy_gradient = policy_terms(actor, rows.obs, rows.action)
-    log_ratio = log_prob - rows.log_prob
+    """Loss and divergence of PROPS over the valid rows."""
+    epsilon, share = float(hypers.behavior_clip_epsilon), valid / np.sum(valid)
+    now = policy_at(actor, rows.obs, rows.action)
+    log_ratio = now.log_prob - rows.log_prob
     ratio = np.exp(log_ratio)
     weight = np.ones(len(ratio)) if rows.weight is None else rows.weight
     # There is nothing to gain where the probability is already low enough.
-    low = ratio < 1.0 - epsilon
-    loss = np.sum(share * weight * np.where(low, 1.0 - epsilon, ratio))
-    grads = policy_gradient(share * weight * np.where(low, 0.0, ratio), np.zeros(len(ratio)))
+    loss = np.sum(share * weight * np.maximum(ratio, 1.0 - epsilon))
     if len(rows.dist) == 2:
-        mean, std = rows.dist[0], np.exp(rows.dist[1])
-        dim, own_std = mean.shape[1], np.exp(actor["log_std"])
-        kl = np.log(std / own_std) + (own_std**2 + (out - mean) ** 2) / (2.0 * std**2) - 0.5
-        factor = float(hypers.behavior_kl_coef) * share[:, None] / dim
-        loss += np.sum(factor * kl)
-        of_kl = backward(actor["policy"], inputs, factor * (out - mean) / std**2, "tanh")[0]
-        grads = {
-            "policy": jax.tree.map(np.add, grads["policy"], of_kl),
-            "log_std": grads["log_std"] + np.sum(factor * (own_std**2 / std**2 - 1.0), axis=0),
-        }
-    return Behavior(loss, grads, float(np.sum(share * (ratio - 1.0 - log_ratio))), ratio)
+        (mean, log_std), (target_mean, target_log_std) = now.dist, rows.dist
+        spread = np.exp(2.0 * log_std) + (mean - target_mean) ** 2
+        kl = target_log_std - log_std + spread / (2.0 * np.exp(2.0 * target_log_std)) - 0.5
+        loss += float(hypers.behavior_kl_coef) * np.sum(share * np.mean(kl, axis=1))
+    return Behavior(loss, np.sum(share * (ratio - 1.0 - log_ratio)), ratio)
 
 
-def log_likelihood(actor: Tree, rows: Rows, valid: Any) -> float:
+def behavior_gradient(actor: Tree, rows: Rows, valid: Any, hypers: props.Hypers) -> Tree:
+    return grad(lambda a: behavior_reference(a, rows, valid, hypers).loss, actor)
+
+
+def log_likelihood(actor: Tree, rows: Rows, valid: Any) -> Any:
     """The mean of log pi over the valid rows."""
-    return float(np.mean(policy_terms(actor, rows.obs, rows.action)[0][valid]))
+    return np.mean(policy_at(actor, rows.obs, rows.action).log_prob[valid])
 
 
 def ros_reference(actor: Tree, rows: Rows, valid: Any, step_size: float) -> Tree:
     """Down the mean gradient of log pi over the valid rows."""
-    gradient = policy_terms(actor, rows.obs, rows.action)[2](valid / np.sum(valid), np.zeros(len(valid)))
+    gradient = grad(lambda a: log_likelihood(a, rows, valid), actor)
     return jax.tree.map(lambda theta, g: theta - step_size * g, actor, gradient)
 
 
@@ -123,11 +126,11 @@ def problem(seed: int, space: Discrete | Box, weighted: bool) -> tuple[Tree, Row
     actor = actor_of(random_params(rng, space))
     obs = normal(rng, BATCH, OBS_DIM)
     action: Any = rng.integers(space.n, size=BATCH) if isinstance(space, Discrete) else normal(rng, BATCH, space.dim)
-    out = exact(forward(actor["policy"], obs, "tanh")[0] + 0.3 * normal(rng, BATCH, space_dim(space)))
+    out = exact(perceptron(actor["policy"], obs, "tanh") + 0.3 * normal(rng, BATCH, space_dim(space)))
     dist = (out,)
     if isinstance(space, Box):
         dist = (out, exact(actor["log_std"] + 0.3 * normal(rng, BATCH, space.dim)))
-    log_prob = exact(policy_terms(actor, obs, action)[0] + 0.4 * normal(rng, BATCH))
+    log_prob = exact(policy_at(actor, obs, action).log_prob + 0.4 * normal(rng, BATCH))
     weight = np.abs(normal(rng, BATCH)) if weighted else None
     return actor, Rows(obs, action, dist, log_prob, weight), rng.random(BATCH) < 0.7
 
@@ -146,44 +149,38 @@ def rows_of(past: props.Past) -> Batch:
     return Batch(past.obs, past.action, past.dist, past.log_prob, nothing, nothing, nothing)
 
 
-def compare(seed: int, space_name: str, weighted: bool, dtype: Any, tolerance: float) -> None:
-    """Loss, metrics and gradient of PROPS, and the step of ROS, computed in `dtype`, against the reference."""
-    space = SPACES[space_name]
-    actor, rows, valid = problem(seed, space, weighted)
-    want = behavior_reference(actor, rows, valid, HYPERS)
-    networks = Networks(HIDDEN, space)
-    past = props.Past(*cast(tuple(rows), dtype))
-    recalled = rows_of(past)
-    with jax.default_matmul_precision("highest"):
-        (loss, metrics), grads = jax_loss(cast(actor, dtype), networks, past, valid, cast(HYPERS, dtype))
-        stepped, likelihood = jax_ros(cast(actor, dtype), networks, recalled, valid, 64.0)
-    assert loss.dtype == dtype
-    assert_close(grads, want.grads, tolerance, dtype)
-    assert float(loss) == float(metrics["loss"]) == pytest.approx(want.loss, rel=tolerance)
-    # A mean of differences between numbers of order 1.
-    assert float(metrics["approx_kl"]) == pytest.approx(want.approx_kl, rel=tolerance, abs=tolerance)
-    assert_moved(stepped, ros_reference(actor, rows, valid, 64.0), actor, tolerance)
-    assert float(likelihood) == pytest.approx(log_likelihood(actor, rows, valid), rel=tolerance)
+@functools.cache
+def want_behavior(seed: int, space: str, weighted: bool) -> tuple[Behavior, Tree, Tree]:
+    """The loss of PROPS and its gradient, and the step of ROS."""
+    actor, rows, valid = problem(seed, SPACES[space], weighted)
+    arguments = actor, rows, valid, HYPERS
+    return behavior_reference(*arguments), behavior_gradient(*arguments), ros_reference(actor, rows, valid, 64.0)
 
 
 @every_space
 @every_weight
-def test_losses_and_gradients_in_float64(space: str, weighted: bool) -> None:
-    with jax.enable_x64(True):
-        for seed in range(5):
-            compare(seed, space, weighted, jnp.float64, 1e-11)
-
-
-@every_space
-@every_weight
-def test_losses_and_gradients_in_float32(space: str, weighted: bool) -> None:
-    for seed in range(5):
-        compare(seed, space, weighted, jnp.float32, 1e-5)
+@precisions(in_float64=1e-11)
+def test_losses_and_gradients(space: str, weighted: bool, dtype: Any, tolerance: float) -> None:
+    networks = Networks(HIDDEN, SPACES[space])
+    for seed in SEEDS:
+        actor, rows, valid = problem(seed, SPACES[space], weighted)
+        want, want_grads, want_step = want_behavior(seed, space, weighted)
+        with computing(dtype):
+            past = props.Past(*cast(tuple(rows), dtype))
+            (loss, metrics), grads = jax_loss(cast(actor, dtype), networks, past, valid, cast(HYPERS, dtype))
+            stepped, likelihood = jax_ros(cast(actor, dtype), networks, rows_of(past), valid, 64.0)
+        assert loss.dtype == dtype
+        assert_close(grads, want_grads, tolerance, dtype)
+        assert float(loss) == float(metrics["loss"]) == pytest.approx(want.loss, rel=tolerance)
+        # A mean of differences between numbers of order 1.
+        assert float(metrics["approx_kl"]) == pytest.approx(want.approx_kl, rel=tolerance, abs=tolerance)
+        assert_moved(stepped, want_step, actor, tolerance)
+        assert float(likelihood) == pytest.approx(log_likelihood(actor, rows, valid), rel=tolerance)
 
 
 @every_space
 def test_the_samples_reach_every_branch(space: str) -> None:
-    for seed in range(5):
+    for seed in SEEDS:
         actor, rows, valid = problem(seed, SPACES[space], True)
         ratio = behavior_reference(actor, rows, valid, HYPERS).ratio
         for case in (ratio < 0.7, (ratio > 0.7) & (ratio < 1.3), ratio > 1.3):
@@ -192,30 +189,13 @@ def test_the_samples_reach_every_branch(space: str) -> None:
 
 
 @every_space
-@every_weight
-def test_the_reference_has_the_gradient_of_its_own_loss(space: str, weighted: bool) -> None:
-    actor, rows, valid = problem(7, SPACES[space], weighted)
-    rng = np.random.default_rng(8)
-    grads = behavior_reference(actor, rows, valid, HYPERS).grads
-    down = jax.tree.map(np.subtract, actor, ros_reference(actor, rows, valid, 1.0))
-    for _ in range(5):
-        direction = jax.tree.map(lambda x: rng.normal(size=x.shape), actor)
-        numeric = slope(lambda a: behavior_reference(a, rows, valid, HYPERS).loss, actor, direction)
-        assert numeric == pytest.approx(dot(grads, direction), rel=1e-6, abs=1e-8)
-        numeric = slope(lambda a: log_likelihood(a, rows, valid), actor, direction)
-        assert numeric == pytest.approx(dot(down, direction), rel=1e-6, abs=1e-8)
-
-
-@every_space
 def test_ros_and_props_make_what_is_there_less_likely(space: str) -> None:
     """The sign, without any reference: a small step of either lowers the likelihood of the data."""
     actor, rows, valid = problem(3, SPACES[space], False)
     networks = Networks(HIDDEN, SPACES[space])
     # From the target policy itself, where the ratio is 1 and the divergence 0.
-    dist = [forward(actor["policy"], rows.obs, "tanh")[0]]
-    if "log_std" in actor:
-        dist.append(np.tile(actor["log_std"], (BATCH, 1)))
-    rows = rows._replace(dist=tuple(dist), log_prob=policy_terms(actor, rows.obs, rows.action)[0])
+    now = policy_at(actor, rows.obs, rows.action)
+    rows = rows._replace(dist=now.dist, log_prob=now.log_prob)
     past = props.Past(*cast(tuple(rows), jnp.float32))
     before = log_likelihood(actor, rows, valid)
     stepped, _ = jax_ros(cast(actor, jnp.float32), networks, rows_of(past), valid, 1e-3)
@@ -223,93 +203,6 @@ def test_ros_and_props_make_what_is_there_less_likely(space: str) -> None:
     _, grads = jax_loss(cast(actor, jnp.float32), networks, past, valid, HYPERS)
     stepped = jax.tree.map(lambda x, g: x - 1e-3 * np.asarray(g), actor, grads)
     assert log_likelihood(stepped, rows, valid) < before - 1e-5
-
-
-# --- Descents with a stop ---------------------------------------------------------------------------------------------
-
-SIZE, COUNT, MINIBATCHES, EPOCHS = 12, 7, 4, 3
-
-
-def toy_descent(max_kl: float, broken_beyond: float = math.inf) -> tuple[Any, Any]:
-    """`descend` of x towards the mean of rows of which the first ones are not valid, and its metrics.
-
-    The divergence is how far x has come, tenfold in the minibatch of the last row: after one that is too far come
-    others that are not. Beyond some distance it is NaN, as is the gradient.
-    """
-    rows = jnp.asarray(np.where(np.arange(SIZE) < SIZE - COUNT, np.nan, np.arange(SIZE)), jnp.float32)
-
-    def loss(x: Any, minibatch: Any, valid: Any) -> tuple[Any, Any]:
-        error = jnp.where(valid, (x - jnp.where(valid, minibatch, 0.0)) ** 2, 0.0).sum() / jnp.maximum(valid.sum(), 1)
-        bad = jnp.where(jnp.abs(x) > broken_beyond, jnp.nan, 1.0)
-        far = jnp.where(jnp.any(minibatch == SIZE - 1), 10.0, 1.0)
-        return error * bad, {"loss": error * bad, "approx_kl": far * jnp.abs(x) * bad}
-
-    adam = optax.sgd(0.05)
-    x = jnp.float32(0.0)
-    got, metrics = jax.jit(
-        lambda key: descend(key, loss, adam, Trained.start(x, adam), rows, COUNT, max_kl, EPOCHS, MINIBATCHES)
-    )(jax.random.key(5))
-    return got.params, metrics
-
-
-def plain_descent(max_kl: float, broken_beyond: float = math.inf) -> tuple[float, list[float], list[float]]:
-    """The same as a loop that just stops: x, and the losses and divergences of the steps taken."""
-    x, losses, divergences = 0.0, [], []
-    for key in jax.random.split(jax.random.key(5), EPOCHS):
-        rows = np.asarray(shuffle(key, SIZE, COUNT))[:COUNT]  # row i holds the number i
-        for first in range(0, COUNT, SIZE // MINIBATCHES):
-            minibatch = rows[first : first + SIZE // MINIBATCHES]
-            divergence = abs(x) * (10.0 if SIZE - 1 in minibatch else 1.0)
-            if divergence > max_kl or abs(x) > broken_beyond:
-                return x, losses, divergences
-            losses.append(float(np.mean((x - minibatch) ** 2)))
-            divergences.append(divergence)
-            x -= 0.05 * 2.0 * float(np.mean(x - minibatch))
-    return x, losses, divergences
-
-
-@pytest.mark.parametrize("max_kl", [math.inf, 15.0, 4.0, 1.0, 0.0])
-def test_a_descent_stops_before_the_step_that_starts_too_far(max_kl: float) -> None:
-    x, losses, divergences = plain_descent(max_kl)
-    got, metrics = toy_descent(max_kl)
-    assert float(got) == pytest.approx(x, rel=1e-5)
-    assert float(metrics["loss"]) == pytest.approx(np.mean(losses), rel=1e-5)
-    assert float(metrics["approx_kl"]) == pytest.approx(np.mean(divergences), rel=1e-5)
-    # Three of the four minibatches hold anything.
-    assert float(metrics["steps_taken"]) == pytest.approx(len(losses) / (3 * EPOCHS))
-    assert (len(losses) == 3 * EPOCHS) == (max_kl == math.inf)
-    assert max_kl > 0.0 or len(losses) == 1
-
-
-@pytest.mark.parametrize("max_kl", [1.0, math.inf])
-def test_what_is_not_a_number_ends_a_descent_and_reaches_nothing(max_kl: float) -> None:
-    got, metrics = toy_descent(max_kl, broken_beyond=1.0)
-    assert float(got) == pytest.approx(plain_descent(max_kl, broken_beyond=1.0)[0], rel=1e-5)
-    assert all(np.isfinite(x) for x in metrics.values())
-
-
-def test_nothing_valid_is_nothing_learned() -> None:
-    rows = jnp.ones(6)
-
-    def loss(x: Any, minibatch: Any, valid: Any) -> tuple[Any, Any]:
-        return jnp.sum(x * minibatch), {"approx_kl": jnp.float32(0.0)}
-
-    adam = optax.adam(0.1)
-    x = jnp.float32(0.5)
-    start = Trained.start(x, adam)
-    got, metrics = descend(jax.random.key(0), loss, adam, start, rows, 0, 1.0, 2, 3)
-    chex.assert_trees_all_equal(got, start)
-    assert float(metrics["steps_taken"]) == 0.0
-
-
-def test_a_shuffle_puts_the_valid_rows_first_in_any_order() -> None:
-    orders = np.asarray(jax.vmap(lambda key: shuffle(key, 10, 4))(jax.random.split(jax.random.key(0), 2000)))
-    np.testing.assert_array_equal(np.sort(orders, axis=1), np.tile(np.arange(10), (2000, 1)))
-    assert orders[:, :4].min() == 6
-    for place in range(4):
-        np.testing.assert_allclose(np.bincount(orders[:, place] - 6) / 2000, 0.25, atol=0.05)
-    whole = np.asarray(jax.vmap(lambda key: shuffle(key, 10, 10))(jax.random.split(jax.random.key(0), 2000)))
-    np.testing.assert_allclose(np.bincount(whole[:, 0]) / 2000, 0.1, atol=0.03)
 
 
 def test_the_buffer_is_a_plain_ring() -> None:
@@ -405,9 +298,8 @@ class Numbers(NamedTuple):
     """A state's numbers."""
 
     params: Tree
-    obs_stats: tuple[FloatArray, FloatArray, float]
-    """mean, variance, weight"""
-    return_stats: tuple[FloatArray, FloatArray, float]
+    obs_stats: Moments
+    return_stats: Moments
     discounted_return: FloatArray
     buffer: Transition
 
@@ -418,13 +310,6 @@ class Trace(NamedTuple):
     """minibatch steps taken in every PPO update"""
     behavior_steps: list[int]
     """the same in every behaviour update"""
-
-
-class Judged(NamedTuple):
-    """The buffer as the target policy sees it, rows of whole steps from the oldest to the newest."""
-
-    samples: Samples
-    dist: tuple[FloatArray, FloatArray]
 
 
 def descended(
@@ -447,11 +332,8 @@ def descended(
             grads, kl = gradient(params, order[first : first + each])
             if kl > max_kl:
                 return params, steps
-            norm = np.sqrt(dot(grads, grads))
-            if norm > UPDATE_HYPERS.max_grad_norm:
-                scale = UPDATE_HYPERS.max_grad_norm / norm
-                grads = jax.tree.map(lambda g, scale=scale: g * scale, grads)
-            params, steps = adam.step(params, grads, learning_rate), steps + 1
+            params = adam.step(params, clipped(grads, UPDATE_HYPERS.max_grad_norm)[0], learning_rate)
+            steps += 1
     return params, steps
 
 
@@ -477,30 +359,25 @@ def traced(seed: int, params: Tree, case: Case) -> Trace:
     ppo_steps, behavior_steps = [], []
 
     def seen(obs: FloatArray) -> FloatArray:
-        return np.clip((obs - obs_stats[0]) / np.sqrt(obs_stats[1] + 1e-8), -10.0, 10.0)
+        return standardized(obs, obs_stats)
 
-    def judged() -> Judged:
+    def judged() -> Batch:
+        """The buffer as the target policy sees it, rows of whole steps from the oldest to the newest."""
         net, recent = params["params"], past[-KEPT:]
-        columns = [
-            Samples(seen(t.obs), t.action, *([forward(net["critic"], seen(t.obs), "tanh")[0][:, 0]] * 4))
-            for t in recent
-        ]
+        values = [state_value(net, seen(t.obs)) for t in recent]
         advantage = np.zeros((len(recent), config.num_envs))
         for i in reversed(range(len(recent))):
             t = recent[i]
-            reward = np.clip(t.reward / np.sqrt(return_stats[1] + 1e-8), -10.0, 10.0)
             # Time running out leaves the future its value; only the sum over later steps ends.
-            future = np.where(t.terminated, 0.0, forward(net["critic"], seen(t.next_obs), "tanh")[0][:, 0])
+            future = np.where(t.terminated, 0.0, state_value(net, seen(t.next_obs)))
             later = advantage[i + 1] if i + 1 < len(recent) else np.zeros(config.num_envs)
             later = np.where(t.terminated | t.truncated, 0.0, later)
-            delta = reward + hypers.discount * future - columns[i].value
+            delta = scaled(t.reward, return_stats) + hypers.discount * future - values[i]
             advantage[i] = delta + hypers.discount * hypers.gae_lambda * later
-        rows = Samples(*(np.concatenate(column) for column in zip(*columns, strict=True)))
-        flat = advantage.reshape(-1)
-        log_prob = policy_terms(net, rows.obs, rows.action)[0]
-        mean = forward(net["policy"], rows.obs, "tanh")[0]
-        dist = (mean, np.tile(net["log_std"], (len(mean), 1)))
-        return Judged(rows._replace(log_prob=log_prob, advantage=flat, target=flat + rows.value), dist)
+        flat, value = advantage.reshape(-1), np.concatenate(values)
+        obs, action = np.concatenate([seen(t.obs) for t in recent]), np.concatenate([t.action for t in recent])
+        now = policy_at(net, obs, action)
+        return Batch(obs, action, now.dist, now.log_prob, value, flat, flat + value)
 
     for index, (_, collect_key) in enumerate(round_keys):
         update, round_of_update = divmod(index, rounds)
@@ -509,7 +386,7 @@ def traced(seed: int, params: Tree, case: Case) -> Trace:
         for step_key in jax.random.split(collect_key, case.behavior_steps):
             policy_key, _ = jax.random.split(step_key)
             noise = np.asarray(jax.random.normal(policy_key, (config.num_envs, 3)))
-            action = forward(behavior["policy"], seen(obs), "tanh")[0] + np.exp(behavior["log_std"]) * noise
+            action = perceptron(behavior["policy"], seen(obs), "tanh") + np.exp(behavior["log_std"]) * noise
             next_obs, reward, terminated = toy_transition(obs, np.clip(action, LOW, HIGH))
             steps = steps + 1
             truncated = steps >= TIME_LIMIT
@@ -526,19 +403,18 @@ def traced(seed: int, params: Tree, case: Case) -> Trace:
         now = judged()
         if round_of_update == rounds - 1:
 
-            def of_ppo(params: Tree, chosen: Any, now: Judged = now) -> tuple[Tree, float]:
-                minibatch = Samples(*(column[chosen] for column in now.samples))
-                result = reference(params, minibatch, ppo.Config(), hypers)  # type: ignore[arg-type]
-                return result.grads, result.metrics["approx_kl"]
+            def ppo_step(params: Tree, chosen: Any, now: Batch = now) -> tuple[Tree, float]:
+                arguments = params, jax.tree.map(lambda x: x[chosen], now), ppo.Config(), hypers
+                return ppo_gradient(*arguments), reference(*arguments)[1]["approx_kl"]  # type: ignore[arg-type]
 
             params, taken = descended(
                 learn_keys[update],
-                of_ppo,
+                ppo_step,
                 params,
                 ppo_adam,
                 hypers.learning_rate * (1.0 - update / UPDATES),
                 KEPT * config.num_envs,
-                len(now.samples.obs),
+                len(now.obs),
                 hypers.target_kl,
                 config.num_epochs,
                 config.num_minibatches,
@@ -554,26 +430,21 @@ def traced(seed: int, params: Tree, case: Case) -> Trace:
         if not case.stale_reference:
             now = judged()
         oldest = case.behavior_steps * config.num_envs if len(past) >= KEPT else 0
-        samples = Samples(*(column[oldest:] for column in now.samples))
-        weight = None
-        if case.advantage_weighting:
-            weight = np.abs(samples.advantage) / (np.std(samples.advantage) + 1e-8)
-        rows = Rows(
-            samples.obs, samples.action, tuple(column[oldest:] for column in now.dist), samples.log_prob, weight
-        )
+        now = jax.tree.map(lambda x, oldest=oldest: x[oldest:], now)
+        weight = np.abs(now.advantage) / (np.std(now.advantage) + 1e-8) if case.advantage_weighting else None
+        rows = Rows(now.obs, now.action, now.dist, now.log_prob, weight)
         everywhere = np.ones(len(rows.obs), bool)
         if case.behavior == "ros":
             behavior = ros_reference(behavior, rows, everywhere, case.hypers.ros_step_size)
             continue
 
-        def of_behavior(actor: Tree, chosen: Any, rows: Rows = rows) -> tuple[Tree, float]:
-            minibatch = Rows(*jax.tree.map(lambda x: x[chosen], tuple(rows)))
-            result = behavior_reference(actor, minibatch, np.ones(len(chosen), bool), hypers)
-            return result.grads, result.approx_kl
+        def behavior_step(actor: Tree, chosen: Any, rows: Rows = rows) -> tuple[Tree, float]:
+            arguments = actor, jax.tree.map(lambda x: x[chosen], rows), np.ones(len(chosen), bool), hypers
+            return behavior_gradient(*arguments), behavior_reference(*arguments).approx_kl
 
         behavior, taken = descended(
             round_keys[index + 1][0],
-            of_behavior,
+            behavior_step,
             behavior,
             behavior_adam,
             hypers.behavior_learning_rate,
@@ -606,7 +477,7 @@ def test_whole_updates_in_the_order_of_the_paper(name: str) -> None:
     algorithm, task = case.algorithm, Task(Toy())
     stops: list[bool] = []
     ends: list[tuple[Any, Any]] = []
-    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+    with computing(np.float64):
         update = jax.jit(algorithm.update, compiler_options=QUICK_TO_COMPILE)
         start = jax.jit(algorithm.init)(jax.random.key(0), task, case.hypers)
         for seed in range(3):
