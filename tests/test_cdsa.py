@@ -25,6 +25,7 @@ from rlsuite.algorithms.offline import cdsa
 from rlsuite.commands.options import field_texts
 from rlsuite.core import Algorithm, AlgorithmSpec, Preset, Task
 from rlsuite.errors import UserError
+from rlsuite.pieces import denoisers
 from rlsuite.pieces.networks import MLP
 from rlsuite.sweeping import checks, job, sweep
 from rlsuite.training import train
@@ -108,8 +109,8 @@ def test_the_score_of_a_gaussian_is_the_analytic_one() -> None:
     dataset = gaussian()
     batch = dataset.transitions
     x = np.concatenate([np.asarray(dataset.normalize(batch.obs)), np.asarray(batch.action)], axis=1)[::40]
-    networks = cdsa.Networks(MLP((*hidden, 6), nn.silu), MLP((1,)), MLP((1,)))
-    got = np.asarray(cdsa.score(networks, state.models.score_ema, jnp.asarray(x), jnp.full(len(x), LEVEL)))
+    network = MLP((*hidden, 6), nn.silu)
+    got = np.asarray(denoisers.score(network, state.models.score_ema, jnp.asarray(x), jnp.full(len(x), LEVEL)))
 
     # From the distribution, not from the sample, but for the statistics by which observations are normalised.
     scale = np.concatenate([[2.0, 0.5, 1.0] / (np.asarray(dataset.obs_std) + 1e-3), [SPREAD] * ACTION_DIM])

@@ -39,10 +39,11 @@ from rlsuite import algorithms
 from rlsuite.algorithms.offline import a2pr
 from rlsuite.core import Clock, Task
 from rlsuite.errors import UserError
-from rlsuite.pieces import offline_td3
+from rlsuite.pieces import deterministic
+from rlsuite.pieces import vae as vaes
 from rlsuite.pieces.critics import first_q
+from rlsuite.pieces.deterministic import smoothed_action as smoothed
 from rlsuite.pieces.networks import MLP
-from rlsuite.pieces.offline_td3 import smoothed_action as smoothed
 
 LATENT_DIM = 2 * ACTION_DIM
 ACTOR, CRITIC, VALUE, VAE = (6, 5), (5, 7), (4, 6), (7, 8)
@@ -229,10 +230,9 @@ def weight_of(nets: Nets, batch: Batch) -> FloatArray:
 
 def networks() -> a2pr.Networks:
     return a2pr.Networks(
-        offline_td3.Networks(MLP((*ACTOR, ACTION_DIM)), MLP((*CRITIC, 1))),
+        deterministic.Networks(MLP((*ACTOR, ACTION_DIM)), MLP((*CRITIC, 1))),
         MLP((*VALUE, 1)),
-        MLP((*VAE, 2 * LATENT_DIM)),
-        MLP((*VAE, ACTION_DIM)),
+        vaes.VAE(MLP((*VAE, 2 * LATENT_DIM)), MLP((*VAE, ACTION_DIM))),
     )
 
 
@@ -265,7 +265,7 @@ def jax_losses(state: a2pr.State, batch: Batch, noises: Noises, hypers: a2pr.Hyp
     (of_value, v), value_grads = with_aux(a2pr.value_loss)(params.value, nets, batch, jnp.minimum(online, target))
     q_data = first_q(nets.td3.critic, params.critics, batch.obs, batch.action)
     weight = hypers.vae_weight * (q_data > v)
-    (of_vae, _), vae_grads = with_aux(a2pr.vae_loss)(params.vae, nets, batch, noises.vae, weight)
+    (of_vae, _), vae_grads = with_aux(vaes.loss)(params.vae, nets.vae, batch.obs, batch.action, noises.vae, weight)
     of_actor = {
         form: jax.value_and_grad(a2pr.actor_loss)(
             params.actor, config, nets, state, batch, q_data, v, noises.candidate, hypers
@@ -352,7 +352,7 @@ def test_the_log_standard_deviation_is_bounded_on_both_sides() -> None:
     encoder = nets.vae["encoder"]["params"]
     encoder["Dense_2"]["bias"][LATENT_DIM:] = [-99.0, -4.1, -3.9, 14.9, 15.1, 99.0]
     encoder["Dense_2"]["kernel"][:, LATENT_DIM:] = 0.0
-    encode = jax.jit(functools.partial(a2pr.encode, networks()))
+    encode = jax.jit(networks().vae.encode)
     _, log_std = encode(cast(nets.vae, jnp.float32), *cast((batch.obs, batch.action), jnp.float32))
     np.testing.assert_allclose(log_std, np.tile([-4.0, -4.0, -3.9, 14.9, 15.0, 15.0], (BATCH, 1)), rtol=1e-6)
 

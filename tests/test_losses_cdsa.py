@@ -39,7 +39,7 @@ from envs.datasets import Dataset, Records
 from rlsuite import algorithms
 from rlsuite.algorithms.offline import bc, cdsa
 from rlsuite.core import Algorithm, Clock, Task
-from rlsuite.pieces import offline
+from rlsuite.pieces import denoisers, dynamics, offline
 from rlsuite.pieces.networks import MLP
 
 SCORE_HIDDEN, DYNAMICS_HIDDEN = (8, 7), (9, 8)
@@ -47,9 +47,7 @@ DIM = OBS_DIM + ACTION_DIM
 SEEDS = range(5)
 # Half the time to compile, for programs that run for a moment.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-NETWORKS = cdsa.Networks(
-    MLP((*SCORE_HIDDEN, DIM), nn.silu), MLP((*DYNAMICS_HIDDEN, ACTION_DIM)), MLP((*DYNAMICS_HIDDEN, OBS_DIM))
-)
+NETWORKS = cdsa.Networks(MLP((*SCORE_HIDDEN, DIM), nn.silu), dynamics.Dynamics.of(DYNAMICS_HIDDEN, OBS_DIM, ACTION_DIM))
 HYPERS = cdsa.Hypers(
     score_learning_rate=0.003,
     dynamics_learning_rate=0.005,
@@ -173,8 +171,9 @@ def jax_losses(nets: Any, samples: Any) -> tuple[tuple[Any, Tree], tuple[Any, Tr
     """The two losses of the learner and their gradients."""
     empty = jnp.zeros(BATCH)
     batch = datasets.Batch(samples.obs, samples.action, empty, samples.next_obs, samples.action, empty, empty)
-    of_score = jax.value_and_grad(cdsa.score_loss)(nets.score, NETWORKS, batch, samples.sigma, samples.noise)
-    (loss, _), grads = jax.value_and_grad(cdsa.dynamics_loss, has_aux=True)(nets.dynamics, NETWORKS, batch)
+    x = jnp.concatenate([samples.obs, samples.action], axis=-1)
+    of_score = jax.value_and_grad(denoisers.score_loss)(nets.score, NETWORKS.score, x, samples.sigma, samples.noise)
+    (loss, _), grads = jax.value_and_grad(dynamics.loss, has_aux=True)(nets.dynamics, NETWORKS.dynamics, batch)
     return of_score, (loss, grads)
 
 
@@ -202,19 +201,16 @@ def test_the_best_score_of_noise_is_the_gradient_of_its_log_density() -> None:
         def __call__(self, inputs: Any) -> Any:
             return inputs[..., :-1] / jnp.exp(inputs[..., -1:])  # x / sigma, which `score` divides by -sigma
 
-    networks = NETWORKS._replace(score=Right())
     x = jnp.asarray([[0.3, -0.1], [0.2, 0.9]])
-    np.testing.assert_allclose(cdsa.score(networks, {}, x, sigma), -x / sigma[:, None] ** 2, rtol=1e-6)
-    nothing = jnp.zeros((2, 1))
-    batch = datasets.Batch(nothing, nothing, sigma, nothing, nothing, sigma, sigma)
-    assert float(cdsa.score_loss({}, networks, batch, sigma, noise)) == pytest.approx(0.0, abs=1e-6)
+    np.testing.assert_allclose(denoisers.score(Right(), {}, x, sigma), -x / sigma[:, None] ** 2, rtol=1e-6)
+    assert float(denoisers.score_loss({}, Right(), jnp.zeros((2, 2)), sigma, noise)) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_levels_of_noise_are_log_uniform() -> None:
     uniform = jnp.asarray([0.0, 0.25, 0.5, 1.0])
-    got = cdsa.noise_levels(uniform, cdsa.Hypers(sigma_min=0.01, sigma_max=1.0))
+    got = denoisers.noise_levels(uniform, 0.01, 1.0)
     np.testing.assert_allclose(got, [0.01, 10**-1.5, 0.1, 1.0], rtol=1e-6)
-    np.testing.assert_allclose(cdsa.noise_levels(uniform, cdsa.Hypers(sigma_min=0.3, sigma_max=0.3)), 0.3, rtol=1e-6)
+    np.testing.assert_allclose(denoisers.noise_levels(uniform, 0.3, 0.3), 0.3, rtol=1e-6)
 
 
 # Whole updates, and acting, around a base whose every step can be seen.

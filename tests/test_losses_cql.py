@@ -13,6 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from numpy_critics import (
     ACTION_DIM,
@@ -39,8 +40,9 @@ from envs.datasets import Batch
 from rlsuite.algorithms.offline import cql
 from rlsuite.core import Clock, Task
 from rlsuite.errors import UserError
-from rlsuite.pieces import offline_td3
-from rlsuite.pieces.networks import MLP
+from rlsuite.pieces import soft_maximum
+from rlsuite.pieces import squashed as squashed_policy
+from rlsuite.pieces.trained import Trained
 
 HIDDEN = (6, 5)
 BATCH, NUM_ACTIONS, UPDATE_BATCH = 48, 3, 16
@@ -124,9 +126,9 @@ class Candidates(NamedTuple):
 
 def candidates_of(nets: Nets, batch: Batch, random: cql.Random) -> Candidates:
     """Uniform ones, those of the policy at s, and those of the policy at s', which are tried at s all the same."""
-    drawn = [(action, np.full(len(action), ACTION_DIM * np.log(0.5))) for action in random.uniform]
-    drawn += [sampled(nets.actor, batch.obs, noise) for noise in random.current]
-    drawn += [sampled(nets.actor, batch.next_obs, noise) for noise in random.following]
+    drawn = [(action, np.full(len(action), ACTION_DIM * np.log(0.5))) for action in random.drawn.uniform]
+    drawn += [sampled(nets.actor, batch.obs, noise) for noise in random.drawn.current]
+    drawn += [sampled(nets.actor, batch.next_obs, noise) for noise in random.drawn.following]
     return Candidates(*map(np.stack, zip(*drawn, strict=True)))
 
 
@@ -201,7 +203,8 @@ def random_numbers(rng: np.random.Generator, size: int, config: cql.Config) -> c
     shape = NUM_ACTIONS, size, ACTION_DIM
     uniform: Any = exact(rng.uniform(-1.0, 1.0, size=shape))
     current, following, target = normal(rng, *shape), normal(rng, *shape), normal(rng, *shape)
-    return cql.Random(uniform, current, following, target[: len(target) if config.max_target_backup else 1])
+    drawn = soft_maximum.Random(uniform, current, following)
+    return cql.Random(drawn, target[: len(target) if config.max_target_backup else 1])
 
 
 class Problem(NamedTuple):
@@ -221,23 +224,21 @@ def problem(seed: int, config: cql.Config, log_stds: tuple[float, ...] = WIDE) -
 
 def state_of(nets: Nets, dtype: Any) -> cql.State:
     """The learner's state with these networks and fresh optimisers."""
-    return with_adam(cql.State(*cast(tuple(nets), dtype)))
-
-
-NETWORKS = offline_td3.Networks(cql.Policy(HIDDEN, ACTION_DIM), MLP((*HIDDEN, 1)))
+    *networks, log_multiplier = cast(tuple(nets), dtype)
+    return with_adam(cql.State(*networks, own=Trained.start(log_multiplier, optax.adam(0.0))))
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def jax_losses(state: cql.State, batch: Any, noise: Any, random: cql.Random, hypers: Any, config: cql.Config) -> Any:
     """The losses of the learner and their gradients."""
-    params = params_of(state)
+    params, networks = params_of(state), cql.networks_of(config, ACTION_DIM)
     (critic_loss, (difference, _)), critic_grads = jax.value_and_grad(cql.critic_loss, has_aux=True)(
-        params.critics, NETWORKS, state, batch, random, config, hypers
+        params.critics, networks, state, batch, random, config, hypers
     )
-    (actor_loss, log_prob), actor_grads = jax.value_and_grad(cql.actor_loss, has_aux=True)(
-        params.actor, NETWORKS, params.critics, params.log_alpha, batch.obs, noise
+    (actor_loss, log_prob), actor_grads = jax.value_and_grad(squashed_policy.actor_loss, has_aux=True)(
+        params.actor, *networks, params.critics, params.log_alpha, batch.obs, noise
     )
-    multiplier = jax.value_and_grad(cql.multiplier_loss)(params.log_multiplier, difference, hypers)
+    multiplier = jax.value_and_grad(cql.multiplier_loss)(params.own, difference, hypers)
     return (critic_loss, critic_grads, difference), (actor_loss, actor_grads, log_prob), multiplier
 
 
@@ -315,13 +316,13 @@ def updated(nets: Nets, rows: Batch, dataset: Any, keys: Any, config: cql.Config
         noise = np.asarray(jax.random.normal(actor_key, (UPDATE_BATCH, ACTION_DIM)))
         uniform_key, current_key, following_key, target_key = jax.random.split(critic_key, 4)
         many = NUM_ACTIONS, UPDATE_BATCH, ACTION_DIM
-        random = cql.Random(
+        drawn = soft_maximum.Random(
             -1.0 + 2.0 * jax.random.uniform(uniform_key, many),
             jax.random.normal(current_key, many),
             jax.random.normal(following_key, many),
-            jax.random.normal(target_key, many if config.max_target_backup else (1, *many[1:])),
         )
-        random = cql.Random(*map(np.asarray, random))
+        target = jax.random.normal(target_key, many if config.max_target_backup else (1, *many[1:]))
+        random = jax.tree.map(np.asarray, cql.Random(drawn, target))
         batch = Batch(*(x[index] for x in rows))
         if config.normalize_obs:
             batch = batch._replace(obs=normalized(dataset, batch.obs), next_obs=normalized(dataset, batch.next_obs))
@@ -377,7 +378,7 @@ def test_whole_updates(config: cql.Config) -> None:
     state = params_of(state)
     assert_moved(Nets(*state), want, nets, 1e-8)
     assert (float(state.log_alpha) != float(nets.log_alpha)) == config.learn_alpha
-    assert (float(state.log_multiplier) != float(nets.log_multiplier)) == config.lagrange
+    assert (float(state.own) != float(nets.log_multiplier)) == config.lagrange
     assert float(metrics["alpha"]) == pytest.approx(np.exp(want.log_alpha), rel=1e-12)
     if config.lagrange:
         assert float(metrics["multiplier"]) == pytest.approx(np.exp(want.log_multiplier), rel=1e-12)
@@ -398,7 +399,7 @@ def test_starts_as_corl_does() -> None:
     state = params_of(state)
     chex.assert_trees_all_equal(state.critics, state.target_critics)
     assert float(state.log_alpha) == pytest.approx(np.log(HYPERS.initial_alpha))
-    assert float(state.log_multiplier) == 1.0
+    assert float(state.own) == 1.0
     layers = state.critics["params"]
     assert all(not np.any(layer["bias"]) for layer in layers.values())
     for kernel in np.asarray(layers["Dense_1"]["kernel"]):

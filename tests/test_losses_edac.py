@@ -39,9 +39,7 @@ from envs.datasets import Batch
 from rlsuite.algorithms.offline import edac
 from rlsuite.core import Clock, Task
 from rlsuite.errors import UserError
-from rlsuite.pieces import offline_td3
 from rlsuite.pieces import squashed as squashed_policy
-from rlsuite.pieces.networks import MLP
 
 HIDDEN = (6, 5)
 SEEDS = range(5)
@@ -152,7 +150,7 @@ def state_of(nets: Nets, dtype: Any) -> edac.State:
     return with_adam(edac.State(*cast(tuple(nets), dtype)))
 
 
-NETWORKS = offline_td3.Networks(MLP((*HIDDEN, 2 * ACTION_DIM)), MLP((*HIDDEN, 1)))
+NETWORKS = edac.networks_of(edac.Config(hidden_sizes=HIDDEN), ACTION_DIM)
 
 
 @functools.partial(jax.jit, static_argnames="diversity")
@@ -164,12 +162,12 @@ def jax_losses(state: edac.State, batch: Any, noise: Any, hypers: Any, diversity
         return edac.critic_loss(critics, NETWORKS, others, batch, noise, diversity, hypers)
 
     (critic_loss, _), critic_grads = jax.value_and_grad(of_critics, has_aux=True)(params.critics, state)
-    actor = jax.value_and_grad(edac.actor_loss)(
-        params.actor, NETWORKS, params.critics, params.log_alpha, batch.obs, noise
+    (actor_loss, _), actor_grads = jax.value_and_grad(squashed_policy.actor_loss, has_aux=True)(
+        params.actor, *NETWORKS, params.critics, params.log_alpha, batch.obs, noise
     )
 
     def of_alpha(log_alpha: Any, actor: Tree) -> Any:
-        _, log_prob = edac.draw(NETWORKS, actor, batch.obs, noise)
+        _, log_prob = NETWORKS.policy.draw(actor, batch.obs, noise)
         return squashed_policy.alpha_loss(log_alpha, log_prob, -hypers.target_entropy_scale * ACTION_DIM)
 
     alpha, by_actor = jax.value_and_grad(of_alpha, (0, 1))(params.log_alpha, params.actor)
@@ -184,7 +182,7 @@ def jax_losses(state: edac.State, batch: Any, noise: Any, hypers: Any, diversity
         )[0],
         (0, 1, 2),
     )(params.actor, params.target_critics, params.log_alpha)
-    return (critic_loss, critic_grads), actor, (alpha, by_actor[0]), (*constant, by_actor[1])
+    return (critic_loss, critic_grads), (actor_loss, actor_grads), (alpha, by_actor[0]), (*constant, by_actor[1])
 
 
 @functools.cache
@@ -331,7 +329,7 @@ def test_whole_updates(name: str) -> None:
         seen = normalized(dataset, obs) if case.normalize_obs else obs
         noise = np.asarray(jax.random.normal(jax.random.key(2), (ACTION_DIM,)))
     state = params_of(state)
-    assert_moved(Nets(*state), want, nets, 1e-8)
+    assert_moved(Nets(*state[:4]), want, nets, 1e-8)
     assert (float(state.log_alpha) != float(nets.log_alpha)) == case.learn_alpha
     assert float(metrics["alpha"]) == pytest.approx(np.exp(want.log_alpha), rel=1e-12)
     assert ("diversity_loss" in metrics) == case.diversity
