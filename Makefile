@@ -23,6 +23,9 @@ LATER := not slow and not exhaustive and not browser
 # Most programs of the tests run for less than a second: compiled in half the time.
 QUICK_COMPILES := XLA_FLAGS='--xla_backend_optimization_level=0'
 
+# Those that have changed since they last passed, with ALL=1 all of them.
+SLOW = -n 2 --dist loadgroup -m slow --slow-contracts $(if $(ALL),all,changed)
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup sweep datasets report test browser learning check exhaustive soak lint pages bench clean
@@ -34,7 +37,7 @@ help:
 	@echo 'make report     statistics, figures and page of RESULTS=$(RESULTS)'
 	@echo 'make test       the tests; PYTEST_ARGS="-k ppo" to choose'
 	@echo 'make browser    the tests of the report in Chromium, which it installs as root on Debian'
-	@echo 'make learning   the slow tests: train to known scores'
+	@echo 'make learning   the slow tests that have changed since they last passed: train to known scores; ALL=1 for all'
 	@echo 'make check      train small cells and compare with the reference curves of earlier versions'
 	@echo 'make exhaustive the tests of environments that compile for long'
 	@echo 'make soak       kill a sweep KILLS=$(KILLS) times at moments of SEED=$(SEED), resume, compare every row'
@@ -83,8 +86,8 @@ browser: $(INSTALLED)
 
 learning: $(INSTALLED)
 	@echo 'training to known scores on Python $(VERSION) ...'
-	@$(QUICK_COMPILES) $(BIN)/python -m pytest -n 2 --dist loadgroup -m slow $(CONTRACTS) $(PYTEST_ARGS)
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow $(addprefix --ignore=,$(CONTRACTS)) $(PYTEST_ARGS)
+	@$(QUICK_COMPILES) $(BIN)/python -m pytest $(SLOW) $(CONTRACTS) $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(SLOW) $(addprefix --ignore=,$(CONTRACTS)) $(PYTEST_ARGS)
 
 check: $(INSTALLED)
 	@echo 'comparing with reference curves ...'

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from analysis import Manifest, Scores, load, manifests, of_metric, score, select
 from analysis.curves import performance_profiles, sample_efficiency_curves
+from analysis.evidence import named
 from analysis.plots import aggregate_intervals, performance_profile, sample_efficiency
 from analysis.report import document, write
 from analysis.tables import latex, make_console, render, render_metric, summarise
@@ -76,7 +77,7 @@ def report(
         ResultsError: the results cannot be read, or lack one of the chosen `labels` or `tasks`.
         OSError: `out` cannot be written.
     """
-    frame, of_shards = select(load(results), manifests(results), labels=labels, tasks=tasks, shards=shards)
+    frame, of_shards = named(*select(load(results), manifests(results), labels=labels, tasks=tasks, shards=shards))
     scores = score(frame, of_shards)
     # A metric's curves are like those of the return, but no metric has reference values.
     without_reference = [{**manifest, "reference": None} for manifest in of_shards]

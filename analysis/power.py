@@ -245,7 +245,7 @@ def make_pilot(
             "all runs of the pilot score the same, which says nothing about their spread; use --kind auc"
         )
     fewest = min(task.size for task in (*x, *y))
-    notes = [note for note in scores.notes if "pools runs" in note]
+    notes = [note for note in scores.notes if "pools runs" in note or note.startswith("evidence")]
     if fewest < FEW:
         notes.append(f"the pilot has {fewest} runs on a task: with so few its spread is hardly known, nor the power")
     ties = sum(task.size - np.unique(task).size for task in x)

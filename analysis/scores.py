@@ -22,6 +22,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from analysis import evidence
+
 Array: TypeAlias = NDArray[np.float64]
 Manifest: TypeAlias = dict[str, Any]
 
@@ -428,6 +430,8 @@ class Scores:
     """What a reader must know before comparing: pooled settings, runs that have not finished, and so on."""
     unequal: dict[str, str] = dataclasses.field(default_factory=dict)
     """By environment, where runs differ in some of `CONDITIONS`: in which, as words."""
+    evidence: dict[str, str] = dataclasses.field(default_factory=dict)
+    """By label: the evidence level of its method, see `analysis.evidence.levels`."""
 
     @property
     def labels(self) -> list[str]:
@@ -593,7 +597,10 @@ def score(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> Scores:
         whose = cells[0] if len(cells) == 1 else f"each of {len(cells)} offline cells"
         notes.append(f"{whose}: {total:,} episodes were played to evaluate, {of_a_run:,} a run")
     notes += _code_notes(frame, shard_manifests)
-    return Scores(tasks, references, budgets, tuple(notes), unequal)
+    found = evidence.levels(frame, shard_manifests)
+    levels = {label: found[label] for label in sorted(found, key=order.__getitem__)}
+    notes += evidence.notes(levels)
+    return Scores(tasks, references, budgets, tuple(notes), unequal, levels)
 
 
 def by_task(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> tuple[pd.DataFrame, list[Manifest]]:

@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
-from analysis import bootstrap
+from analysis import bootstrap, evidence
 from analysis.bootstrap import Interval, Statistic
 from analysis.scores import KINDS, Array, Scores, TaskScores
 
@@ -29,7 +29,7 @@ TITLES = {"iqm": "IQM", "mean": "mean", "median": "median", "optimality_gap": "o
 COLUMNS = (
     *("section", "environment", "label", "against", "score", "statistic", "estimate", "low", "high", "confidence"),
     *("no_interval", "runs", "planned_runs", "diverged", "first_final_step", "last_final_step", "steps_per_second"),
-    *("setting", "tasks"),
+    *("setting", "tasks", "evidence"),
 )
 MARKS = {bootstrap.FEW_RUNS: "*", bootstrap.NO_SPREAD: "="}
 """What stands behind an estimate without interval, by the reason."""
@@ -71,7 +71,7 @@ def summarise(scores: Scores, *, repetitions: int = 2000, seed: int = 0, tasks_a
         the `tasks` that the two share, and on those that lack nothing but a reference), each for both `KINDS` of
         `score`, and `setting` (`setting_iqm`, the final IQM in episode return of each `setting` of a label that pools
         several, the best first). Where an estimate has no interval, `low` and `high` are NaN and `no_interval` says
-        why, a key of `MEANINGS`.
+        why, a key of `MEANINGS`. `evidence` is the level of the label's method, as `Scores.evidence` has it.
     """
     rows: list[dict[str, object]] = []
 
@@ -126,6 +126,7 @@ def summarise(scores: Scores, *, repetitions: int = 2000, seed: int = 0, tasks_a
             add("setting", label, "setting_iqm", environment=environment, **row)
 
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    frame["evidence"] = frame["label"].map(scores.evidence)
     counts = ["runs", "planned_runs", "diverged", "first_final_step", "last_final_step"]
     frame[counts] = frame[counts].astype("Int64")  # whole numbers in the CSV, although some rows have none
     return frame
@@ -189,6 +190,7 @@ def latex(scores: Scores, summary: pd.DataFrame) -> str:
         f"% IQM over runs with its {100 * CONFIDENCE:.0f} % stratified-bootstrap interval, in episode return;",
         "% AUC is the mean over the evaluations after step 0.",
         *(f"% {meaning}." for meaning in _marks(summary)),
+        *(f"% {_one_line(note)}." for note in evidence.notes(scores.evidence)),
         r"\begin{tabular}{llrll}",
         r"\toprule",
         r"Task & Label & Runs & Final & AUC \\",

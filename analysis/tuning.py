@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import gammaln
 
 from analysis import bootstrap
+from analysis.evidence import shown
 from analysis.scores import Array, Manifest, ResultsError, TaskScores, by_task, once, score
 
 MINIMUM_RUNS = 4
@@ -158,7 +159,8 @@ def choose(
             best, row = _choose(
                 of_tasks, selection_seeds, where, {"repetitions": repetitions, "seed": seed}, confidence
             )
-            rows.append({"label": label, **({} if over_tasks else {"environment": group[0]}), **row})
+            of_one_task = {} if over_tasks else {"environment": group[0]}
+            rows.append({"label": shown(label, scores.evidence), **of_one_task, **row})
             best_rows = _rows_of(frame, tasks, label, group, of_tasks[0].hypers.loc[best])
             kept |= best_rows & ~frame["seed"].isin(selection_seeds)
     chosen = frame[kept]

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 import pytest
+import slow_contracts
 
 # Compiling is most of the time that these tests take. The zero and the minus one keep even the smallest programs.
 CACHE_HOME = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
@@ -32,3 +33,12 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
         import jax  # Late, for the variables above.
 
         jax.clear_caches()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow-contracts", choices=("changed", "all"), help=slow_contracts.HELP)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("slow_contracts"):
+        config.pluginmanager.register(slow_contracts.SlowContracts(config))

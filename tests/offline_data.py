@@ -6,15 +6,15 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import envs
 from envs import datasets
 from envs.core import Box
-from envs.datasets import Dataset
+from envs.datasets import Dataset, Records
 from rlsuite import algorithms
-from rlsuite.core import Task
+from rlsuite.core import Task, Transition
 from rlsuite.pieces import rollout
-from rlsuite.sweeping.collect import records_of
 
 Array = jax.Array
 
@@ -29,6 +29,25 @@ def imitates(name: str) -> bool:
     """Whether the learner does what its data show, good or bad: it estimates no value."""
     spec = algorithms.get(name)
     return spec.offline and spec.make(spec.trial.config).value is None
+
+
+def records_of(steps: Transition) -> Records:
+    """The episodes of `[STEPS, NUM_ENVS, ...]`, environment after environment; the last step of each ends one.
+
+    Not that of `rlsuite.sweeping.collect`, which imports PPO and SAC: what every contract imports, every contract is
+    asked again for (`slow_contracts.py`)."""
+    rows = {name: np.concatenate(np.swapaxes(field, 0, 1)) for name, field in steps._asdict().items()}
+    done = rows["terminated"] | rows["truncated"]
+    assert done[STEPS - 1 :: STEPS].all()
+    episode = np.cumsum(done) - done
+    following = np.arange(len(done)) + ~done
+    return Records(
+        **rows,
+        next_action=rows["action"][following],
+        episode=episode,
+        episode_return=np.bincount(episode, weights=rows["reward"]),
+        complete=np.ones(done.sum(), bool),
+    )
 
 
 @functools.cache
@@ -49,7 +68,7 @@ def probe_dataset(env_id: str, good: bool = False) -> Dataset:
         return mean + (HALF_WIDTH - jnp.abs(mean)) * noise, None
 
     @jax.jit
-    def record(key: Array) -> tuple[Array, ...]:
+    def record(key: Array) -> Transition:
         start_key, key = jax.random.split(key)
         return rollout.collect(key, env, rollout.start(start_key, env, NUM_ENVS), behaviour, STEPS)[1]
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 import pytest
+from import_graph import imported_modules, is_for_types, module_name
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,25 +30,6 @@ LAZY_EXCEPTIONS = {(f"rlsuite/commands/{name}.py", "analysis") for name in ("api
 ENVIRONMENT_LIBRARIES = frozenset({"brax", "gymnasium", "gymnax", "minari", "mujoco", "mujoco_playground"})
 
 
-def imported_modules(path: str, node: ast.AST) -> list[str]:
-    """The absolute names that one node imports; none if it is not an import. `path` resolves relative imports."""
-    match node:
-        case ast.Import(names=names):
-            return [alias.name for alias in names]
-        case ast.ImportFrom(module=module, names=names, level=level):
-            package = PurePosixPath(path).parts[:-1]
-            # One dot is the file's own package; dots that leave the top-level package reach its siblings.
-            base = list(package[: len(package) - (level - 1)]) if level else []
-            base += module.split(".") if module else []
-            return [".".join(base)] if base else [alias.name for alias in names]
-        case ast.Call(
-            func=ast.Attribute(attr="import_module") | ast.Name(id="import_module" | "__import__"),
-            args=[ast.Constant(value=str(name)), *_],
-        ):
-            return [name]
-    return []
-
-
 def imports(path: str, node: ast.AST, lazy: bool = False) -> Iterator[tuple[int, str, bool]]:
     """(line, absolute module name, whether it is inside a function, or for type checkers only) of every import below
     `node`."""
@@ -56,11 +38,6 @@ def imports(path: str, node: ast.AST, lazy: bool = False) -> Iterator[tuple[int,
             yield getattr(child, "lineno", 0), module, lazy
         inside_function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         yield from imports(path, child, lazy or inside_function or is_for_types(child))
-
-
-def is_for_types(node: ast.AST) -> bool:
-    """Whether this is `if TYPE_CHECKING:` without an `else`, which no program runs."""
-    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not node.orelse
 
 
 def offences(path: str, source: str) -> list[str]:
@@ -158,8 +135,7 @@ def modules() -> dict[str, Path]:
     found = {}
     for package in MAY_IMPORT:
         for file in sorted((ROOT / package).rglob("*.py")):
-            parts = file.relative_to(ROOT).with_suffix("").parts
-            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+            found[module_name(file.relative_to(ROOT).as_posix())] = file
     return found
 
 
