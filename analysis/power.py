@@ -21,7 +21,7 @@ from scipy.stats import norm
 
 from analysis import bootstrap
 from analysis.bootstrap import Tasks
-from analysis.scores import Array, ResultsError, load, manifests, score
+from analysis.scores import Array, ResultsError, Scores, load, manifests, score
 
 SIMULATIONS = 500
 """Simulated comparisons for each number of runs: the power's standard error is 2.2 % or less."""
@@ -155,6 +155,36 @@ def approximate_runs(pilot: Pilot, wanted: float, confidence: float) -> int:
     return max(LEAST, math.ceil(runs))
 
 
+def tasks_of(scores: Scores, environment: str | None, return_difference: float | None) -> list[str]:
+    """The tasks of a pilot: the one that is named, or all that can be compared together.
+
+    Raises:
+        ResultsError: there is none, several where a difference in returns wants one, or one whose runs differ.
+    """
+    environments, left_out = scores.comparable()
+    if environment is not None:
+        environments = [environment]
+    elif return_difference is not None:
+        environments = scores.environments
+        if len(environments) > 1:
+            raise ResultsError(
+                f"a difference in returns needs one task of {', '.join(environments)}; choose it with --env, "
+                "or give the difference in normalised scores"
+            )
+    if not environments:
+        reasons = "; ".join(f"{environment}: {reason}" for environment, reason in left_out.items())
+        raise ResultsError(f"no task can be compared ({reasons}); choose one with --env and give --return-difference")
+    if return_difference is None and any(each not in scores.references for each in environments):
+        raise ResultsError(f"{environments[0]} has no reference returns; give the difference as --return-difference")
+
+    for each in environments:
+        if each in scores.unequal:
+            raise ResultsError(
+                f"runs on {each} differ in {scores.unequal[each]}; give a folder with runs of one kind alone"
+            )
+    return environments
+
+
 def make_pilot(
     path: str | Path,
     label: str,
@@ -195,27 +225,7 @@ def make_pilot(
         )
     # Only what these two ran matters for which tasks can be compared.
     scores = score(frame[frame["label"].isin([label, against or label])], shard_manifests)
-    environments, left_out = scores.comparable()
-    if environment is not None:
-        environments = [environment]
-    elif return_difference is not None:
-        environments = scores.environments
-        if len(environments) > 1:
-            raise ResultsError(
-                f"a difference in returns needs one task of {', '.join(environments)}; choose it with --env, "
-                "or give the difference in normalised scores"
-            )
-    if not environments:
-        reasons = "; ".join(f"{environment}: {reason}" for environment, reason in left_out.items())
-        raise ResultsError(f"no task can be compared ({reasons}); choose one with --env and give --return-difference")
-    if return_difference is None and any(each not in scores.references for each in environments):
-        raise ResultsError(f"{environments[0]} has no reference returns; give the difference as --return-difference")
-
-    for each in environments:
-        if each in scores.unequal:
-            raise ResultsError(
-                f"runs on {each} differ in {scores.unequal[each]}; give a folder with runs of one kind alone"
-            )
+    environments = tasks_of(scores, environment, return_difference)
 
     def runs_of(name: str) -> list[Array]:
         tasks = []

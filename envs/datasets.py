@@ -209,6 +209,52 @@ def build(
     """
     if not isinstance(space, Box):
         raise DatasetError(f"dataset '{dataset_id}' has discrete actions; offline learners here need continuous ones")
+    check_transitions(dataset_id, records, space)
+    first = check_episodes(dataset_id, records)
+    unit, next_unit = to_unit(records.action, space), to_unit(records.next_action, space)
+    for name, actions, units in (("action", records.action, unit), ("next_action", records.next_action, next_unit)):
+        outside = np.abs(units).max(axis=1) > 1.0 + 1e-4
+        if outside.any() and not clip_actions:
+            bad = int(np.argmax(outside))
+            raise DatasetError(
+                f"dataset '{dataset_id}': {name} {actions[bad].tolist()} of transition {bad} lies outside of the "
+                f"action box {list(space.low)} .. {list(space.high)}; take --clip-actions, or its own environment"
+            )
+    columns = [
+        records.obs,
+        np.clip(unit, -1.0, 1.0),
+        records.reward[:, None],
+        records.next_obs,
+        np.clip(next_unit, -1.0, 1.0),
+        records.terminated[:, None],
+        records.truncated[:, None],
+    ]
+    rows = np.concatenate([np.asarray(column, np.float32) for column in columns], axis=1)
+    obs = records.obs.astype(np.float64)
+    leaves: dict[str, Any] = {
+        "rows": rows,
+        "episode": records.episode.astype(np.int32),
+        "episode_return": records.episode_return.astype(np.float32),
+        "complete": records.complete.astype(bool),
+        "start_obs": records.obs[first].astype(np.float32),
+        "obs_mean": obs.mean(axis=0).astype(np.float32),
+        "obs_std": obs.std(axis=0).astype(np.float32),
+        "threshold": np.zeros(0, np.float32),
+        "alias": np.zeros(0, np.int32),
+    }
+    return Dataset(
+        **leaves,
+        id=dataset_id,
+        obs_dim=records.obs.shape[1],
+        space=space,
+        checksum=hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest()[:16],
+        source=source,
+        reference=reference,
+    )
+
+
+def check_transitions(dataset_id: str, records: Records, space: Box) -> None:
+    """Raise DatasetError unless there are transitions whose arrays belong together and are finite in float32."""
     n = len(records.obs)
     if n == 0:
         raise DatasetError(f"dataset '{dataset_id}' holds no transition; record some, or name another")
@@ -243,6 +289,14 @@ def build(
         if not np.isin(flags, (0, 1)).all():
             bad = int(np.argmin(np.isin(flags, (0, 1))))
             raise DatasetError(f"dataset '{dataset_id}': {name} of transition {bad} is {flags[bad]}; expected 0 or 1")
+
+
+def check_episodes(dataset_id: str, records: Records) -> np.ndarray:
+    """The first row of each episode: `[episodes]`.
+
+    Raises:
+        DatasetError: episodes are not numbered in the order of their rows, or what is known of them is not of each one.
+    """
     episodes = records.episode.astype(np.int64)
     first = np.flatnonzero(np.diff(episodes, prepend=-1))
     if (episodes != records.episode).any() or episodes[0] != 0 or not np.isin(np.diff(episodes), (0, 1)).all():
@@ -255,46 +309,7 @@ def build(
         raise DatasetError(
             f"dataset '{dataset_id}': the return of episode {bad} is {what}; remove that episode or record again"
         )
-    unit, next_unit = to_unit(records.action, space), to_unit(records.next_action, space)
-    for name, actions, units in (("action", records.action, unit), ("next_action", records.next_action, next_unit)):
-        outside = np.abs(units).max(axis=1) > 1.0 + 1e-4
-        if outside.any() and not clip_actions:
-            bad = int(np.argmax(outside))
-            raise DatasetError(
-                f"dataset '{dataset_id}': {name} {actions[bad].tolist()} of transition {bad} lies outside of the "
-                f"action box {list(space.low)} .. {list(space.high)}; take --clip-actions, or its own environment"
-            )
-    columns = [
-        records.obs,
-        np.clip(unit, -1.0, 1.0),
-        records.reward[:, None],
-        records.next_obs,
-        np.clip(next_unit, -1.0, 1.0),
-        records.terminated[:, None],
-        records.truncated[:, None],
-    ]
-    rows = np.concatenate([np.asarray(column, np.float32) for column in columns], axis=1)
-    obs = records.obs.astype(np.float64)
-    leaves: dict[str, Any] = {
-        "rows": rows,
-        "episode": episodes.astype(np.int32),
-        "episode_return": records.episode_return.astype(np.float32),
-        "complete": records.complete.astype(bool),
-        "start_obs": records.obs[first].astype(np.float32),
-        "obs_mean": obs.mean(axis=0).astype(np.float32),
-        "obs_std": obs.std(axis=0).astype(np.float32),
-        "threshold": np.zeros(0, np.float32),
-        "alias": np.zeros(0, np.int32),
-    }
-    return Dataset(
-        **leaves,
-        id=dataset_id,
-        obs_dim=records.obs.shape[1],
-        space=space,
-        checksum=hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest()[:16],
-        source=source,
-        reference=reference,
-    )
+    return first
 
 
 # --- How transitions are drawn ----------------------------------------------------------------------------------------

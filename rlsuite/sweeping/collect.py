@@ -132,20 +132,7 @@ def make(env: Env, recipe: Recipe, tiers: tuple[str, ...]) -> None:
         f"{LANES} episodes that did not choose it, measured here",
     )
     for tier in tiers:
-        n = recipe.transitions
-        if tier == "expert":
-            records = of(expert, 0, n)
-        elif tier == "medium":
-            records = of(medium, 1, n)
-        elif tier == "medium-expert":
-            records = joined([of(medium, 1, n // 2), of(expert, 0, n - n // 2)])
-        elif tier == "medium-replay":
-            shares = np.diff(np.linspace(0, n, up_to + 2).astype(int))
-            records = joined([of(p, 2 + i, shares[i]) for i, p in enumerate(own[: up_to + 1])])
-        else:
-            share = int(tier.rsplit("-", 1)[1]) / 100
-            of_expert = of(expert, 0, max(1, round(share * n)))
-            records = joined([first_of(random, n - len(of_expert.obs)), of_expert])
+        records = records_of_tier(tier, recipe.transitions, random, expert, own[: up_to + 1], of)
         source = (
             f"{TIERS[tier] if not tier.startswith('random-expert') else tier}; {recipe.algorithm} on {env.id}, "
             f"{recipe.steps} steps, seed {expert.seed}"
@@ -155,6 +142,30 @@ def make(env: Env, recipe: Recipe, tiers: tuple[str, ...]) -> None:
         dataset_files.complete(f"{env.id}/random", folder(), reference)
     except DatasetError as error:
         raise UserError(str(error)) from error
+
+
+def records_of_tier(
+    tier: str,
+    n: int,
+    random: Records,
+    expert: Policy,
+    own: list[Policy],
+    of: Callable[[Policy, int, int], Records],
+) -> Records:
+    """The `n` transitions of a tier. `own` are the expert's policies up to the medium one, and `of` plays a policy: its
+    number among all and how many transitions to record are given."""
+    if tier == "expert":
+        return of(expert, 0, n)
+    if tier == "medium":
+        return of(own[-1], 1, n)
+    if tier == "medium-expert":
+        return joined([of(own[-1], 1, n // 2), of(expert, 0, n - n // 2)])
+    if tier == "medium-replay":
+        shares = np.diff(np.linspace(0, n, len(own) + 1).astype(int))
+        return joined([of(policy, 2 + i, shares[i]) for i, policy in enumerate(own)])
+    share = int(tier.rsplit("-", 1)[1]) / 100
+    of_expert = of(expert, 0, max(1, round(share * n)))
+    return joined([first_of(random, n - len(of_expert.obs)), of_expert])
 
 
 def made_before(dataset_id: str, transitions: int) -> str:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,47 @@ class Compiled(NamedTuple):
     memory: Memory
     compile_seconds: float
     segment: Any
-    """the training segment as JAX compiled it, for who wants to read the program"""
+    """the training segment as JAX compiled it, for inspecting the program"""
+
+
+class Layout(NamedTuple):
+    """Where arrays lie."""
+
+    mesh: Mesh
+    """the devices"""
+
+    @property
+    def split(self) -> NamedSharding:
+        """Of what each run has: on each device for its own runs."""
+        return NamedSharding(self.mesh, PartitionSpec(RUNS))
+
+    @property
+    def everywhere(self) -> NamedSharding:
+        """Of what runs share: a copy on each device."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def of_runs(self, dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+        """An argument with a leading axis of runs."""
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=self.split)
+
+    def shared(self, dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+        """An argument that runs share."""
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=self.everywhere)
+
+    def counts(self, *values: int) -> Any:
+        """Update counts on the devices, int32 `[]` each."""
+        return jax.device_put([np.int32(value) for value in values], self.everywhere)
+
+
+class Inputs(NamedTuple):
+    """Shapes of what the programs are given; the task itself."""
+
+    task: Task
+    learning: train.Learning
+    seed: Any
+    hyper: Any
+    count: Any
+    frozen: Any
 
 
 def stack_hypers(hypers: Sequence[Any]) -> Any:
@@ -137,21 +177,15 @@ def compile_programs(
     """
     began = time.perf_counter()
     mesh = Mesh(np.asarray(jax.local_devices() if devices is None else devices), (RUNS,))
-    on_split, on_all = NamedSharding(mesh, PartitionSpec(RUNS)), NamedSharding(mesh, PartitionSpec())
-    batched = partial(over_runs, mesh=mesh)
+    layout = Layout(mesh)
+    init = over_runs(partial(train.init, algorithm), mesh, (None, 0, 0))
+    segment = over_runs(partial(train.segment, algorithm), mesh, (None, 0, 0, 0, *[None] * 4), donate_argnums=1)
 
-    init = batched(partial(train.init, algorithm), axes=(None, 0, 0))
-    segment = batched(partial(train.segment, algorithm), axes=(None, 0, 0, 0, *[None] * 4), donate_argnums=1)
-
-    def argument(sharding: NamedSharding, dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-
-    seed = argument(on_split, jnp.uint32, width)
-    hyper = jax.tree.map(lambda _: argument(on_split, jnp.float32, width), hypers)
-    count = argument(on_all, jnp.int32)
-    frozen = argument(on_split, jnp.bool_, width)
+    seed, count = layout.of_runs(jnp.uint32, width), layout.shared(jnp.int32)
+    hyper = jax.tree.map(lambda _: layout.of_runs(jnp.float32, width), hypers)
     task = place(task, mesh.devices.ravel().tolist())
-    learning = jax.tree.map(lambda x: argument(on_split, x.dtype, *x.shape), jax.eval_shape(init, task, seed, hyper))
+    learning = jax.tree.map(lambda x: layout.of_runs(x.dtype, *x.shape), jax.eval_shape(init, task, seed, hyper))
+    inputs = Inputs(task, learning, seed, hyper, count, layout.of_runs(jnp.bool_, width))
     with ThreadPoolExecutor() as pool:
 
         def compiling(function: Any, *arguments: Any) -> Future[Any]:
@@ -159,82 +193,104 @@ def compile_programs(
             return pool.submit(function.lower(*arguments).compile)
 
         pending = [compiling(init, task, seed, hyper), compiling(segment, task, learning, seed, hyper, *[count] * 4)]
-        simulator = None
-        if isinstance(task.env, WithC):
-            simulator = task.env.simulator(width * num_episodes, memory.num_cores())
-            physics = jax.tree.map(
-                lambda x: argument(on_split, x.dtype, width, num_episodes, *x.shape[1:]), simulator.physics
-            )
-
-            health = batched(partial(train.health, algorithm), axes=(None, 0, 0, 0, None, None))
-            draw = batched(partial(host.draw, num_episodes=num_episodes), axes=(None, 0, None))
-            start = batched(partial(host.start, algorithm), axes=(None, 0, 0, None, 0, 0))
-            go_on = batched(partial(host.go_on, algorithm), axes=(None, 0, 0, None, None, 0, 0))
-            of_runs = (task, learning.state, seed, count)
-            playing, _ = jax.eval_shape(start, *of_runs, physics, frozen)
-            playing = jax.tree.map(lambda x: argument(on_split, x.dtype, *x.shape), playing)
-            pending += [
-                compiling(health, task, learning, seed, hyper, count, count),
-                compiling(draw, task, seed, count),
-                compiling(start, *of_runs, physics, frozen),
-                compiling(go_on, *of_runs, count, playing, physics),
-            ]
-        else:
-            checkup = batched(
-                partial(train.checkup, algorithm, num_episodes=num_episodes), axes=(None, 0, 0, 0, None, None, 0)
-            )
-            pending.append(compiling(checkup, task, learning, seed, hyper, count, count, frozen))
-        compiled = [each.result() for each in pending]
-    compiled_init, compiled_segment, *compiled_evaluation = compiled
+        evaluation = evaluation_on_host if isinstance(task.env, WithC) else evaluation_on_device
+        evaluations, checkup_by = evaluation(algorithm, inputs, num_episodes, layout, compiling)
+        compiled_init, compiled_segment = (each.result() for each in pending)
+        compiled_evaluations = [each.result() for each in evaluations]
+    run_unchecked = checkup_by(*compiled_evaluations)
 
     def runs(seeds: Sequence[int], hypers: Sequence[Any]) -> tuple[Array, Any]:
         """Padding repeats the last run: it computes what that one does, and nobody reads it."""
         padded = [min(i, len(seeds) - 1) for i in range(width)]
         seed_axis = np.asarray([seeds[i] for i in padded], np.uint32)
-        return jax.device_put((seed_axis, stack_hypers([hypers[i] for i in padded])), on_split)
-
-    def counts(*values: int) -> Any:
-        return jax.device_put([np.int32(value) for value in values], on_all)
+        return jax.device_put((seed_axis, stack_hypers([hypers[i] for i in padded])), layout.split)
 
     def run_checkup(runs: Any, learning: train.Learning, index: int, updates: int, frozen: np.ndarray) -> train.Checkup:
-        checked = run_unchecked(runs, learning, index, updates, frozen)
+        checked: train.Checkup = run_unchecked(runs, learning, *layout.counts(index, updates), frozen)
         check_ended(checked.episodes.ended, task.env)
         return checked
-
-    def run_unchecked(
-        runs: Any, learning: train.Learning, index: int, updates: int, frozen: np.ndarray
-    ) -> train.Checkup:
-        (seeds, hypers), (at, since), skip = runs, counts(index, updates), jax.device_put(frozen, on_split)
-        if simulator is None:
-            (compiled_checkup,) = compiled_evaluation
-            checked: train.Checkup = compiled_checkup(task, learning, seeds, hypers, at, since, skip)
-            return checked
-        compiled_health, compiled_draw, compiled_start, compiled_go_on = compiled_evaluation
-        of_runs = (task, learning.state, seeds, at)
-        steps = host.Programs(
-            lambda: compiled_draw(task, seeds, at),
-            lambda physics: compiled_start(*of_runs, jax.device_put(physics, on_split), skip),
-            lambda t, playing, physics: compiled_go_on(
-                *of_runs, *counts(t), playing, jax.device_put(physics, on_split)
-            ),
-        )
-        return train.Checkup(
-            host.play(simulator, steps, frozen, task.env.max_episode_steps),
-            *compiled_health(task, learning, seeds, hypers, at, since),
-        )
 
     programs = train.Programs(
         width=width,
         runs=runs,
         init=lambda runs: compiled_init(task, *runs),
-        segment=lambda runs, learning, *range_: compiled_segment(task, learning, *runs, *counts(*range_)),
+        segment=lambda runs, learning, *range_: compiled_segment(task, learning, *runs, *layout.counts(*range_)),
         checkup=run_checkup,
-        place=lambda learning: jax.device_put(learning, on_split),
+        place=lambda learning: jax.device_put(learning, layout.split),
         steps_per_update=algorithm.steps_per_update,
     )
+    every = [compiled_init, compiled_segment, *compiled_evaluations]
     return Compiled(
-        programs, learning, memory_of(compiled, learning, mesh.size), time.perf_counter() - began, compiled_segment
+        programs, learning, memory_of(every, learning, mesh.size), time.perf_counter() - began, compiled_segment
     )
+
+
+Evaluating: TypeAlias = tuple[list[Future[Any]], Callable[..., Callable[..., train.Checkup]]]
+"""Programs on their way, and a function that makes of them, once they are compiled, what `train.Programs.checkup` does;
+that one takes the runs, what they have learned, the counters on the device, and which runs are frozen"""
+
+
+def evaluation_on_device(
+    algorithm: Algorithm, inputs: Inputs, num_episodes: int, layout: Layout, compiling: Callable[..., Future[Any]]
+) -> Evaluating:
+    """Episodes and health of all runs in one program."""
+    task, learning, seed, hyper, count, frozen = inputs
+    evaluate = partial(train.checkup, algorithm, num_episodes=num_episodes)
+    checkup = over_runs(evaluate, layout.mesh, (None, 0, 0, 0, None, None, 0))
+
+    def checkup_by(compiled: Any) -> Callable[..., train.Checkup]:
+        def run(runs: Any, learning: Any, at: Array, since: Array, frozen: np.ndarray) -> train.Checkup:
+            checked: train.Checkup = compiled(task, learning, *runs, at, since, jax.device_put(frozen, layout.split))
+            return checked
+
+        return run
+
+    return [compiling(checkup, task, learning, seed, hyper, count, count, frozen)], checkup_by
+
+
+def evaluation_on_host(
+    algorithm: Algorithm, inputs: Inputs, num_episodes: int, layout: Layout, compiling: Callable[..., Future[Any]]
+) -> Evaluating:
+    """Episodes on C MuJoCo, whose steps the host takes, between programs for what the policy does."""
+    task, learning, seed, hyper, count, frozen = inputs
+    assert isinstance(task.env, WithC)
+    simulator = task.env.simulator(seed.shape[0] * num_episodes, memory.num_cores())
+    physics = jax.tree.map(
+        lambda x: layout.of_runs(x.dtype, seed.shape[0], num_episodes, *x.shape[1:]), simulator.physics
+    )
+    health = over_runs(partial(train.health, algorithm), layout.mesh, (None, 0, 0, 0, None, None))
+    draw = over_runs(partial(host.draw, num_episodes=num_episodes), layout.mesh, (None, 0, None))
+    start = over_runs(partial(host.start, algorithm), layout.mesh, (None, 0, 0, None, 0, 0))
+    go_on = over_runs(partial(host.go_on, algorithm), layout.mesh, (None, 0, 0, None, None, 0, 0))
+    acting = (task, learning.state, seed, count)
+    playing, _ = jax.eval_shape(start, *acting, physics, frozen)
+    playing = jax.tree.map(lambda x: layout.of_runs(x.dtype, *x.shape), playing)
+
+    def checkup_by(health: Any, draw: Any, start: Any, go_on: Any) -> Callable[..., train.Checkup]:
+        def run(runs: Any, learning: Any, at: Array, since: Array, frozen: np.ndarray) -> train.Checkup:
+            (seeds, hypers), skip = runs, jax.device_put(frozen, layout.split)
+            acting = (task, learning.state, seeds, at)
+            steps = host.Programs(
+                lambda: draw(task, seeds, at),
+                lambda physics: start(*acting, jax.device_put(physics, layout.split), skip),
+                lambda t, playing, physics: go_on(
+                    *acting, *layout.counts(t), playing, jax.device_put(physics, layout.split)
+                ),
+            )
+            return train.Checkup(
+                host.play(simulator, steps, frozen, task.env.max_episode_steps),
+                *health(task, learning, seeds, hypers, at, since),
+            )
+
+        return run
+
+    pending = [
+        compiling(health, task, learning, seed, hyper, count, count),
+        compiling(draw, task, seed, count),
+        compiling(start, *acting, physics, frozen),
+        compiling(go_on, *acting, count, playing, physics),
+    ]
+    return pending, checkup_by
 
 
 def memory_of(compiled: Sequence[Any], learning: Any, num_devices: int) -> Memory:

@@ -156,6 +156,16 @@ def correction(networks: Networks, state: State, policy: Callable[[Array], Array
     return guidance.action_coef * guidance.sigma**2 * action_score + guidance.state_coef * steered
 
 
+def networks_of(config: Config, task: Task) -> Networks:
+    """The architectures for this task."""
+    assert isinstance(task.env.action_space, Box)
+    obs_dim, action_dim = task.env.obs_dim, task.env.action_space.dim
+    return Networks(
+        MLP((*config.score_hidden_sizes, obs_dim + action_dim), nn.silu),
+        Dynamics.of(config.dynamics_hidden_sizes, obs_dim, action_dim),
+    )
+
+
 def make(config: Config, base: Algorithm, split: Callable[[Any], Any]) -> Algorithm:
     """The base with its actions corrected. `split` takes the base's hyperparameters out of all of them.
 
@@ -164,17 +174,9 @@ def make(config: Config, base: Algorithm, split: Callable[[Any], Any]) -> Algori
     """
     check_positive(model_batch_size=config.model_batch_size, correction_steps=config.correction_steps)
 
-    def networks_of(task: Task) -> Networks:
-        assert isinstance(task.env.action_space, Box)
-        obs_dim, action_dim = task.env.obs_dim, task.env.action_space.dim
-        return Networks(
-            MLP((*config.score_hidden_sizes, obs_dim + action_dim), nn.silu),
-            Dynamics.of(config.dynamics_hidden_sizes, obs_dim, action_dim),
-        )
-
     def init(key: Array, task: Task, hypers: Any) -> State:
         score_key, inverse_key, forward_key = jax.random.split(jax.random.fold_in(key, MODELS), 3)
-        networks = networks_of(task)
+        networks = networks_of(config, task)
         assert isinstance(task.env.action_space, Box)
         obs, action = jnp.zeros(task.env.obs_dim), jnp.zeros(task.env.action_space.dim)
         params = networks.score.init(score_key, jnp.concatenate([obs, action, jnp.zeros(1)]))
@@ -192,7 +194,7 @@ def make(config: Config, base: Algorithm, split: Callable[[Any], Any]) -> Algori
 
     def update(key: Array, task: Task, state: State, hypers: Any, clock: Clock) -> tuple[State, Metrics]:
         base_state, metrics = base.update(key, task, state.base, split(hypers), clock)
-        networks, models = networks_of(task), state.models
+        networks, models = networks_of(config, task), state.models
         batch_key, sigma_key, noise_key = jax.random.split(jax.random.fold_in(key, MODELS), 3)
         batch = offline.sample(batch_key, task, (config.model_batch_size,), normalize_obs=True)
         uniform = jax.random.uniform(sigma_key, (config.model_batch_size,))
@@ -215,7 +217,7 @@ def make(config: Config, base: Algorithm, split: Callable[[Any], Any]) -> Algori
         return State(base_state, models, state.guidance), metrics | {"score_loss": score_error} | dynamics_metrics
 
     def act(key: Array, task: Task, state: State, obs: Array) -> Array:
-        networks, dataset, space = networks_of(task), offline.dataset_of(task), task.env.action_space
+        networks, dataset, space = networks_of(config, task), offline.dataset_of(task), task.env.action_space
         assert isinstance(space, Box)
         low, high = jnp.asarray(space.low), jnp.asarray(space.high)
         half_width = 0.5 * (high - low)
