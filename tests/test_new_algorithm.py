@@ -76,6 +76,54 @@ def of_a2c(listed: str) -> set[str]:
     return set(re.findall(r"^\S+::\w+\[(?:\S+-)?a2c(?:-\S+)?\]$", listed, re.M))
 
 
+# --- A variant --------------------------------------------------------------------------------------------------------
+
+VARIANT = "td3_bc_filter"
+
+
+@pytest.fixture
+def variant(tmp_path: Path) -> Path:
+    """The page's variant of a method, as a file."""
+    (found,) = (block for block in blocks("python") if block.startswith('"""TD3+BC with a Q-filter'))
+    assert f'`"offline.{VARIANT}",` is its line in `METHODS`' in PAGE
+    path = tmp_path / f"{VARIANT}.py"
+    path.write_text(found)
+    return path
+
+
+def with_variant(path: Path) -> dict[str, str]:
+    """The variables of a process in which the file is registered."""
+    line = f"from rlsuite import algorithms\nalgorithms.MODULES['{VARIANT}'] = '{VARIANT}'\n"
+    (path.parent / "toy_plugin.py").write_text(line)
+    paths = [str(path.parent), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTEST_ADDOPTS": "-p toy_plugin -p no:cacheprovider"}
+
+
+def test_a_variant_is_one_file_that_the_contracts_cover(variant: Path) -> None:
+    """No dead field, and its base to the bit; those that plain `pytest` leaves out are listed for it too."""
+    variables = with_variant(variant)
+    assert "4 passed" in run_pytest(variables, "tests/test_contracts.py", "-k", VARIANT)
+    listed = run_pytest(variables, "--collect-only", *CONTRACT_TESTS, "-k", VARIANT)
+    assert len(re.findall(rf"\b{VARIANT}\b", listed)) > 40
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "test"),
+    [
+        # A setting that nothing reads; then one that leaves something of the variant in its base.
+        ("jax.lax.stop_gradient(q) - hypers.filter_margin", "jax.lax.stop_gradient(q)", "every_hyperparameter"),
+        ('hypers={"filter_margin": 1e9}', 'hypers={"filter_margin": -1e9}', "reduces"),
+    ],
+)
+def test_the_contracts_turn_red_on_a_variant(variant: Path, right: str, wrong: str, test: str) -> None:
+    source = variant.read_text()
+    assert right in source
+    variant.write_text(source.replace(right, wrong))
+    command = [sys.executable, "-m", "pytest", "-q", "tests/test_contracts.py", "-k", f"{VARIANT} and {test}"]
+    done = subprocess.run(command, cwd=ROOT, env=with_variant(variant), capture_output=True, text=True)
+    assert done.returncode == 1 and "1 failed" in done.stdout, done.stdout
+
+
 # --- From a package of one's own --------------------------------------------------------------------------------------
 
 
