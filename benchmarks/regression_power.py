@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the table there too, as CSV")
     options = parser.parse_args()
     check = checking.load(options.check)
-    seeds = {name: shard.cell.seeds for name, shard in checking.of_round(check, 0).items()}
+    seeds = {name: shard.cell.seeds for name, shard in checking.round_jobs(check, 0).items()}
     pilots = regression.read(options.references, {name: [name] for name in seeds})
     cases: list[tuple[str, str, dict[str, Change]]] = [("nothing", "", {})]
     for name, pilot in pilots.items():

@@ -301,9 +301,9 @@ def check_episodes(dataset_id: str, records: Records) -> np.ndarray:
     first = np.flatnonzero(np.diff(episodes, prepend=-1))
     if (episodes != records.episode).any() or episodes[0] != 0 or not np.isin(np.diff(episodes), (0, 1)).all():
         raise DatasetError(f"dataset '{dataset_id}': episodes are not numbered 0, 1, 2, ... in the order of their rows")
-    for what, of_episodes in (("returns of episodes", records.episode_return), ("marks of complete", records.complete)):
-        if of_episodes.shape != (len(first),):
-            raise DatasetError(f"dataset '{dataset_id}': {len(first)} episodes, but {len(of_episodes)} {what}")
+    for what, per_episode in (("returns of episodes", records.episode_return), ("marks of complete", records.complete)):
+        if per_episode.shape != (len(first),):
+            raise DatasetError(f"dataset '{dataset_id}': {len(first)} episodes, but {len(per_episode)} {what}")
     if (fault := first_fault(records.episode_return)) is not None:
         bad, what = fault
         raise DatasetError(
@@ -468,15 +468,15 @@ def with_blocks(dataset: Dataset) -> Dataset:
     row = np.zeros(count * size, np.int32)
     row[:n] = order
     there = (np.arange(count * size) < n).reshape(count, 1, size)
-    of_block = np.where(there, points[row].reshape(count, size, dim).swapaxes(1, 2), np.float32(PADDING))
-    low = of_block.min(axis=2)
-    high = np.where(there, of_block, np.float32(-np.inf)).max(axis=2)
+    block_points = np.where(there, points[row].reshape(count, size, dim).swapaxes(1, 2), np.float32(PADDING))
+    low = block_points.min(axis=2)
+    high = np.where(there, block_points, np.float32(-np.inf)).max(axis=2)
 
-    def by_group(of_blocks: np.ndarray) -> np.ndarray:
-        return of_blocks.T.reshape(dim, groups, members)
+    def by_group(values: np.ndarray) -> np.ndarray:
+        return values.T.reshape(dim, groups, members)
 
     leaves: dict[str, Any] = {
-        "points": of_block,
+        "points": block_points,
         "row": row.reshape(count, size),
         "low": by_group(low).copy(),
         "high": by_group(np.maximum(low, high)).copy(),  # a block of padding alone is as far away as that

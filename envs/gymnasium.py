@@ -233,12 +233,12 @@ def play(env_id: str, like: Env, act: Act, seeds: Sequence[int]) -> Played:
     returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int32)
     outside = [make(env_id, like) for _ in range(min(len(seeds), SIDE_BY_SIDE))]
     for first in range(0, len(seeds), len(outside)):
-        of_these = [int(seed) for seed in seeds[first : first + len(outside)]]
+        chunk_seeds = [int(seed) for seed in seeds[first : first + len(outside)]]
         # Always as many, so that programs are compiled for one number of episodes.
-        wrappers = Wrappers(like, of_these + [0] * (len(outside) - len(of_these)))
-        for i, seed in enumerate(of_these):
+        wrappers = Wrappers(like, chunk_seeds + [0] * (len(outside) - len(chunk_seeds)))
+        for i, seed in enumerate(chunk_seeds):
             wrappers.given.obs[i] = np.ravel(outside[i].reset(seed=seed)[0])
-        going_on, obs, t = list(range(len(of_these))), wrappers.begin(), 0
+        going_on, obs, t = list(range(len(chunk_seeds))), wrappers.begin(), 0
         while going_on:
             check_time(env_id, like, t)
             actions = act(obs, t)

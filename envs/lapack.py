@@ -39,11 +39,11 @@ def one_matrix_at_a_time() -> None:
 
 def _serial(primitive: Any) -> Any:
     """The rule that compiles `primitive`: as JAX does for one matrix, a loop over them for a batch."""
-    of_one = mlir._platform_specific_lowerings["cpu"][primitive].rule
+    lowering = mlir._platform_specific_lowerings["cpu"][primitive].rule
 
     def rule(ctx: Any, *operands: Any, **settings: Any) -> Any:
         if ctx.avals_in[0].ndim == 2:
-            return of_one(ctx, *operands, **settings)
+            return lowering(ctx, *operands, **settings)
 
         def loop(*matrices: Array) -> Array:
             batch = matrices[0].shape[:-2]

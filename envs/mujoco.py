@@ -304,7 +304,7 @@ def _capsule_and_cylinder(
     """
     from mujoco.mjx._src import math
 
-    def of_pair(capsule: Array, cylinder: Array) -> tuple[Array, Array, Array]:
+    def pair_contacts(capsule: Array, cylinder: Array) -> tuple[Array, Array, Array]:
         (thick, length, _), (radius, height, _) = model.geom_size[capsule], model.geom_size[cylinder]
         to_world = data.geom_xmat[cylinder]
         middle = to_world.T @ (data.geom_xpos[capsule] - data.geom_xpos[cylinder])
@@ -340,7 +340,7 @@ def _capsule_and_cylinder(
             jnp.tile(frame, (2, 1, 1)),
         )
 
-    return jax.tree.map(jnp.concatenate, jax.vmap(of_pair)(*geom.T))
+    return jax.tree.map(jnp.concatenate, jax.vmap(pair_contacts)(*geom.T))
 
 
 _APART = contextvars.ContextVar("apart", default=False)

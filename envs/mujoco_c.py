@@ -91,7 +91,7 @@ class Simulator:
             do(self._data[0], self._views[0], shares[0])
         else:
             for done in [
-                self._pool.submit(do, *of_one) for of_one in zip(self._data, self._views, shares, strict=False)
+                self._pool.submit(do, *inputs) for inputs in zip(self._data, self._views, shares, strict=False)
             ]:
                 done.result()
 

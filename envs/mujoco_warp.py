@@ -35,8 +35,8 @@ def unavailable() -> str | None:
     return None
 
 
-def knowing_how_many(of_one: Callable[..., Any], *arguments: Any) -> Any:
-    """`of_one(number, *arguments)`, where `number` is how many of it `jax.vmap` computes at once, over all its levels.
+def knowing_how_many(compute: Callable[..., Any], *arguments: Any) -> Any:
+    """`compute(number, *arguments)`, where `number` is how many of it `jax.vmap` computes at once, over all its levels.
 
     What is not batched in `arguments` stays so.
     """
@@ -46,7 +46,7 @@ def knowing_how_many(of_one: Callable[..., Any], *arguments: Any) -> Any:
         """The function of these leaves, those with the axis 0 for `number` of it, if that is not None."""
 
         def single(*leaves: jax.Array) -> Any:
-            return of_one(number or 1, *jax.tree.unflatten(tree, leaves))
+            return compute(number or 1, *jax.tree.unflatten(tree, leaves))
 
         call = jax.custom_batching.custom_vmap(single if number is None else jax.vmap(single, in_axes=axes))
 

@@ -273,7 +273,7 @@ def test_what_is_measured(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
         return count * (3.0 if work is check_speed.calibrate else of_update * check_speed.WIDTH)
 
     monkeypatch.setattr(check_speed, "seconds", seconds)
-    (shard,) = checking.of_round(checking.load(file), 0).values()
+    (shard,) = checking.round_jobs(checking.load(file), 0).values()
     found = check_speed.measure(shard)
     of_update = 4.0
     slower = check_speed.measure(shard)
@@ -335,7 +335,7 @@ def test_the_references_that_we_ship_are_of_the_cells_that_we_ship(monkeypatch: 
     monkeypatch.chdir(ROOT)
     check = checking.load(checking.FILE)
     folder = Path("experiments/references/check")
-    shards = checking.of_round(check, 0)
+    shards = checking.round_jobs(check, 0)
     assert {path.stem for path in folder.iterdir()} == set(shards)
     assert sum(path.stat().st_size for path in folder.iterdir()) < 200_000
     references = regression.read(folder, {name: [name] for name in shards})

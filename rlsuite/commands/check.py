@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> int:
         return 0
     manifests = {name: check_references.read_manifest(references, name, remedy.format(name)) for name in names}
     if options.speed:
-        shards = of_round(check, 0)
+        shards = round_jobs(check, 0)
         return check_speed.compare({name: shards[name] for name in names}, manifests)
     try:
         from analysis import ResultsError, regression, tables
@@ -74,13 +74,13 @@ def main(arguments: list[str]) -> int:
 
     try:
         # Before anything is trained.
-        for name, shard in of_round(check, 0).items():
+        for name, shard in round_jobs(check, 0).items():
             if name in manifests:
                 regression.check_same(manifests[name], shard.describe(), remedy.format(name))
         store = Store(folder)
 
         def judge(there: dict[str, list[Job]]) -> list[Any]:
-            shards = {name: [shard.name for shard in of_cell] for name, of_cell in there.items()}
+            shards = {name: [shard.name for shard in cell_jobs] for name, cell_jobs in there.items()}
             return regression.from_files(references, store.folder, shards, check.margins, check.rounds)
 
         judged = run(check, names, store, judge, lambda one: one.verdict is regression.Verdict.INCONCLUSIVE)
@@ -150,7 +150,7 @@ def reference_name(shard: Job) -> str:
     return shard.name.rpartition("__")[0]
 
 
-def of_round(check: Check, number: int) -> dict[str, Job]:
+def round_jobs(check: Check, number: int) -> dict[str, Job]:
     """The shards that the round of this number trains, the first being 0, by the names of their references."""
     cells = [
         dataclasses.replace(cell, first_seed=cell.first_seed + number * cell.seeds) for cell in check.experiment.cells
@@ -177,7 +177,7 @@ def code_state(check: Check) -> str:
 
 def choose(check: Check, listed: str | None) -> list[str]:
     """The names in a list with commas, all if there is none. Raises UserError for one that is no cell's."""
-    there = list(of_round(check, 0))
+    there = list(round_jobs(check, 0))
     if listed is None:
         return there
     names = listed.split(",")
@@ -219,7 +219,7 @@ def run(
             break
         if number:
             say(f"inconclusive so far: {', '.join(waiting)}; more seeds, round {number + 1} of {check.rounds}")
-        shards = of_round(check, number)
+        shards = round_jobs(check, number)
         local.run([shards[name] for name in waiting], store, SETTINGS)
         for name in waiting:
             there[name].append(shards[name])

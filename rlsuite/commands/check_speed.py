@@ -71,8 +71,8 @@ def measure(job: Job) -> Speed:
     repeats = [
         (seconds(train, updates) / (WIDTH * updates), seconds(calibrate, rounds) / rounds) for _ in range(REPEATS)
     ]
-    of_training, of_calibrating = map(min, zip(*repeats, strict=True))
-    return Speed(of_calibrating / of_training, compiled.memory.peak, device.device_kind, jax.__version__)
+    training_seconds, calibrating_seconds = map(min, zip(*repeats, strict=True))
+    return Speed(calibrating_seconds / training_seconds, compiled.memory.peak, device.device_kind, jax.__version__)
 
 
 def calibrate(count: int) -> None:

@@ -74,9 +74,9 @@ def add_options(group: Any, defaults: dict[str, Any], owner: type, several: bool
 def field_texts(owner: type) -> dict[str, str]:
     """Field -> the string that stands below it in the class or in a base, which Python itself does not keep."""
     texts = {}
-    for of_class in reversed(owner.__mro__):
+    for owner_class in reversed(owner.__mro__):
         try:
-            source = textwrap.dedent(inspect.getsource(of_class))
+            source = textwrap.dedent(inspect.getsource(owner_class))
         except (OSError, TypeError):  # defined where no file is, as in a notebook, or in C
             continue
         body = ast.parse(source).body[0].body  # type: ignore[attr-defined]

@@ -36,10 +36,10 @@ def main(arguments: list[str]) -> int:
         )
     spec = algorithms.get(name)
     # The environment, or the dataset, has a say in the defaults, which the help shows.
-    of_env = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    of_env.add_argument("--env", nargs="?")
-    of_env.add_argument("--dataset", nargs="?")
-    named = of_env.parse_known_args(arguments[1:])[0]
+    task_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    task_parser.add_argument("--env", nargs="?")
+    task_parser.add_argument("--dataset", nargs="?")
+    named = task_parser.parse_known_args(arguments[1:])[0]
     preset = spec.preset(named.env or "", named.dataset)
     options = vars(parser_of(name, spec, preset).parse_args(arguments[1:]))
     settings = execution_settings(options)

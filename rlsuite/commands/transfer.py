@@ -170,7 +170,7 @@ def choose(trained: Trained, seed: Seed) -> list[Policy]:
     """
     seeds: list[int] = trained.table["seed"].to_pylist()
     diverged: list[bool] = trained.table["diverged"].to_pylist()
-    asked = [row for row, of_row in enumerate(seeds) if seed in ("all", of_row)] if seed != "first" else [0]
+    asked = [row for row, row_seed in enumerate(seeds) if seed in ("all", row_seed)] if seed != "first" else [0]
     if not asked:
         raise UserError(f"no run has the seed {seed}; there are {min(seeds)} to {max(seeds)}")
     usable = [row for row in asked if not diverged[row]]

@@ -164,8 +164,8 @@ def records_of_tier(
         shares = np.diff(np.linspace(0, n, len(own) + 1).astype(int))
         return joined([of(policy, 2 + i, shares[i]) for i, policy in enumerate(own)])
     share = int(tier.rsplit("-", 1)[1]) / 100
-    of_expert = of(expert, 0, max(1, round(share * n)))
-    return joined([first_of(random, n - len(of_expert.obs)), of_expert])
+    expert_records = of(expert, 0, max(1, round(share * n)))
+    return joined([first_of(random, n - len(expert_records.obs)), expert_records])
 
 
 def made_before(dataset_id: str, transitions: int) -> str:
@@ -308,8 +308,8 @@ def whole_episodes(play: Callable[[Array], Records], key: Array, transitions: in
 
 def first_of(records: Records, transitions: int) -> Records:
     """The first so many transitions; the last one is truncated, and its episode incomplete, where that went on."""
-    of_episodes = ("episode_return", "complete")
-    rows = {name: field[:transitions].copy() for name, field in records._asdict().items() if name not in of_episodes}
+    episode_fields = ("episode_return", "complete")
+    rows = {name: field[:transitions].copy() for name, field in records._asdict().items() if name not in episode_fields}
     episodes = rows["episode"][-1] + 1
     complete = records.complete[:episodes].copy()
     complete[-1] &= rows["terminated"][-1] | rows["truncated"][-1]
@@ -357,5 +357,5 @@ def records_of(transitions: Transition, most: int | None = None) -> Records:
     together = {name: np.concatenate([rows[name] for rows in kept]) for name in kept[0]}
     # Both flags are set where an episode terminates on its last step; then it terminated.
     together["truncated"] = together["truncated"] & ~together["terminated"]
-    of_episodes = np.concatenate(returns)
-    return Records(**together, episode_return=of_episodes, complete=np.ones(len(of_episodes), bool))
+    episode_return = np.concatenate(returns)
+    return Records(**together, episode_return=episode_return, complete=np.ones(len(episode_return), bool))

@@ -275,11 +275,11 @@ class Entry:
             if (parts / "layout.json").exists():  # the last to come: it is not what a killed process has begun to move
                 shutil.rmtree(parts)
             parts.mkdir(parents=True, exist_ok=True)
-            of_parts = [path for path in sorted(partial.iterdir()) if path.name not in ("lock", "layout.json")]
+            part_files = [path for path in sorted(partial.iterdir()) if path.name not in ("lock", "layout.json")]
             manifest = self.manifest_path
             if manifest.exists():
                 shutil.copyfile(manifest, before / manifest.name)
-            for path in (self.policies_path, *of_parts, partial / "layout.json", self.path):
+            for path in (self.policies_path, *part_files, partial / "layout.json", self.path):
                 if path.exists():
                     os.replace(path, (parts if path.parent == partial else before) / path.name)
             manifest.unlink(missing_ok=True)
@@ -312,8 +312,8 @@ class Entry:
 
         def tables() -> Iterator[pa.Table]:
             for update in points:
-                of_update = sorted(part for part in parts if part.update == update)
-                every = [columns.empty_table(), *(self.read(part) for part in of_update)]
+                update_parts = sorted(part for part in parts if part.update == update)
+                every = [columns.empty_table(), *(self.read(part) for part in update_parts)]
                 yield pa.concat_tables(every, promote_options="default")
 
         # The first evaluation has no metrics yet, and parts of an earlier version lack columns that came later.
@@ -328,8 +328,8 @@ class Entry:
         # First, so that a finished shard has them.
         if runs_of(learned) == list(range(len(self.job.runs))):
             # One after another, since together they may be large.
-            tables_of = (read_policies(self._policies_part(*of_runs)) for of_runs in learned)
-            self._replace(self.policies_path, lambda target: _write_arrow(target, tables_of))
+            policy_tables = (read_policies(self._policies_part(*runs)) for runs in learned)
+            self._replace(self.policies_path, lambda target: _write_arrow(target, policy_tables))
         else:
             self.policies_path.unlink(missing_ok=True)  # of a file that was deleted to train again
         self._replace(self.path, merge)

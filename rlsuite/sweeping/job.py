@@ -85,9 +85,9 @@ class Job:
         """Update counts at which every run is evaluated."""
         return evaluation_points(self.total_updates, self.cell.evaluations)
 
-    def reference(self, of_dataset: Reference | None = None) -> dict[str, Any] | None:
+    def reference(self, dataset_reference: Reference | None = None) -> dict[str, Any] | None:
         """The returns that scores are measured between: the cell's own, else the dataset's or the environment's."""
-        reference = self.cell.reference or of_dataset or self.environment_reference
+        reference = self.cell.reference or dataset_reference or self.environment_reference
         return reference._asdict() if reference else None
 
     def describe(self) -> dict[str, Any]:

@@ -187,7 +187,7 @@ def run_shard(entry: Entry, settings: Settings, signals: Signals) -> None:
     if given:
         kept.check_checksum(entry, given.dataset)
     claimed = Claimed(entry, chunk.work_of(job, given.dataset if given else None), settings, signals)
-    of_dataset = manifest.facts_of_dataset(job, given.found, given.dataset) if given else {}
+    dataset_facts = manifest.facts_of_dataset(job, given.found, given.dataset) if given else {}
     del given  # the work has the dataset, prepared
     began = time.perf_counter()
     plan = begin(claimed)
@@ -195,7 +195,7 @@ def run_shard(entry: Entry, settings: Settings, signals: Signals) -> None:
     say(f"  compiled in {duration(compile_seconds)}; {plan.describe(num_runs)}")
     before = entry.manifest()
     kept.tell_devices(before, plan.devices)
-    facts = {**manifest.facts_of(entry, plan.devices), **of_dataset, "compile_seconds": compile_seconds}
+    facts = {**manifest.facts_of(entry, plan.devices), **dataset_facts, "compile_seconds": compile_seconds}
     kept.tell_reference(before, facts)
 
     finished = finished_parts(claimed)

@@ -69,11 +69,11 @@ class Layout(NamedTuple):
         """Of what runs share: a copy on each device."""
         return NamedSharding(self.mesh, PartitionSpec())
 
-    def of_runs(self, dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+    def split_shape(self, dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
         """An argument with a leading axis of runs."""
         return jax.ShapeDtypeStruct(shape, dtype, sharding=self.split)
 
-    def shared(self, dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+    def shared_shape(self, dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
         """An argument that runs share."""
         return jax.ShapeDtypeStruct(shape, dtype, sharding=self.everywhere)
 
@@ -181,11 +181,11 @@ def compile_programs(
     init = over_runs(partial(train.init, algorithm), mesh, (None, 0, 0))
     segment = over_runs(partial(train.segment, algorithm), mesh, (None, 0, 0, 0, *[None] * 4), donate_argnums=1)
 
-    seed, count = layout.of_runs(jnp.uint32, width), layout.shared(jnp.int32)
-    hyper = jax.tree.map(lambda _: layout.of_runs(jnp.float32, width), hypers)
+    seed, count = layout.split_shape(jnp.uint32, width), layout.shared_shape(jnp.int32)
+    hyper = jax.tree.map(lambda _: layout.split_shape(jnp.float32, width), hypers)
     task = place(task, mesh.devices.ravel().tolist())
-    learning = jax.tree.map(lambda x: layout.of_runs(x.dtype, *x.shape), jax.eval_shape(init, task, seed, hyper))
-    inputs = Inputs(task, learning, seed, hyper, count, layout.of_runs(jnp.bool_, width))
+    learning = jax.tree.map(lambda x: layout.split_shape(x.dtype, *x.shape), jax.eval_shape(init, task, seed, hyper))
+    inputs = Inputs(task, learning, seed, hyper, count, layout.split_shape(jnp.bool_, width))
     with ThreadPoolExecutor() as pool:
 
         def compiling(function: Any, *arguments: Any) -> Future[Any]:
@@ -256,7 +256,7 @@ def evaluation_on_host(
     assert isinstance(task.env, WithC)
     simulator = task.env.simulator(seed.shape[0] * num_episodes, memory.num_cores())
     physics = jax.tree.map(
-        lambda x: layout.of_runs(x.dtype, seed.shape[0], num_episodes, *x.shape[1:]), simulator.physics
+        lambda x: layout.split_shape(x.dtype, seed.shape[0], num_episodes, *x.shape[1:]), simulator.physics
     )
     health = over_runs(partial(train.health, algorithm), layout.mesh, (None, 0, 0, 0, None, None))
     draw = over_runs(partial(host.draw, num_episodes=num_episodes), layout.mesh, (None, 0, None))
@@ -264,7 +264,7 @@ def evaluation_on_host(
     go_on = over_runs(partial(host.go_on, algorithm), layout.mesh, (None, 0, 0, None, None, 0, 0))
     acting = (task, learning.state, seed, count)
     playing, _ = jax.eval_shape(start, *acting, physics, frozen)
-    playing = jax.tree.map(lambda x: layout.of_runs(x.dtype, *x.shape), playing)
+    playing = jax.tree.map(lambda x: layout.split_shape(x.dtype, *x.shape), playing)
 
     def checkup_by(health: Any, draw: Any, start: Any, go_on: Any) -> Callable[..., train.Checkup]:
         def run(runs: Any, learning: Any, at: Array, since: Array, frozen: np.ndarray) -> train.Checkup:

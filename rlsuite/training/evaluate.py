@@ -60,8 +60,8 @@ def over_finite(statistic: Any, returns: np.ndarray) -> np.ndarray:
     """
     finite = np.isfinite(returns)
     some = finite.any(axis=1)
-    of_finite: np.ndarray = statistic(np.where(finite | ~some[:, None], np.where(finite, returns, 0.0), np.nan), axis=1)
-    return np.where(some, of_finite, np.nan).astype(returns.dtype)
+    values: np.ndarray = statistic(np.where(finite | ~some[:, None], np.where(finite, returns, 0.0), np.nan), axis=1)
+    return np.where(some, values, np.nan).astype(returns.dtype)
 
 
 def evaluate(

@@ -155,6 +155,6 @@ def play(simulator: Simulator, programs: Programs, skip: np.ndarray, max_episode
 
 def finite_physics(simulator: Simulator) -> np.ndarray:
     """`[environments]` bool"""
-    of_arrays = [np.isfinite(x).reshape(len(x), -1).all(axis=1) for x in jax.tree.leaves(simulator.physics)]
-    finite: np.ndarray = np.logical_and.reduce(of_arrays)
+    finite_arrays = [np.isfinite(x).reshape(len(x), -1).all(axis=1) for x in jax.tree.leaves(simulator.physics)]
+    finite: np.ndarray = np.logical_and.reduce(finite_arrays)
     return finite

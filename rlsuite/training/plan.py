@@ -207,11 +207,11 @@ def num_devices(num_runs: int, wanted: int | None) -> int:
 def least_bytes(work: Work, devices: int) -> int:
     """What one run takes on its device before anything is compiled: its state, and the copy that a snapshot makes, with
     the episodes of an evaluation or the steps of an update, whichever is more."""
-    of_state = batch.learning_bytes(work.algorithm, work.task, work.hypers, jax.local_devices()[:devices])
+    state_bytes = batch.learning_bytes(work.algorithm, work.task, work.hypers, jax.local_devices()[:devices])
     # Billions of them would keep the compiler busy for minutes before it could say so.
     steps = work.algorithm.steps_per_update if work.task.dataset is None else 0
-    of_each = 4 * work.task.env.obs_dim + BYTES_OF_STEP
-    return of_state * (1 + memory.copies()) + max(work.num_episodes, steps) * of_each
+    step_bytes = 4 * work.task.env.obs_dim + BYTES_OF_STEP
+    return state_bytes * (1 + memory.copies()) + max(work.num_episodes, steps) * step_bytes
 
 
 def bytes_of(compiled: batch.Compiled) -> int:
