@@ -1,4 +1,4 @@
-"""What is trained on: one adapter or environment a file, all behind the contract of `envs.core`.
+"""What is trained on: one adapter or environment a file, all under the contract of `envs.core`.
 
 env = envs.make("gymnax/CartPole-v1")
 state, obs = env.reset(key)

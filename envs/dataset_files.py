@@ -44,7 +44,7 @@ MINARI_ROOT = "MINARI_DATASETS_PATH"
 
 
 class Facts(NamedTuple):
-    """What a dataset says of itself beside its transitions."""
+    """The facts that a dataset states in addition to its transitions."""
 
     source: str
     """in words"""
@@ -275,7 +275,7 @@ def read_minari(place: Path, max_episode_steps: int) -> Records:
     if version not in package.supported_dataset_versions:
         raise DatasetError(
             f"dataset '{place}' is of Minari {version}, and Minari {package.__version__} here reads "
-            f"{', '.join(sorted(package.supported_dataset_versions))}; upgrade Minari, or make the dataset anew"
+            f"{', '.join(sorted(package.supported_dataset_versions))}; upgrade Minari, or make the dataset again"
         )
     try:
         found = package.MinariDataset(place / "data")
@@ -363,7 +363,7 @@ def write(
     """Write a dataset into `folder` in Minari's format, whole or not at all, and return where it lies.
 
     Args:
-        dataset_id: `<environment>/<tier>`; Minari knows it as this with `-v0` behind.
+        dataset_id: `<environment>/<tier>`; Minari knows it as this with `-v0` after it.
         records: episodes; those that are not complete simply stop, without a mark of truncation.
         env: what they were played in.
         folder: for datasets; made if it is not there.
@@ -383,7 +383,7 @@ def write(
     assert isinstance(space, Box)
     target = folder / (dataset_id + VERSION)
     if target.exists():
-        raise DatasetError(f"dataset '{target}' is there already; delete it to make it anew")
+        raise DatasetError(f"dataset '{target}' is there already; delete it to make it again")
     buffers = []
     truncated = records.truncated & records.complete[records.episode]
     for rows in np.split(np.arange(len(records.obs)), np.flatnonzero(np.diff(records.episode)) + 1):
@@ -397,13 +397,13 @@ def write(
                 truncations=truncated[rows],
             )
         )
-    beside = None
+    temporary = None
     try:
         if not folder.exists():
             folder.mkdir(parents=True, exist_ok=True)
         # A whole path, since Minari 0.5 joins a relative one to itself.
-        beside = Path(tempfile.mkdtemp(prefix=MAKING, dir=folder.resolve()))
-        with root_at(beside), warnings.catch_warnings():
+        temporary = Path(tempfile.mkdtemp(prefix=MAKING, dir=folder.resolve()))
+        with root_at(temporary), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that there is no author, no permalink and no Gymnasium environment
             made = package.create_dataset_from_buffers(
                 dataset_id + VERSION,
@@ -418,14 +418,14 @@ def write(
         ours = {"environment": env.id, "max_episode_steps": env.max_episode_steps, "source": source, "seed": seed}
         made.storage.update_metadata({OURS: ours} if reference is None else with_reference(ours, reference))
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(beside / (dataset_id + VERSION), target)
+        os.replace(temporary / (dataset_id + VERSION), target)
     except OSError as error:
         if target.exists():  # another process was faster
             return target
         raise DatasetError(f"cannot write '{target}' ({error.strerror or error}); choose another folder") from error
     finally:
-        if beside is not None:
-            shutil.rmtree(beside, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
@@ -442,12 +442,12 @@ def complete(dataset_id: str, folder: Path, reference: Reference) -> None:
     metadata = read_metadata(place)
     if "reference" in metadata.get(OURS, {}):
         return
-    beside = file.with_name(f".metadata-{os.getpid()}.json")
+    temporary = file.with_name(f".metadata-{os.getpid()}.json")
     try:
-        beside.write_text(json.dumps(metadata | with_reference(metadata.get(OURS, {}), reference)))
-        os.replace(beside, file)
+        temporary.write_text(json.dumps(metadata | with_reference(metadata.get(OURS, {}), reference)))
+        os.replace(temporary, file)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise DatasetError(f"cannot write '{file}' ({error.strerror or error}); choose another folder") from error
 
 

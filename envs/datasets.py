@@ -1,7 +1,7 @@
 """A dataset for offline learning: one pytree of arrays, of which a whole batch of runs reads one copy on the device.
 
 Learners see actions in units of the action box: -1 is its low and 1 its high end, dimension by dimension. Observations
-and rewards are as they were recorded; the statistics for normalising them are kept beside them, since some methods
+and rewards are as they were recorded; the statistics for normalising them are kept next to them, since some methods
 normalise and others do not.
 
 `build` makes a dataset from arrays and checks them. Files are read by `envs/dataset_files.py`.
@@ -78,7 +78,7 @@ class Batch(NamedTuple):
 class Blocks:
     """Observations and actions of a dataset in blocks of rows that lie close together, for `rlsuite/pieces/nearest.py`.
 
-    As many blocks make a group as there are groups, or about so many. Axes are the other way round than in
+    A group has about as many blocks as there are groups. Axes are the other way round than in
     `Dataset.rows`, so that a processor works on many rows at once.
     """
 

@@ -2,7 +2,7 @@
 2022).
 
 We call gymnax' raw `reset_env` and `step_env`: its `step` resets by itself. The time limit is ours; gymnax' own
-`max_steps_in_episode` has no effect. `tests/test_envs.py` steps classic control beside Gymnasium's from equal states:
+`max_steps_in_episode` has no effect. `tests/test_envs.py` steps classic control next to Gymnasium's from equal states:
 observations, rewards and terminations agree in float32, with one deviation that we keep, since the name says gymnax:
 
 - MountainCarContinuous-v0: at the left wall Gymnasium sets a negative velocity to 0 and gymnax keeps it, so that the

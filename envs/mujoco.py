@@ -1,6 +1,6 @@
 """Gymnasium's MuJoCo tasks (`envs/mujoco_tasks.py`) on MJX, MuJoCo's engine in JAX, with Gymnasium's own model files.
 
-The physics are MuJoCo 4.0's, also where MJX 3.17 departs from it: `runge_kutta` and `mujocos_contacts` below mend
+The physics are MuJoCo 4.0's, also where MJX 3.17 departs from it: `runge_kutta` and `mujocos_contacts` below fix
 three differences that we found. `docs/parity.md` shows the error of one step of every task. What is left:
 
 - Programs compute in float32, MuJoCo in float64.
@@ -443,12 +443,12 @@ def with_options(env: Mujoco, name: str, value: Value, **options: Any) -> Mujoco
 
 
 def solver_iterations(env: Mujoco, number: int) -> Mujoco:
-    """`env` with at most so many iterations of the constraint solver in each evaluation of the forces."""
+    """`env` with at most `iterations` iterations of the constraint solver in each evaluation of the forces."""
     return with_options(env, "solver_iterations", number, iterations=number)
 
 
 def linesearch_iterations(env: Mujoco, number: int) -> Mujoco:
-    """`env` with at most so many steps of the line search in each of them."""
+    """`env` with at most this many steps of the line search in each of them."""
     return with_options(env, "linesearch_iterations", number, ls_iterations=number)
 
 

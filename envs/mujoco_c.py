@@ -131,7 +131,7 @@ class Judged(Wrapped):
 
 @struct.dataclass
 class WithC(Wrapped):
-    """`env` on MJX as it is, and beside it the same task with its physics computed by a `Simulator`.
+    """`env` on MJX as it is, and next to it the same task with its physics computed by a `Simulator`.
 
     An episode there: `draw`, simulate that, `start`; then again and again `control`, simulate that, `judge`. All four
     are pure functions of one environment, wrappers included.
@@ -143,7 +143,7 @@ class WithC(Wrapped):
         return f"C MuJoCo {metadata.version('mujoco')}"
 
     def simulator(self, num_envs: int, num_threads: int) -> Simulator:
-        """So many environments, on so many threads."""
+        """`num_envs` environments, on `num_threads` threads."""
         return Simulator(base(self.env).template, num_envs, num_threads)
 
     def draw(self, key: Array) -> tuple[Array, Array]:

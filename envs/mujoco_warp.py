@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 SIMPLE_CONTACTS, OTHER_CONTACTS = 2, 8
-"""At most so many between two geoms: planes, spheres and capsules among themselves, and any others"""
+"""The most contacts between two geoms: planes, spheres and capsules among themselves, and any others"""
 
 
 def unavailable() -> str | None:

@@ -8,7 +8,7 @@ What a reward measures by (sizes of targets) and the ranges that a reset draws f
 the task is built: they do not follow a changed `model`.
 
 Playground deviates from DeepMind's own suite (Tassa et al. 2018, github.com/google-deepmind/dm_control), beyond the
-model files that it simplifies for speed (see the README beside them). We keep that, since the name says playground:
+model files that it simplifies for speed (see the README next to them). We keep that, since the name says playground:
 
 - Observations and rewards mix two moments. Positions and velocities of joints are those at the end of a step; what is
   derived from them (positions and orientations of bodies, sensors) is one simulator step older. In Acrobot, Cartpole,

@@ -1,6 +1,6 @@
 """From an id to an environment, and the list of ids.
 
-An id is a task's, or a task's with wrappers behind it: `gymnax/Pendulum-v1+observation_noise=0.1+clip_actions`, see
+An id is a task's, or a task's with wrappers after it: `gymnax/Pendulum-v1+observation_noise=0.1+clip_actions`, see
 `envs/wrappers.py`. A family of tasks is one module, so that a new one needs a module and a line in `_FAMILIES`. It has
 
 - `TASKS`: canonical id -> `TaskInfo`; importing the module must not import the simulator (listing is instant);
@@ -69,7 +69,7 @@ def info(env_id: str) -> TaskInfo:
     """What is known of `env_id` without building it.
 
     Reference returns are those of the plain task: with a wrapper that makes returns incomparable there are none.
-    Raises UnknownEnvironmentError, and WrapperError for what is asked for behind the task's own id.
+    Raises UnknownEnvironmentError, and WrapperError for what is asked for after the task's own id.
     """
     task_id, chosen = _read(env_id)
     task: TaskInfo = _family(task_id).TASKS[task_id]

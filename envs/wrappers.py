@@ -93,7 +93,7 @@ def read(env_id: str, asked: Sequence[str], own: Mapping[str, Wrapper]) -> tuple
 
     Raises:
         WrapperError: an unknown name, a name given twice, a value that is missing, superfluous or senseless, a
-            wrapper of the family behind another one, or an id that is too long for a file name.
+            wrapper of the family after another one, or an id that is too long for a file name.
     """
     known = {**WRAPPERS, **own}
     chosen: list[Chosen] = []
@@ -122,7 +122,7 @@ def read(env_id: str, asked: Sequence[str], own: Mapping[str, Wrapper]) -> tuple
 
 
 def _value(name: str, argument: Argument | None, text: str | None) -> Value | None:
-    """Read what stands behind the name; None is nothing at all, not even an `=`."""
+    """Read the text after the name; None is nothing at all, not even an `=`."""
     if argument is None:
         if text is not None:
             raise WrapperError(f"wrapper {name!r} takes no value, got {text!r}; write '+{name}'")
@@ -245,7 +245,7 @@ def scale_actions(env: Env) -> ScaleActions:
 
 @struct.dataclass
 class ObservationNoise(Wrapped):
-    """Every observation that is shown, the first and the last included, is off by Gaussian noise, drawn anew for each
+    """Every observation that is shown, the first and the last included, is off by Gaussian noise, drawn again for each
     entry and step. The simulator goes on from the true state."""
 
     std: Array

@@ -11,7 +11,7 @@ from rlsuite.sweeping.sweep import Cell, Experiment, Reference
 
 
 def scaled(reference: Reference, scale: float) -> Reference:
-    """The returns of the same policies where each reward is so many times as large."""
+    """The returns of the same policies where each reward is multiplied by this factor."""
     return reference._replace(low=scale * reference.low, high=scale * reference.high)
 
 

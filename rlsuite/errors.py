@@ -1,4 +1,4 @@
-"""Errors that a user can mend. Imports nothing that takes time, so that the command line answers at once."""
+"""Errors that a user can fix. Imports nothing that takes time, so that the command line answers at once."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def check_at_most(most: int, **values: int) -> None:
 
 
 def check_updates(steps: int, steps_per_update: int) -> None:
-    """Raise UserError unless an update's steps, and the updates of so many steps, can be counted."""
+    """Raise UserError unless an update's steps, and the updates of that many steps, can be counted."""
     if steps_per_update > MOST_INT32:
         raise UserError(f"an update takes {steps_per_update} steps and must take at most {MOST_INT32}; make it smaller")
     if -(-steps // steps_per_update) > MOST_INT32:

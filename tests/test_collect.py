@@ -293,7 +293,7 @@ def test_what_is_kept_says_how_much_it_is(
     monkeypatch.setenv(catalogue.FOLDER_VARIABLE, str(tmp_path))
     env = envs.make(ENV)
     collect.make(env, RECIPE._replace(transitions=70), ("random",))
-    for transitions, more in ((70, ""), (90, ", not 90; delete its folder to make it anew")):
+    for transitions, more in ((70, ""), (90, ", not 90; delete its folder to make it again")):
         capsys.readouterr()
         collect.make(env, RECIPE._replace(transitions=transitions), ("random",))
         assert capsys.readouterr().out == f"{ENV}/random: made before, kept with its 70 transitions{more}\n"

@@ -157,7 +157,7 @@ def test_a_folder_may_be_named_from_here(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_dataset_is_never_written_over(tmp_path: Path) -> None:
     write(tmp_path)
-    with pytest.raises(DatasetError, match="is there already; delete it to make it anew"):
+    with pytest.raises(DatasetError, match="is there already; delete it to make it again"):
         write(tmp_path)
 
 

@@ -194,7 +194,7 @@ def test_a_finished_shard_whose_package_was_not_recorded_is_kept_and_named(
     local.run(shards, store, at_once(4))
     assert capsys.readouterr().out.splitlines()[:3] == [
         "[1/2] a2c on probe/action/discrete, 4 runs: done before, kept",
-        "  which code of 'my-algorithms' it was trained with is not recorded; --retrain begins it anew",
+        "  which code of 'my-algorithms' it was trained with is not recorded; --retrain starts it over",
         "[2/2] ppo on probe/action/discrete, 4 runs: done before, kept",
     ]
     assert len(made_up.started) == 2
@@ -288,7 +288,7 @@ def test_other_code_of_ours_goes_on_and_says_so(
     text = words.format(**now, own=now["rlsuite_sources"]).replace("begun with " + now["rlsuite"],
                                                                     "begun with rlsuite " + now["rlsuite"])  # fmt: skip
     text = text.replace("begun with 0.0", "begun with rlsuite 0.0")
-    assert f"  goes on with {text}; the report will say so, --retrain begins it anew\n" in capsys.readouterr().out
+    assert f"  goes on with {text}; the report will say so, --retrain starts it over\n" in capsys.readouterr().out
     assert made_up.updates[0][0] == 2 and made_up.updates[0][1] > 5
     sessions = [{key: each[key] for key in now} for each in store.open(one).manifest()["sessions"]]
     assert sessions == [{**now, **changed}, now]
@@ -314,8 +314,8 @@ def test_what_was_begun_without_a_record_goes_on_and_says_so(
     capsys.readouterr()
     local.run([one], store, at_once(2))
     printed = capsys.readouterr().out
-    assert "  goes on; which rlsuite and JAX it was begun with is not recorded, --retrain begins it anew\n" in printed
-    of_package = "  which code of 'my-algorithms' it was begun with is not recorded; --retrain begins it anew\n"
+    assert "  goes on; which rlsuite and JAX it was begun with is not recorded, --retrain starts it over\n" in printed
+    of_package = "  which code of 'my-algorithms' it was begun with is not recorded; --retrain starts it over\n"
     assert (of_package in printed) == (algorithm == "a2c")
     first, second = store.open(one).manifest()["sessions"]
     assert "rlsuite_sources" not in first and second["rlsuite_sources"] == provenance.own_sources()

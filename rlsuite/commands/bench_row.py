@@ -67,7 +67,7 @@ class Row(NamedTuple):
 
 
 def measure(name: str, runs: int, limits: Limits, began: float) -> Row:
-    """Plan for so many runs and time the middle of their training, in this process.
+    """Plan for `runs` runs and time the middle of their training, in this process.
 
     The program of one run alone is timed in turns with it, because a machine's speed changes from minute to minute.
     `began` is the time of day at which the process was started.
@@ -99,7 +99,7 @@ def measure(name: str, runs: int, limits: Limits, began: float) -> Row:
 
 
 def segments_of(programs: Programs, hypers: Any, at_once: int) -> Callable[[int], float]:
-    """A function that trains so many updates from the middle of the budget on, and says how many seconds they took."""
+    """A function that trains a number of updates from the middle of the budget on, and returns the seconds taken."""
     on_devices = programs.runs(range(at_once), [hypers] * at_once)
     learning = programs.init(on_devices)
     update = TOTAL_UPDATES // 2
@@ -125,7 +125,7 @@ def fitting_count(segment: Callable[[int], float]) -> int:
 
 
 def work_of(name: str, runs: int) -> planning.Work:
-    """The benchmark of this name at so many runs."""
+    """The benchmark of this name at `runs` runs."""
     benchmark = BENCHMARKS[name]
     spec = algorithms.get(benchmark.algorithm)
     algorithm = spec.make(benchmark.config)

@@ -110,7 +110,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--refresh", action="store_true", help="make new references, which takes a --reason")
     parser.add_argument("--reason", metavar="TEXT", help="why the curves may have changed; it is kept with them")
     parser.add_argument(
-        "--references", metavar="DIR", type=path, help="folder of the references (references/ beside FILE)"
+        "--references", metavar="DIR", type=path, help="folder of the references (references/ next to FILE)"
     )
     add_results_option(parser)
     options = parser.parse_args(arguments)

@@ -30,7 +30,7 @@ FACTS = (
     *("total_updates", "steps_per_update", "dataset_checksum", "dataset_size", "dataset_source", "evaluation_physics"),
     *("matmul_precision", "versions", "device", "git_revision", "created", "plan", "diverged"),
 )
-"""What is kept of a manifest, beside what describes the cell."""
+"""Facts kept of a manifest, in addition to those that describe the cell."""
 
 
 def read_manifest(folder: Path, name: str, remedy: str) -> dict[str, Any]:
@@ -62,11 +62,11 @@ def write(store: Store, name: str, shard: Job, speed: Speed, folder: Path, reaso
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write(beside)
-        beside.replace(path)
+        write(temporary)
+        temporary.replace(path)
     except pa.ArrowException as error:
         raise OSError(str(error)) from error
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

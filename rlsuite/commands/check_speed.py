@@ -29,9 +29,9 @@ WIDTH = 8
 REPEATS = 7
 SEGMENT_SECONDS = 0.3
 SLOWDOWN = 2.0
-"""Training that is so many times slower than the reference fails."""
+"""Training that is this many times slower than the reference fails."""
 GROWTH = 1.25
-"""So does a program that takes so many times its memory."""
+"""So does a program that takes this many times its memory."""
 
 
 class Speed(NamedTuple):
@@ -106,7 +106,7 @@ def fitting(work: Callable[[int], None]) -> int:
 
 
 def compare(shards: Mapping[str, Job], references: Mapping[str, Mapping[str, Any]]) -> int:
-    """Measure each cell, print it beside its reference, and give the exit code: 0, or 1 if any has become worse.
+    """Measure each cell, print it next to its reference, and give the exit code: 0, or 1 if any has become worse.
 
     Raises:
         UserError: a reference without speed, or as `measure`.

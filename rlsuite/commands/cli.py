@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("rlsuite: interrupted; evaluations and snapshots are kept, the same command goes on", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Who reads has seen enough, as in `rlsuite list | head`. What is left to write would fail again at the end.
+        # The reader closed the pipe, as in `rlsuite list | head`. What is left to write would fail again at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
 

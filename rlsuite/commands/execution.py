@@ -33,7 +33,7 @@ def add_retrain_option(parser: Parser) -> None:
     parser.add_argument(
         "--retrain",
         action="store_true",
-        help="train again what is finished, and begin anew what other code has begun; what was there goes to .before/",
+        help="train finished runs again, and start over those that other code has begun; earlier files go to .before/",
     )
 
 

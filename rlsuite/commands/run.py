@@ -59,7 +59,7 @@ def show_algorithms() -> None:
         epilog="'rlsuite run ALGORITHM --help' lists the options, with those of the algorithm.",
     )
     names = ", ".join(algorithms.registered())
-    parser.add_argument("ALGORITHM", help=f"{names}; +cdsa may stand behind any that learns from a dataset")
+    parser.add_argument("ALGORITHM", help=f"{names}; +cdsa may follow any that learns from a dataset")
     parser.parse_args(["--help"])
 
 

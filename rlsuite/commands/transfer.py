@@ -1,4 +1,4 @@
-"""Out again: what a policy trained here is worth in real Gymnasium, beside what it is worth here."""
+"""A trained policy in real Gymnasium: its return there next to its return here."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def shoot(path: Path, film: Callable[[], gymnasium.Film]) -> None:
     import imageio.v2 as imageio
 
     suffix = path.suffix.lower()
-    beside = path.with_name(f".{os.getpid()}{suffix}")
+    temporary = path.with_name(f".{os.getpid()}{suffix}")
     try:
         taken = film()
         # A gif keeps every picture as it is, so it gets small ones.
@@ -212,15 +212,15 @@ def shoot(path: Path, film: Callable[[], gymnasium.Film]) -> None:
             options = {"fps": taken.fps, "macro_block_size": 2}  # the codec needs even numbers of pixels
         count = 0
         writer: Any
-        with warnings.catch_warnings(), imageio.get_writer(beside, **options) as writer:
-            # Python warns of any process that is started beside JAX; this one becomes ffmpeg at once.
+        with warnings.catch_warnings(), imageio.get_writer(temporary, **options) as writer:
+            # Python warns of any process that is started next to JAX; this one becomes ffmpeg at once.
             warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
             for frame in taken.frames:
                 writer.append_data(frame if suffix == ".mp4" else frame[::2, ::2])
                 count += 1
-        os.replace(beside, path)
+        os.replace(temporary, path)
     except (gymnasium.OutsideError, OSError) as error:
         raise UserError(f"no video '{path}': {' '.join(str(error).split())}") from error
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     say(f"Video: {path} ({count} frames, {quantity(path.stat().st_size)}B)")

@@ -18,7 +18,7 @@ Params = Any
 
 
 class Random(NamedTuple):
-    """The random numbers behind the drawn actions."""
+    """The random numbers that actions are drawn from."""
 
     uniform: Array
     """`[num_actions, batch, action_dim]` in [-1, 1]: actions"""

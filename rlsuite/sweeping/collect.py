@@ -169,12 +169,12 @@ def records_of_tier(
 
 
 def made_before(dataset_id: str, transitions: int) -> str:
-    """What to say of a dataset that is there already, when so many transitions were asked for. Raises UserError."""
+    """What to say of a dataset that is there already, when `transitions` were asked for. Raises UserError."""
     try:
         size = dataset_files.size(dataset_id, folder())
     except DatasetError as error:
         raise UserError(str(error)) from error
-    differs = "" if size == transitions else f", not {transitions:,}; delete its folder to make it anew"
+    differs = "" if size == transitions else f", not {transitions:,}; delete its folder to make it again"
     return f"{dataset_id}: made before, kept with its {size:,} transitions{differs}"
 
 
@@ -203,7 +203,7 @@ def write(
 
 
 RANDOM_STREAM, POLICY_STREAM, EXPERT_STREAM = 10, 11, 12
-"""Streams of keys beside those of `rlsuite/training/train.py`."""
+"""Streams of keys next to those of `rlsuite/training/train.py`."""
 
 
 def checkpoints(algorithm: Algorithm, task: Task, recipe: Recipe) -> list[Policy]:
@@ -299,7 +299,7 @@ def collected(play: Callable[[Array], Records], key: Array, transitions: int) ->
 
 
 def whole_episodes(play: Callable[[Array], Records], key: Array, transitions: int) -> Records:
-    """Rounds of whole episodes that have at least so many transitions."""
+    """Rounds of whole episodes with at least `transitions` transitions."""
     rounds: list[Records] = []
     while sum(len(records.obs) for records in rounds) < transitions:
         rounds.append(play(jax.random.fold_in(key, len(rounds))))
@@ -307,7 +307,7 @@ def whole_episodes(play: Callable[[Array], Records], key: Array, transitions: in
 
 
 def first_of(records: Records, transitions: int) -> Records:
-    """The first so many transitions; the last one is truncated, and its episode incomplete, where that went on."""
+    """The first `transitions` rows; the last one is truncated, and its episode incomplete, where that went on."""
     episode_fields = ("episode_return", "complete")
     rows = {name: field[:transitions].copy() for name, field in records._asdict().items() if name not in episode_fields}
     episodes = rows["episode"][-1] + 1
@@ -334,7 +334,7 @@ def records_of(transitions: Transition, most: int | None = None) -> Records:
     """Complete episodes of `[time, num_envs, ...]` steps that `rollout.collect` took, environment after environment.
 
     What comes after the last end of an environment is left out: its episode was not played to the end. `most` takes no
-    more than so many episodes of each environment.
+    more than `most` episodes of each environment.
     """
     steps = {name: np.asarray(field) for name, field in transitions._asdict().items()}
     done = steps["terminated"] | steps["truncated"]

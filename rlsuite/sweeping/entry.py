@@ -194,7 +194,7 @@ class Entry:
         self._replace(path, lambda target: pq.write_table(table, target, compression="zstd"))
 
     def write_policies(self, first: int, update: int, diverged: np.ndarray, leaves: dict[str, np.ndarray]) -> None:
-        """Write what the runs from `first` have learned after so many updates: `[runs]` bool and `[runs, ...]` each."""
+        """Write what the runs from `first` have learned after `update` updates: `[runs]` bool and `[runs, ...]`."""
         stop = first + len(diverged)
         columns: dict[str, Any] = {
             "run": pa.array(range(first, stop), pa.int32()),
@@ -235,11 +235,11 @@ class Entry:
         except (pa.ArrowException, OSError, ValueError) as error:
             raise UserError(
                 f"'{path}' is gone or cannot be read ({' '.join(str(error).split())}); delete it if it is there, then "
-                "run the same command again to train its runs anew"
+                "run the same command again to train its runs again"
             ) from error
 
     def forget(self, first: int, stop: int) -> None:
-        """Remove all parts with a run among first, ..., stop - 1, whole or damaged: these runs begin anew."""
+        """Remove all parts with a run among first, ..., stop - 1, whole or damaged: these runs start over."""
         for path in sorted(self.partial.glob("*")):
             match = re.fullmatch(r"(?:runs|policies)(\d+)-(\d+)\..+", path.name)
             if match and int(match[1]) < stop and first <= int(match[2]):
@@ -264,7 +264,7 @@ class Entry:
     def set_aside(self) -> None:
         """Move all that is there of the shard into the folder `BEFORE`, in place of what is there of an earlier time.
 
-        The process that does so has claimed the shard, which begins anew. The manifest is copied first and removed
+        The process that does so has claimed the shard, which starts over. The manifest is copied first and removed
         last: rows have it in both places. Of a finished shard the rows go last, of another one the layout: as long as
         these are there, a process that was killed does all of this again. Snapshots are not kept.
         """
@@ -343,7 +343,7 @@ class Entry:
         if wrong := np.flatnonzero(counts != 1).tolist():
             raise UserError(
                 f"'{self.partial}' has not just one of the {what} for {len(wrong)} of its runs (run {wrong[0]} "
-                f"has {counts[wrong[0]]}); run the same command again to train them anew"
+                f"has {counts[wrong[0]]}); run the same command again to train them again"
             )
 
     def _replace(self, path: Path, write: Callable[[str], Any]) -> None:
@@ -351,17 +351,17 @@ class Entry:
 
         Elsewhere is the partial folder, so that nothing stays of what a killed process was writing.
         """
-        beside = self.partial / ".tmp"  # no longer than any other name: those of shards may be as long as can be
+        temporary = self.partial / ".tmp"  # no longer than any other name: those of shards may be as long as can be
         try:
-            write(str(beside))
-            with open(beside, "rb") as written:
+            write(str(temporary))
+            with open(temporary, "rb") as written:
                 os.fsync(written.fileno())
-            os.replace(beside, path)
+            os.replace(temporary, path)
         except OSError as error:
             raise _cannot_write(path, error) from error
         finally:
             with contextlib.suppress(OSError):  # it would hide the error above
-                beside.unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
 
 
 def runs_of(ranges: Iterable[tuple[int, int]]) -> list[int]:

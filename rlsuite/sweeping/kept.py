@@ -36,9 +36,9 @@ def check_resumed(entry: Entry) -> None:
     sessions = before.get("sessions") or [{}]
     was, now = sessions[-1], provenance.session()
     if "rlsuite_sources" not in was:
-        say("  goes on; which rlsuite and JAX it was begun with is not recorded, --retrain begins it anew")
+        say("  goes on; which rlsuite and JAX it was begun with is not recorded, --retrain starts it over")
     elif changed := provenance.changes(was, now):
-        say(f"  goes on with {changed}; the report will say so, --retrain begins it anew")
+        say(f"  goes on with {changed}; the report will say so, --retrain starts it over")
 
 
 def begun_with_other_code(entry: Entry) -> bool:
@@ -111,7 +111,7 @@ def tell_devices(before: dict[str, Any], devices: int) -> None:
     last = sessions[-1].get("devices", before.get("plan", {}).get("devices")) if sessions else None
     if last not in (None, devices):
         say(
-            f"  goes on with {devices} device(s), not {last} as before: so many runs on each round sums otherwise, and "
+            f"  goes on with {devices} device(s), not {last} as before: another number of runs on each rounds sums otherwise, and "
             "curves are not to the last bit those of one go; the manifest lists who trained on how many"
         )
 
@@ -127,4 +127,4 @@ def _check_packages(entry: Entry, before: dict[str, Any], finished: bool) -> str
     if "packages" in before or not now:
         return None
     names = " and ".join(dict.fromkeys(f"'{package['name']}'" for package in now.values()))
-    return f"  which code of {names} it was {done} with is not recorded; --retrain begins it anew"
+    return f"  which code of {names} it was {done} with is not recorded; --retrain starts it over"

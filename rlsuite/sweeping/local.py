@@ -315,7 +315,7 @@ def train_chunk(claimed: Claimed, plan: Plan, first: int, stop: int, snapshots: 
 
 def resumed(entry: Entry, plan: Plan, first: int, stop: int, snapshots: Snapshots) -> Training | None:
     """Where the runs first, ..., stop - 1 go on: at their newest snapshot if all rows before it are there. Else they
-    begin anew, without what is left of them."""
+    start over, without what is left of them."""
     snapshot, damaged = snapshots.newest(plan.compiled.learning)
     for line in damaged:
         say(f"  {line}; taking the one before")

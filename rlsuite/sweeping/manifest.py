@@ -23,7 +23,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "brax", "mujoco", "mujoco-mjx", "g
 
 
 def facts_of(entry: Entry, devices: int) -> dict[str, Any]:
-    """What the manifest says of this process, which trains on so many devices, and of those before it."""
+    """What the manifest says of this process, which trains on `devices` devices, and of those before it."""
     job = entry.job
     session = {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

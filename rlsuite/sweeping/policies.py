@@ -1,4 +1,4 @@
-"""What a finished run has learned, kept beside its results: the numbers that `act` reads, and no others.
+"""The policies of finished runs, kept next to their results: the numbers that `act` reads, and no others.
 
 A state also holds what only learning needs: optimisers, critics, replay buffers, environments. Which leaves of it
 matter follows from the program: a leaf that no operation of `act` takes cannot change an action. So no algorithm has to

@@ -99,7 +99,7 @@ class Part(NamedTuple):
 def damaged(path: Path, rows: int | None = None) -> str | None:
     """What is wrong with a Parquet file, judged by its end, which is written last; None if nothing is.
 
-    It has so many `rows`, or at least one.
+    It has `rows` rows, or at least one.
     """
     try:
         with pq.ParquetFile(path) as file:

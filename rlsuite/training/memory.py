@@ -34,7 +34,7 @@ def num_cores() -> int:
 
 
 def free_bytes(devices: int) -> int:
-    """Bytes that may still be taken on each of so many devices."""
+    """Free bytes on each of `devices` devices."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"] - stats["bytes_in_use"])
@@ -120,7 +120,7 @@ def peak_host_bytes() -> int:
 
 
 def peak_with(device_bytes: int, devices: int) -> int:
-    """What `peak_bytes` will say once programs have taken `device_bytes` more on each of so many devices."""
+    """What `peak_bytes` will say once programs have taken `device_bytes` more on each of `devices` devices."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_in_use" in stats:
         return max(peak_bytes(), int(stats["bytes_in_use"]) + device_bytes)

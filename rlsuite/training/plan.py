@@ -28,11 +28,11 @@ WIDTHS = (1, 2, 8, 32, 128, 512, 2048, 8192)
 """Runs per device that are worth a try."""
 FIRST_ON_CPU = 8
 BYTES_OF_STEP = 40
-"""What a step takes beside its observation, at least: keys to reset, act and step with, return, length, reward."""
+"""Bytes of a step without its observation, at least: keys to reset, act and step with, return, length, reward."""
 MEASURED_SECONDS = 0.5
 """How long one speed is measured."""
 WORTH_TRYING = 10
-"""Another width is compiled and tried if training takes at least so many times as long as compiling."""
+"""Another width is compiled and tried if training takes at least this many times as long as compiling."""
 
 
 class Limits(NamedTuple):
@@ -108,7 +108,7 @@ def balanced(width: int, num_runs: int, devices: int) -> int:
 
 
 def compile_for(work: Work, width: int, devices: int) -> batch.Compiled:
-    """The programs for so many runs on each of the first `devices` devices."""
+    """The programs for `width` runs on each of the first `devices` devices."""
     return batch.compile_programs(
         work.algorithm, work.task, work.hypers, width * devices, work.num_episodes, jax.local_devices()[:devices]
     )
@@ -128,7 +128,7 @@ def choose(work: Work, limits: Limits) -> Plan:
     if shared + needed > budget:
         raise UserError(
             f"one run takes {quantity(needed)}B a device"
-            + (f" beside {quantity(shared)}B of its dataset" if shared else "")
+            + (f" next to {quantity(shared)}B of its dataset" if shared else "")
             + f", but {limits.memory_share:.0%} of the free memory are {quantity(budget)}B; "
             "make its buffer, networks, steps or evaluation episodes smaller, or raise --memory-share"
         )
@@ -286,10 +286,10 @@ def save_speeds(work: Work, devices: int, speeds: dict[int, Speed]) -> None:
     """Keep them, if that is possible; training goes on without."""
     path = speeds_path(work, devices)
     merged = load_speeds(work, devices) | {width: speed for width, speed in speeds.items() if speed.rate > 0}
-    beside = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps({str(width): speed for width, speed in sorted(merged.items())}))
-        os.replace(beside, path)
+        temporary.write_text(json.dumps({str(width): speed for width, speed in sorted(merged.items())}))
+        os.replace(temporary, path)
     except OSError:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

@@ -4,7 +4,7 @@ The first half is ONE run, as pure functions of a seed; `batch.py` compiles them
 is the loop on the host, which sees the runs only between two segments.
 
 Keys: everything random in a run comes from `fold_in(fold_in(key(seed), stream), index)`. The streams are separate and
-the indices are the loop's own update counter, so evaluating more often, or beside other runs, changes no parameter.
+the indices are the loop's own update counter, so evaluating more often, or next to other runs, changes no parameter.
 Metrics are summed in the carry, so that where the host cuts a segment into pieces changes no digit of them either.
 """
 
