@@ -111,7 +111,7 @@ def tell_devices(before: dict[str, Any], devices: int) -> None:
     last = sessions[-1].get("devices", before.get("plan", {}).get("devices")) if sessions else None
     if last not in (None, devices):
         say(
-            f"  goes on with {devices} device(s), not {last} as before: the runs on each are other ones, which rounds sums "
+            f"  goes on with {devices} device(s), not {last} as before: other runs on each round sums "
             "otherwise, and curves are not to the last bit those of one go; the manifest lists who trained on how many"
         )
 
