@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 from numpy_nets import HIGH, LOW, FloatArray, Tree, exact, mlp, normal, perceptron
-from reference import log_cosh
 
 from envs.datasets import Batch
 from rlsuite.core import Transition
@@ -120,23 +119,3 @@ def state_value(value: Tree, obs: FloatArray) -> FloatArray:
 def polyak(target: Tree, online: Tree, tau: float) -> Tree:
     """The target network after it has moved."""
     return jax.tree.map(lambda old, new: (1.0 - tau) * old + tau * new, target, online)
-
-
-# Policies.
-
-
-def squashed(
-    mean: FloatArray, log_std: FloatArray, noise: FloatArray, center: Any = 0.0, half_width: Any = 1.0
-) -> tuple[FloatArray, FloatArray]:
-    """Actions center + half width tanh(u), u = mean + std noise, `[..., batch, action_dim]`; and their log-
-    probabilities by the change of variables: `[..., batch]`."""
-    u = mean + np.exp(log_std) * noise
-    # d action / d u = half width / cosh(u)^2
-    log_slope = np.log(half_width) - 2.0 * log_cosh(u)
-    log_density = -0.5 * noise**2 - log_std - 0.5 * np.log(2.0 * np.pi)
-    return center + half_width * np.tanh(u), np.sum(log_density - log_slope, axis=-1)
-
-
-def alpha_loss(log_alpha: FloatArray, log_prob: FloatArray, target_entropy: float) -> Any:
-    """The temperature's loss: too little entropy must raise alpha."""
-    return log_alpha * (np.mean(-log_prob) - target_entropy)

@@ -6,6 +6,7 @@ fields `actor`, `target_actor`, `critics`, `target_critics` and `log_alpha`; the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,17 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpy_critics import (
-    ACTION_DIM,
-    CENTER,
-    HALF_WIDTH,
-    OBS_DIM,
-    alpha_loss,
-    endings,
-    polyak,
-    random_transitions,
-    squashed,
-)
+from numpy_critics import ACTION_DIM, CENTER, HALF_WIDTH, OBS_DIM, endings, polyak, random_transitions
 from numpy_nets import (
     HIGH,
     LOW,
@@ -42,7 +33,10 @@ from numpy_nets import (
     perceptron,
     toy_transition,
 )
-from reference import computing, softplus, value_and_grad
+from numpy_squashed import SquashedGaussian, outputs
+from numpy_squashed import actor_reference as sac_actor_reference
+from numpy_squashed import alpha_reference as sac_alpha_reference
+from reference import computing, softplus
 from trained_states import params_of
 
 from envs.core import EpisodeState
@@ -64,16 +58,7 @@ every_precision = pytest.mark.parametrize(
 )
 
 
-def policy_at(actor: Tree, obs: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Mean, and log standard deviation before its bounds."""
-    out = perceptron(actor["params"], obs, "gelu")
-    return out[:, :ACTION_DIM], out[:, ACTION_DIM:]
-
-
-def sampled(actor: Tree, obs: FloatArray, noise: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Actions in the box and their log-probabilities."""
-    mean, log_std = policy_at(actor, obs)
-    return squashed(mean, np.minimum(np.maximum(log_std, -20.0), 0.5), noise, CENTER, HALF_WIDTH)
+POLICY = SquashedGaussian(-20.0, 0.5, CENTER, HALF_WIDTH, functools.partial(outputs, activation="gelu"))
 
 
 def valued(critics: Tree, obs: FloatArray, action: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -82,30 +67,22 @@ def valued(critics: Tree, obs: FloatArray, action: FloatArray) -> tuple[FloatArr
     return out[..., 0], softplus(out[..., 1])
 
 
-def actor_reference(nets: Any, obs: FloatArray, noise: FloatArray) -> tuple[float, Tree, FloatArray]:
-    """The actor's loss with the smallest mean, its gradient, and the log-probabilities `[batch]`."""
-
-    def loss(actor: Tree) -> Any:
-        action, log_prob = sampled(actor, obs, noise)
-        means = np.atleast_2d(valued(nets.critics, obs, action)[0])
-        return np.mean(np.exp(nets.log_alpha) * log_prob - np.min(means, axis=0))
-
-    return *value_and_grad(loss, nets.actor), sampled(nets.actor, obs, noise)[1]
+def smallest_mean(critics: Tree, obs: FloatArray, action: FloatArray) -> FloatArray:
+    """`[batch]`"""
+    return np.min(np.atleast_2d(valued(critics, obs, action)[0]), axis=0)
 
 
-def alpha_reference(log_alpha: FloatArray, log_prob: FloatArray) -> tuple[float, FloatArray]:
+def actor_reference(nets: Any, obs: FloatArray, noise: FloatArray) -> tuple[float, Tree]:
+    """The actor's loss and its gradient."""
+    return sac_actor_reference(POLICY, nets, obs, noise, smallest_mean)
+
+
+def alpha_reference(nets: Any, obs: FloatArray, noise: FloatArray) -> tuple[float, FloatArray]:
     """The temperature's loss and its derivative."""
-    return value_and_grad(lambda x: alpha_loss(x, log_prob, TARGET_ENTROPY), log_alpha)
+    return sac_alpha_reference(POLICY, nets, obs, noise, TARGET_ENTROPY)
 
 
 # Random problems.
-
-
-def random_actor(rng: np.random.Generator, log_stds: tuple[float, ...]) -> Tree:
-    actor = mlp(rng, OBS_DIM, *HIDDEN, 2 * ACTION_DIM)
-    actor["Dense_2"]["kernel"][:, ACTION_DIM:] *= 4.0
-    actor["Dense_2"]["bias"][ACTION_DIM:] = log_stds
-    return {"params": jax.tree.map(exact, actor)}
 
 
 def random_critic(rng: np.random.Generator) -> Tree:
@@ -208,8 +185,8 @@ class Student:
         critic_grads, others = self.critic_step(old, batch, noise, z_key)
         # Everything is differentiated before anything moves.
         noise = np.asarray(jax.random.normal(actor_key, (UPDATE_BATCH, ACTION_DIM)))
-        _, actor_grads, log_prob = actor_reference(old, batch.obs, noise)
-        alpha_grad = alpha_reference(old.log_alpha, log_prob)[1]
+        actor_grads = actor_reference(old, batch.obs, noise)[1]
+        alpha_grad = alpha_reference(old, batch.obs, noise)[1]
 
         critics = self.critic_adam.step(old.critics, critic_grads, hypers.critic_learning_rate)
         self.nets = old._replace(critics=critics, **others)
@@ -241,7 +218,7 @@ def assert_learns_as(student: Student, algorithm: Algorithm, learner: Callable[[
             before, old_nets, first_step = state, student.nets, student.steps
             state, metrics = update(key, task, state, hypers, clock)
             collect_key, batch_key, learn_key = jax.random.split(key, 3)
-            experience.collect(collect_key, lambda obs, noise, nets=old_nets: sampled(nets.actor, obs, noise)[0])
+            experience.collect(collect_key, lambda obs, noise, nets=old_nets: POLICY.sample(nets.actor, obs, noise)[0])
             np.testing.assert_allclose(state.envs.obs, experience.obs, rtol=1e-9)
             if i < WARMUP_UPDATES:
                 chex.assert_trees_all_equal(state.learner, before.learner)

@@ -95,6 +95,12 @@ def drawn(index: Any, normalize: bool) -> Batch:
     )
 
 
+def reward_scale(normalize: bool) -> float:
+    """What rewards are multiplied by."""
+    returns = exact(records().episode_return)
+    return 1000.0 / float(np.max(returns) - np.min(returns)) if normalize else 1.0
+
+
 def rows_of(batch_key: jax.Array, size: int) -> Any:
     """Which rows a learner draws with this key: random numbers are the only thing that it shares with a reference."""
     return np.asarray(jax.random.randint(batch_key, (size,), 0, sum(LENGTHS)))

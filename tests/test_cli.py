@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from written import contents
 
 import analysis.__main__
 import envs
@@ -67,11 +68,6 @@ def cell(first_seed):
 
 EXPERIMENT = Experiment("run", "two cells, of which TINY is the first", (cell(5), cell(7)))
 """
-
-
-def contents(folder: Path) -> dict[str, bytes | None]:
-    """Every file below a folder and its bytes, and every folder."""
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
 
 
 def one_line(stderr: str) -> str:

@@ -30,8 +30,8 @@ from numpy_critics import (
     state_value,
 )
 from numpy_nets import Adam, FloatArray, Toy, Tree, assert_close, assert_moved, cast, exact, mlp, normal, perceptron
-from numpy_offline import drawn, in_box, rows_of, shown, task
-from reference import absolute, assert_reached, computing, grad, held, precisions, value_and_grad
+from numpy_offline import SOMEWHERE, assert_evaluates, compiled, drawn, rows_of
+from reference import absolute, assert_reached, computing, held, precisions, value_and_grad
 from trained_states import params_of, with_adam
 
 from envs.datasets import Batch
@@ -383,41 +383,43 @@ class Trace:
         self.nets, self.case = nets, case
         self.adams = {name: Adam(getattr(nets, name)) for name in ("critics", "value", "vae", "actor")}
 
-    def step(self, name: str, grads: Tree, learning_rate: float) -> None:
+    def step(self, name: str, loss: Any, learning_rate: float) -> float:
+        """One step of these networks; returns their loss before it."""
+        error, grads = value_and_grad(loss, getattr(self.nets, name))
         moved = self.adams[name].step(getattr(self.nets, name), grads, learning_rate)
         self.nets = self.nets._replace(**{name: moved})
+        return error
 
     def update(self, batch: Batch, noises: Noises, index: int) -> dict[str, float]:
         """One gradient step; returns what the learner must report."""
         # (1) the critics
         y, _ = targets(self.nets, batch, noises.target)
-        q = float(np.mean(q_values(self.nets.critics, batch.obs, batch.action)))
-        critic_error, grads = value_and_grad(lambda x: squared_errors(x, batch, y), self.nets.critics)
-        self.step("critics", grads, HYPERS.critic_learning_rate)
+        metrics = {
+            "q": float(np.mean(q_values(self.nets.critics, batch.obs, batch.action))),
+            "critic_loss": self.step("critics", lambda x: squared_errors(x, batch, y), HYPERS.critic_learning_rate),
+        }
         # (2) the value, with the new critics and the same action; its estimates from before serve below
         _, t = targets(self.nets, batch, noises.target)
-        v = state_value(self.nets.value, batch.obs)
-        weight = weight_of(self.nets, batch)
-        value_error, grads = value_and_grad(lambda x: value_loss(x, batch, np.minimum(t, y)), self.nets.value)
-        self.step("value", grads, HYPERS.value_learning_rate)
+        v, weight = state_value(self.nets.value, batch.obs), weight_of(self.nets, batch)
+        metrics["value_loss"] = self.step(
+            "value", lambda x: value_loss(x, batch, np.minimum(t, y)), HYPERS.value_learning_rate
+        )
         # (3) the VAE
         reconstruction, kl = vae_parts(self.nets.vae, batch, noises.vae, weight)
-        grads = grad(lambda x: vae_loss(x, batch, noises.vae, weight), self.nets.vae)
-        self.step("vae", grads, HYPERS.vae_learning_rate)
+        self.step("vae", lambda x: vae_loss(x, batch, noises.vae, weight), HYPERS.vae_learning_rate)
         # (4) the actor, with all that is new, and (5) the targets
         if index % self.case.policy_delay == 0:
-            grads = grad(
-                lambda x: actor_loss(x, self.case.form, self.nets, batch, v, noises.candidate), self.nets.actor
+            nets, form = self.nets, self.case.form
+            self.step(
+                "actor",
+                lambda x: actor_loss(x, form, nets, batch, v, noises.candidate),
+                HYPERS.actor_learning_rate,
             )
-            self.step("actor", grads, HYPERS.actor_learning_rate)
             self.nets = self.nets._replace(
                 target_actor=polyak(self.nets.target_actor, self.nets.actor, HYPERS.tau),
                 target_critics=polyak(self.nets.target_critics, self.nets.critics, HYPERS.tau),
             )
-        return {
-            "critic_loss": critic_error,
-            "q": q,
-            "value_loss": value_error,
+        return metrics | {
             "reconstruction_loss": float(reconstruction),
             "kl": float(kl),
             "better_than_value": float(np.mean(weight > 0.0)),
@@ -438,11 +440,7 @@ def test_whole_updates(name: str) -> None:
     algorithm, normalize = a2pr.make(config), case.normalize_obs
     nets = random_nets(np.random.default_rng(3))
     with computing(np.float64):
-        state, hypers = learner(nets, np.float64), cast(HYPERS, np.float64)
-        update = jax.jit(
-            lambda key, state, clock: algorithm.update(key, task(), state, hypers, clock),
-            compiler_options=QUICK_TO_COMPILE,
-        )
+        state, (update, evaluate) = learner(nets, np.float64), compiled(algorithm, HYPERS)
         trace = Trace(nets, case)
         for index in UPDATES:
             key = jax.random.key(index)
@@ -460,16 +458,10 @@ def test_whole_updates(name: str) -> None:
             for metric, want in want_metrics.items():
                 assert float(metrics[metric]) == pytest.approx(want, rel=1e-8), metric
 
-        obs = np.array([[0.7, -1.9, 1.6]])
-        act, value = jax.jit(
-            lambda state, obs: tuple(f(key, task(), state, obs) for f in (algorithm.act, algorithm.value))
-        )(state, jnp.asarray(obs[0]))
+        evaluated = evaluate(state, jnp.asarray(SOMEWHERE))
 
-    # Evaluation plays the actor's action in the environment's units, and values it by the smaller critic.
-    seen = shown(obs, normalize)
-    best = chosen(trace.nets.actor, seen)
-    np.testing.assert_allclose(act, in_box(best)[0], rtol=1e-6)
-    assert float(value) == pytest.approx(float(smallest(trace.nets.critics, seen, best)[0]), rel=1e-6)
+    # Evaluation plays the actor's action, and values it by the smaller critic.
+    assert_evaluates(evaluated, lambda obs: chosen(trace.nets.actor, obs), trace.nets.critics, normalize)
 
 
 # Around the updates.

@@ -17,10 +17,6 @@ import optax
 import pytest
 from numpy_critics import (
     ACTION_DIM,
-    CENTER,
-    HALF_WIDTH,
-    OBS_DIM,
-    alpha_loss,
     bellman,
     endings,
     polyak,
@@ -29,10 +25,11 @@ from numpy_critics import (
     random_critics,
     smallest,
     squared_errors,
-    squashed,
 )
-from numpy_nets import Adam, FloatArray, Toy, Tree, assert_close, assert_moved, cast, exact, mlp, normal, perceptron
-from numpy_squashed import normalized, toy_dataset
+from numpy_nets import Adam, FloatArray, Toy, Tree, assert_close, assert_moved, cast, exact, normal
+from numpy_offline import SOMEWHERE, assert_evaluates, compiled, drawn, reward_scale, rows_of
+from numpy_offline import task as toy_task
+from numpy_squashed import SquashedGaussian, actor_reference, alpha_reference, outputs, random_actor
 from reference import assert_reached, computing, grad, log_sum_exp, precisions, value_and_grad
 from trained_states import params_of, with_adam
 
@@ -68,6 +65,7 @@ HYPERS = cql.Hypers(
     reward_scale=1.4,
     reward_bias=-0.3,
 )
+TARGET_ENTROPY = -0.6 * ACTION_DIM
 PLAIN = cql.Config(
     batch_size=UPDATE_BATCH, num_actions=NUM_ACTIONS, actor_hidden_sizes=HIDDEN, critic_hidden_sizes=HIDDEN
 )
@@ -94,27 +92,14 @@ class Nets(NamedTuple):
     log_multiplier: FloatArray
 
 
-def as_mlp(actor: Tree) -> Tree:
-    """Its four parts as one network."""
+def scaled_outputs(actor: Tree, obs: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Mean, and log standard deviation after scale and offset."""
     parts = actor["params"]
-    return {**parts["MLP_0"], "Dense_2": parts["Dense_0"]}
+    mean, log_std = outputs({"params": {**parts["MLP_0"], "Dense_2": parts["Dense_0"]}}, obs)
+    return mean, parts["log_std_scale"] * log_std + parts["log_std_offset"]
 
 
-def policy_at(actor: Tree, obs: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Mean, and log standard deviation before its bounds."""
-    out, parts = perceptron(as_mlp(actor), obs, "relu"), actor["params"]
-    return out[:, :ACTION_DIM], parts["log_std_scale"] * out[:, ACTION_DIM:] + parts["log_std_offset"]
-
-
-def sampled(actor: Tree, obs: FloatArray, noise: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Actions and their log-probabilities."""
-    mean, log_std = policy_at(actor, obs)
-    return squashed(mean, np.minimum(np.maximum(log_std, -20.0), 2.0), noise)
-
-
-def actor_loss(actor: Tree, nets: Nets, obs: FloatArray, noise: FloatArray) -> Any:
-    action, log_prob = sampled(actor, obs, noise)
-    return np.mean(np.exp(nets.log_alpha) * log_prob - smallest(nets.critics, obs, action))
+POLICY = SquashedGaussian(-20.0, 2.0, outputs=scaled_outputs)
 
 
 class Candidates(NamedTuple):
@@ -127,8 +112,8 @@ class Candidates(NamedTuple):
 def candidates_of(nets: Nets, batch: Batch, random: cql.Random) -> Candidates:
     """Uniform ones, those of the policy at s, and those of the policy at s', which are tried at s all the same."""
     drawn = [(action, np.full(len(action), ACTION_DIM * np.log(0.5))) for action in random.drawn.uniform]
-    drawn += [sampled(nets.actor, batch.obs, noise) for noise in random.drawn.current]
-    drawn += [sampled(nets.actor, batch.next_obs, noise) for noise in random.drawn.following]
+    drawn += [POLICY.sample(nets.actor, batch.obs, noise) for noise in random.drawn.current]
+    drawn += [POLICY.sample(nets.actor, batch.next_obs, noise) for noise in random.drawn.following]
     return Candidates(*map(np.stack, zip(*drawn, strict=True)))
 
 
@@ -142,7 +127,7 @@ def differences(critics: Tree, batch: Batch, candidates: Candidates) -> FloatArr
 
 def target_values(nets: Nets, batch: Batch, random: cql.Random) -> FloatArray:
     """The smaller target critic at each action drawn at s': `[actions, batch]`."""
-    actions = [sampled(nets.actor, batch.next_obs, noise)[0] for noise in random.target]
+    actions = [POLICY.sample(nets.actor, batch.next_obs, noise)[0] for noise in random.target]
     return np.stack([smallest(nets.target_critics, batch.next_obs, action) for action in actions])
 
 
@@ -174,21 +159,18 @@ def multiplier_loss(log_multiplier: FloatArray, means: FloatArray) -> Any:
 
 def gradients(nets: Nets, batch: Batch, noise: FloatArray, random: cql.Random, config: cql.Config) -> Nets:
     """All gradients at the same networks; that of the target critics is empty."""
-    log_prob, target_entropy = sampled(nets.actor, batch.obs, noise)[1], -HYPERS.target_entropy_scale * ACTION_DIM
     _, critic_grads, means = critic_reference(nets, batch, random, config)
     return Nets(
-        actor=grad(lambda actor: actor_loss(actor, nets, batch.obs, noise), nets.actor),
+        actor=actor_reference(POLICY, nets, batch.obs, noise)[1],
         critics=critic_grads,
         target_critics={},
-        log_alpha=grad(lambda x: alpha_loss(x, log_prob, target_entropy), nets.log_alpha),
+        log_alpha=alpha_reference(POLICY, nets, batch.obs, noise, TARGET_ENTROPY)[1],
         log_multiplier=grad(lambda x: multiplier_loss(x, means), nets.log_multiplier),
     )
 
 
 def random_nets(rng: np.random.Generator, log_stds: tuple[float, ...]) -> Nets:
-    net = mlp(rng, OBS_DIM, *HIDDEN, 2 * ACTION_DIM)
-    net["Dense_2"]["kernel"][:, ACTION_DIM:] *= 2.0
-    net["Dense_2"]["bias"][ACTION_DIM:] = log_stds
+    net = random_actor(rng, HIDDEN, log_stds, 2.0)["params"]
     actor = {
         "MLP_0": {name: net[name] for name in ("Dense_0", "Dense_1")},
         "Dense_0": net["Dense_2"],
@@ -246,10 +228,9 @@ def jax_losses(state: cql.State, batch: Any, noise: Any, random: cql.Random, hyp
 def want_losses(seed: int, config: cql.Config, log_stds: tuple[float, ...]) -> Any:
     nets, batch, noise, random = problem(seed, config, log_stds)
     critics = critic_reference(nets, batch, random, config)
-    actor = value_and_grad(lambda a: actor_loss(a, nets, batch.obs, noise), nets.actor)
     return (
         critics,
-        (*actor, sampled(nets.actor, batch.obs, noise)[1]),
+        (*actor_reference(POLICY, nets, batch.obs, noise), POLICY.sample(nets.actor, batch.obs, noise)[1]),
         value_and_grad(lambda x: multiplier_loss(x, critics[2]), nets.log_multiplier),
     )
 
@@ -269,14 +250,11 @@ def test_losses_and_gradients(config: cql.Config, dtype: Any, tolerance: float) 
 def cases_of(seed: int) -> dict[str, Any]:
     """Which samples of a problem reach which branch."""
     nets, batch, noise, random = problem(seed, FLAGS)
-    free = policy_at(nets.actor, batch.obs)[1]
-    q = q_values(nets.critics, batch.obs, sampled(nets.actor, batch.obs, noise)[0])
+    q = q_values(nets.critics, batch.obs, POLICY.sample(nets.actor, batch.obs, noise)[0])
     difference = differences(nets.critics, batch, candidates_of(nets, batch, random))
     best = np.argmax(target_values(nets, batch, random), axis=0)
     return {
-        "log std below its bound": free < -20.0,
-        "log std inside its bounds": (free > -20.0) & (free < 2.0),
-        "log std above its bound": free > 2.0,
+        **POLICY.cases(nets.actor, batch.obs),
         "first critic smaller": q[0] < q[1],
         "second critic smaller": q[1] < q[0],
         "difference below its bound": difference < HYPERS.min_difference,
@@ -300,34 +278,30 @@ def test_the_multiplier_is_bounded() -> None:
 
 # Whole updates, with everything that surrounds the losses.
 
-UPDATES, STORED = 3, 24
+UPDATES = 3
 
 
-def updated(nets: Nets, rows: Batch, dataset: Any, keys: Any, config: cql.Config) -> Nets:
+def updated(nets: Nets, keys: Any, config: cql.Config) -> Nets:
     """The networks after one update for each key, from fresh optimisers.
 
     Random numbers come from JAX by the learner's own key schedule: they are the only thing that the two share.
     """
     adams = Nets(*map(Adam, nets))
-    returns = np.asarray(dataset.episode_return)
     for key in keys:
         batch_key, actor_key, critic_key = jax.random.split(key, 3)
-        index = np.asarray(jax.random.randint(batch_key, (UPDATE_BATCH,), 0, STORED))
         noise = np.asarray(jax.random.normal(actor_key, (UPDATE_BATCH, ACTION_DIM)))
         uniform_key, current_key, following_key, target_key = jax.random.split(critic_key, 4)
         many = NUM_ACTIONS, UPDATE_BATCH, ACTION_DIM
-        drawn = soft_maximum.Random(
+        candidates = soft_maximum.Random(
             -1.0 + 2.0 * jax.random.uniform(uniform_key, many),
             jax.random.normal(current_key, many),
             jax.random.normal(following_key, many),
         )
         target = jax.random.normal(target_key, many if config.max_target_backup else (1, *many[1:]))
-        random = jax.tree.map(np.asarray, cql.Random(drawn, target))
-        batch = Batch(*(x[index] for x in rows))
-        if config.normalize_obs:
-            batch = batch._replace(obs=normalized(dataset, batch.obs), next_obs=normalized(dataset, batch.next_obs))
-        size = reward_size(returns, config)
-        batch = batch._replace(reward=HYPERS.reward_scale * (batch.reward * size) + HYPERS.reward_bias)
+        random = jax.tree.map(np.asarray, cql.Random(candidates, target))
+        batch = drawn(rows_of(batch_key, UPDATE_BATCH), config.normalize_obs)
+        reward = batch.reward * reward_scale(config.normalize_reward)
+        batch = batch._replace(reward=HYPERS.reward_scale * reward + HYPERS.reward_bias)
 
         # All gradients where the last update left off.
         grads = gradients(nets, batch, noise, random, config)
@@ -348,33 +322,19 @@ def updated(nets: Nets, rows: Batch, dataset: Any, keys: Any, config: cql.Config
     return nets
 
 
-def reward_size(returns: FloatArray, config: cql.Config) -> float:
-    """What normalised rewards are multiplied by."""
-    return float(1000.0 / (returns.max() - returns.min())) if config.normalize_reward else 1.0
-
-
 @by_config
 def test_whole_updates(config: cql.Config) -> None:
-    algorithm, rng = cql.make(config), np.random.default_rng(0)
-    nets = random_nets(rng, MODERATE)
+    algorithm, nets = cql.make(config), random_nets(np.random.default_rng(0), MODERATE)
     with computing(np.float64):
-        dataset, rows = toy_dataset(rng, STORED)
-        task, hypers = Task(Toy(), dataset), cast(HYPERS, jnp.float64)
+        update, evaluate = compiled(algorithm, HYPERS)
         state = state_of(nets, jnp.float64)
-        fresh = jax.eval_shape(algorithm.init, jax.random.key(0), task, HYPERS)
+        fresh = jax.eval_shape(algorithm.init, jax.random.key(0), toy_task(), HYPERS)
         chex.assert_trees_all_equal_structs(fresh, state)
-        update = jax.jit(algorithm.update)
         keys = jax.random.split(jax.random.key(1), UPDATES)
         for i, key in enumerate(keys):
-            state, metrics = update(key, task, state, hypers, Clock(jnp.int32(i), jnp.asarray(0.5)))
-        want = updated(nets, rows, dataset, keys, config)
-
-        # Evaluation plays the mean, and the value is that of this action.
-        obs = normal(rng, 1, OBS_DIM)
-        act, value = jax.jit(
-            lambda state, obs: tuple(f(jax.random.key(2), task, state, obs) for f in (algorithm.act, algorithm.value))
-        )(state, jnp.asarray(obs[0]))
-        seen = normalized(dataset, obs) if config.normalize_obs else obs
+            state, metrics = update(key, state, Clock(jnp.int32(i), jnp.asarray(0.5)))
+        want = updated(nets, keys, config)
+        evaluated = evaluate(state, jnp.asarray(SOMEWHERE))
     state = params_of(state)
     assert_moved(Nets(*state), want, nets, 1e-8)
     assert (float(state.log_alpha) != float(nets.log_alpha)) == config.learn_alpha
@@ -382,11 +342,14 @@ def test_whole_updates(config: cql.Config) -> None:
     assert float(metrics["alpha"]) == pytest.approx(np.exp(want.log_alpha), rel=1e-12)
     if config.lagrange:
         assert float(metrics["multiplier"]) == pytest.approx(np.exp(want.log_multiplier), rel=1e-12)
-    best = np.tanh(policy_at(want.actor, seen)[0])
-    np.testing.assert_allclose(act, (CENTER + HALF_WIDTH * best)[0], rtol=1e-8)
-    # Of the rewards that the dataset holds: their normalisation is undone.
-    smaller = float(smallest(want.critics, seen, best)[0])
-    assert float(value) == pytest.approx(smaller / reward_size(np.asarray(dataset.episode_return), config), rel=1e-8)
+    # Evaluation plays the mean, and values it in the units of the recorded rewards.
+    assert_evaluates(
+        evaluated,
+        lambda obs: np.tanh(POLICY.distribution(want.actor, obs)[0]),
+        want.critics,
+        config.normalize_obs,
+        value_scale=1.0 / reward_scale(config.normalize_reward),
+    )
 
 
 # Around the updates.

@@ -17,6 +17,7 @@ from numpy_critics import ACTION_DIM, BATCH, bellman, endings, stacked
 from numpy_dsac import (
     HIDDEN,
     MODERATE,
+    POLICY,
     SEEDS,
     SIZES,
     UPDATE_BATCH,
@@ -25,14 +26,12 @@ from numpy_dsac import (
     actor_reference,
     assert_learns_as,
     every_precision,
-    policy_at,
-    random_actor,
     random_batch,
     random_critic,
-    sampled,
     valued,
 )
 from numpy_nets import FloatArray, Toy, Tree, assert_close, cast, exact, normal
+from numpy_squashed import random_actor
 from reference import absolute, assert_reached, computing, held, value_and_grad
 from trained_states import params_of, with_adam
 
@@ -83,7 +82,7 @@ class Targets(NamedTuple):
 
 def targets_of(nets: Nets, batch: Transition, noise: FloatArray, z: FloatArray) -> Targets:
     """y, C and the new b."""
-    action, log_prob = sampled(nets.target_actor, batch.next_obs, noise)
+    action, log_prob = POLICY.sample(nets.target_actor, batch.next_obs, noise)
     next_mean, next_std = valued(nets.target_critics, batch.next_obs, action)
     first_smaller = next_mean[0] < next_mean[1]
     samples = next_mean + np.minimum(np.maximum(z, -3.0), 3.0) * next_std
@@ -145,7 +144,7 @@ def random_nets(rng: np.random.Generator, log_stds: tuple[float, ...]) -> Nets:
     """b is small for one critic and so large for the other that the far ends of all bounds are reached."""
 
     critics, targets = (stacked([random_critic(rng), random_critic(rng)]) for _ in range(2))
-    actor, target_actor = random_actor(rng, log_stds), random_actor(rng, log_stds)
+    actor, target_actor = random_actor(rng, HIDDEN, log_stds), random_actor(rng, HIDDEN, log_stds)
     return Nets(actor, target_actor, critics, targets, exact([0.5, 25.0]), exact(np.log(0.4)))
 
 
@@ -186,7 +185,8 @@ def jax_losses(state: dsac_t.Learner, batch: Transition, noise: Any, z: Any, hyp
 @functools.cache
 def want_losses(seed: int, log_stds: tuple[float, ...], huber: bool) -> Any:
     nets, batch, noise, z = first_or_later(seed, log_stds)
-    return critics_reference(nets, batch, noise, z, huber), actor_reference(nets, batch.obs, noise)
+    actor = (*actor_reference(nets, batch.obs, noise), POLICY.sample(nets.actor, batch.obs, noise)[1])
+    return critics_reference(nets, batch, noise, z, huber), actor
 
 
 @either_loss
@@ -202,16 +202,13 @@ def test_losses_and_gradients(huber: bool, log_stds: tuple[float, ...], dtype: A
 def cases_of(seed: int) -> dict[str, Any]:
     """Which samples of a problem reach which branch."""
     nets, batch, noise, z = problem(seed)
-    free = policy_at(nets.actor, batch.obs)[1]
-    one, two = valued(nets.critics, batch.obs, sampled(nets.actor, batch.obs, noise)[0])[0]
+    one, two = valued(nets.critics, batch.obs, POLICY.sample(nets.actor, batch.obs, noise)[0])[0]
     first_smaller, target, clipped, b = targets_of(nets, batch, noise, z)
     mean, std = valued(nets.critics, batch.obs, batch.action)
     ratio = b[:, None] ** 2 / (std**2 + 0.1)
     at_bound = np.isclose(np.abs(clipped - mean), HYPERS.bound_scale * b[:, None])
     return {
-        "log std below its bound": free < -20.0,
-        "log std inside its bounds": (free > -20.0) & (free < 0.5),
-        "log std above its bound": free > 0.5,
+        **POLICY.cases(nets.actor, batch.obs),
         "first critic smaller": one < two,
         "second critic smaller": two < one,
         "first target smaller": first_smaller,

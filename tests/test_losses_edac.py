@@ -16,11 +16,7 @@ import pytest
 from numpy_critics import (
     ACTION_DIM,
     BATCH,
-    CENTER,
-    HALF_WIDTH,
     OBS_DIM,
-    alpha_loss,
-    bellman,
     endings,
     polyak,
     q_values,
@@ -28,10 +24,11 @@ from numpy_critics import (
     random_critics,
     smallest,
     squared_errors,
-    squashed,
 )
-from numpy_nets import Adam, FloatArray, Toy, Tree, assert_close, assert_moved, cast, exact, mlp, normal, perceptron
-from numpy_squashed import normalized, toy_dataset
+from numpy_nets import Adam, FloatArray, Toy, Tree, assert_close, assert_moved, cast, exact, normal
+from numpy_offline import SOMEWHERE, compiled, drawn, in_box, rows_of, shown
+from numpy_offline import task as toy_task
+from numpy_squashed import SquashedGaussian, actor_reference, alpha_reference, random_actor, soft_target
 from reference import assert_reached, computing, precisions, value_and_grad
 from trained_states import params_of, with_adam
 
@@ -43,6 +40,7 @@ from rlsuite.pieces import squashed as squashed_policy
 
 HIDDEN = (6, 5)
 SEEDS = range(5)
+POLICY = SquashedGaussian(-5.0, 2.0)
 LOG_STDS = (-4.9, 1.9, -1.0)
 """Where the actor's three log standard deviations lie: around the lower bound, around the upper one, between them."""
 HYPERS = edac.Hypers(
@@ -55,6 +53,7 @@ HYPERS = edac.Hypers(
     initial_alpha=0.4,
     target_entropy_scale=0.6,
 )
+TARGET_ENTROPY = -0.6 * ACTION_DIM
 
 
 class Nets(NamedTuple):
@@ -64,18 +63,6 @@ class Nets(NamedTuple):
     critics: Tree
     target_critics: Tree
     log_alpha: FloatArray
-
-
-def policy_at(actor: Tree, obs: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Mean, and log standard deviation before its bounds."""
-    out = perceptron(actor["params"], obs, "relu")
-    return out[:, :ACTION_DIM], out[:, ACTION_DIM:]
-
-
-def sampled(actor: Tree, obs: FloatArray, noise: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Actions and their log-probabilities."""
-    mean, log_std = policy_at(actor, obs)
-    return squashed(mean, np.minimum(np.maximum(log_std, -5.0), 2.0), noise)
 
 
 def action_slopes(critics: Tree, obs: FloatArray, action: FloatArray) -> FloatArray:
@@ -105,9 +92,7 @@ def diversity_loss(critics: Tree, batch: Batch) -> Any:
 
 def critic_reference(nets: Nets, batch: Batch, noise: FloatArray, diversity: bool) -> tuple[float, Tree]:
     """The critics' loss and its gradient."""
-    action, log_prob = sampled(nets.actor, batch.next_obs, noise)
-    soft_value = smallest(nets.target_critics, batch.next_obs, action) - np.exp(nets.log_alpha) * log_prob
-    target = bellman(batch, HYPERS.discount, soft_value)
+    target = soft_target(POLICY, nets, batch, noise, HYPERS.discount)
 
     def loss(critics: Tree) -> Any:
         alike = HYPERS.eta * diversity_loss(critics, batch) if diversity else 0.0
@@ -116,28 +101,9 @@ def critic_reference(nets: Nets, batch: Batch, noise: FloatArray, diversity: boo
     return value_and_grad(loss, nets.critics)
 
 
-def actor_reference(nets: Nets, obs: FloatArray, noise: FloatArray) -> tuple[float, Tree]:
-    """The actor's loss and its gradient."""
-
-    def loss(actor: Tree) -> Any:
-        action, log_prob = sampled(actor, obs, noise)
-        return np.mean(np.exp(nets.log_alpha) * log_prob - smallest(nets.critics, obs, action))
-
-    return value_and_grad(loss, nets.actor)
-
-
-def alpha_reference(nets: Nets, obs: FloatArray, noise: FloatArray) -> tuple[float, FloatArray]:
-    """The temperature's loss and its derivative."""
-    log_prob = sampled(nets.actor, obs, noise)[1]
-    return value_and_grad(lambda x: alpha_loss(x, log_prob, -HYPERS.target_entropy_scale * ACTION_DIM), nets.log_alpha)
-
-
 def random_nets(rng: np.random.Generator, num_critics: int) -> Nets:
-    actor = mlp(rng, OBS_DIM, *HIDDEN, 2 * ACTION_DIM)
-    actor["Dense_2"]["kernel"][:, ACTION_DIM:] *= 3.0
-    actor["Dense_2"]["bias"][ACTION_DIM:] = LOG_STDS
     critics, targets = (random_critics(rng, num_critics, HIDDEN, mean=0.0) for _ in range(2))
-    return Nets({"params": jax.tree.map(exact, actor)}, critics, targets, exact(np.log(0.4)))
+    return Nets(random_actor(rng, HIDDEN, LOG_STDS, 3.0), critics, targets, exact(np.log(0.4)))
 
 
 def problem(seed: int, num_critics: int) -> tuple[Nets, Batch, FloatArray]:
@@ -191,8 +157,8 @@ def want_losses(seed: int, num_critics: int, diversity: bool) -> Any:
     constant = (nets.actor, nets.target_critics, nets.log_alpha, nets.actor)
     return (
         critic_reference(nets, batch, noise, diversity),
-        actor_reference(nets, batch.obs, noise),
-        alpha_reference(nets, batch.obs, noise),
+        actor_reference(POLICY, nets, batch.obs, noise),
+        alpha_reference(POLICY, nets, batch.obs, noise, TARGET_ENTROPY),
         jax.tree.map(np.zeros_like, constant),
     )
 
@@ -210,14 +176,11 @@ def test_losses_and_gradients(num_critics: int, diversity: bool, dtype: Any, tol
 def cases_of(seed: int) -> dict[str, Any]:
     """Which samples of a problem reach which branch."""
     nets, batch, noise = problem(seed, 4)
-    free = policy_at(nets.actor, batch.obs)[1]
-    now, following = (sampled(nets.actor, obs, noise)[0] for obs in (batch.obs, batch.next_obs))
+    now, following = (POLICY.sample(nets.actor, obs, noise)[0] for obs in (batch.obs, batch.next_obs))
     least = np.argmin(q_values(nets.critics, batch.obs, now), axis=0)
     next_least = np.argmin(q_values(nets.target_critics, batch.next_obs, following), axis=0)
     return {
-        "log std below its bound": free < -5.0,
-        "log std inside its bounds": (free > -5.0) & (free < 2.0),
-        "log std above its bound": free > 2.0,
+        **POLICY.cases(nets.actor, batch.obs),
         **endings(batch),
         **{f"critic {i} smallest": least == i for i in range(4)},
         **{f"target {i} smallest": next_least == i for i in range(4)},
@@ -258,7 +221,7 @@ def test_equal_critics_are_as_alike_as_can_be() -> None:
 
 # Whole updates, with everything that surrounds the losses.
 
-UPDATES, UPDATE_BATCH, STORED = 3, 16, 24
+UPDATES, UPDATE_BATCH = 3, 16
 
 
 class Case(NamedTuple):
@@ -277,7 +240,7 @@ class Case(NamedTuple):
 UPDATE_CASES = {"edac": Case(4, True, True, False), "sac-n": Case(3, False, False, True)}
 
 
-def updated(nets: Nets, rows: Batch, dataset: Any, keys: Any, case: Case) -> Nets:
+def updated(nets: Nets, keys: Any, case: Case) -> Nets:
     """The networks after one update for each key, from fresh optimisers.
 
     Random numbers come from JAX by the learner's own key schedule: they are the only thing that the two share.
@@ -285,18 +248,15 @@ def updated(nets: Nets, rows: Batch, dataset: Any, keys: Any, case: Case) -> Net
     actor_adam, critic_adam, alpha_adam = Adam(nets.actor), Adam(nets.critics), Adam(nets.log_alpha)
     for key in keys:
         batch_key, *noise_keys = jax.random.split(key, 4)
-        index = np.asarray(jax.random.randint(batch_key, (UPDATE_BATCH,), 0, STORED))
         alpha_noise, actor_noise, critic_noise = (
             np.asarray(jax.random.normal(noise_key, (UPDATE_BATCH, ACTION_DIM))) for noise_key in noise_keys
         )
-        batch = Batch(*(x[index] for x in rows))
-        if case.normalize_obs:
-            batch = batch._replace(obs=normalized(dataset, batch.obs), next_obs=normalized(dataset, batch.next_obs))
+        batch = drawn(rows_of(batch_key, UPDATE_BATCH), case.normalize_obs)
         # Each of the three sees what the ones before it have learned.
         if case.learn_alpha:
-            grads = alpha_reference(nets, batch.obs, alpha_noise)[1]
+            grads = alpha_reference(POLICY, nets, batch.obs, alpha_noise, TARGET_ENTROPY)[1]
             nets = nets._replace(log_alpha=alpha_adam.step(nets.log_alpha, grads, HYPERS.alpha_learning_rate))
-        grads = actor_reference(nets, batch.obs, actor_noise)[1]
+        grads = actor_reference(POLICY, nets, batch.obs, actor_noise)[1]
         nets = nets._replace(actor=actor_adam.step(nets.actor, grads, HYPERS.actor_learning_rate))
         grads = critic_reference(nets, batch, critic_noise, case.diversity)[1]
         critics = critic_adam.step(nets.critics, grads, HYPERS.critic_learning_rate)
@@ -307,36 +267,29 @@ def updated(nets: Nets, rows: Batch, dataset: Any, keys: Any, case: Case) -> Net
 @pytest.mark.parametrize("name", UPDATE_CASES)
 def test_whole_updates(name: str) -> None:
     case = UPDATE_CASES[name]
-    algorithm, rng = edac.make(case.config), np.random.default_rng(0)
-    nets = random_nets(rng, case.num_critics)
+    algorithm, nets = edac.make(case.config), random_nets(np.random.default_rng(0), case.num_critics)
     with computing(np.float64):
-        dataset, rows = toy_dataset(rng, STORED)
-        task, hypers = Task(Toy(), dataset), cast(HYPERS, jnp.float64)
+        update, evaluate = compiled(algorithm, HYPERS)
         state = state_of(nets, jnp.float64)
-        fresh = jax.eval_shape(algorithm.init, jax.random.key(0), task, HYPERS)
+        fresh = jax.eval_shape(algorithm.init, jax.random.key(0), toy_task(), HYPERS)
         chex.assert_trees_all_equal_structs(fresh, state)
-        update = jax.jit(algorithm.update)
         keys = jax.random.split(jax.random.key(1), UPDATES)
         for i, key in enumerate(keys):
-            state, metrics = update(key, task, state, hypers, Clock(jnp.int32(i), jnp.asarray(0.5)))
-        want = updated(nets, rows, dataset, keys, case)
-
-        # Evaluation plays the mean; the value is that of a sampled action, entropy included.
-        obs = normal(rng, 1, OBS_DIM)
-        act, value = jax.jit(
-            lambda state, obs: tuple(f(jax.random.key(2), task, state, obs) for f in (algorithm.act, algorithm.value))
-        )(state, jnp.asarray(obs[0]))
-        seen = normalized(dataset, obs) if case.normalize_obs else obs
-        noise = np.asarray(jax.random.normal(jax.random.key(2), (ACTION_DIM,)))
+            state, metrics = update(key, state, Clock(jnp.int32(i), jnp.asarray(0.5)))
+        want = updated(nets, keys, case)
+        act, value = evaluate(state, jnp.asarray(SOMEWHERE))
+        noise = np.asarray(jax.random.normal(jax.random.key(0), (1, ACTION_DIM)))
     state = params_of(state)
     assert_moved(Nets(*state[:4]), want, nets, 1e-8)
     assert (float(state.log_alpha) != float(nets.log_alpha)) == case.learn_alpha
     assert float(metrics["alpha"]) == pytest.approx(np.exp(want.log_alpha), rel=1e-12)
     assert ("diversity_loss" in metrics) == case.diversity
-    best = np.tanh(policy_at(want.actor, seen)[0])
-    np.testing.assert_allclose(act, (CENTER + HALF_WIDTH * best)[0], rtol=1e-8)
-    action, log_prob = sampled(want.actor, seen, noise[None])
-    soft = smallest(want.critics, seen, action) - np.exp(want.log_alpha) * log_prob
+    # Evaluation plays the mean; the value is that of a sampled action, entropy included.
+    obs = shown(SOMEWHERE[None], case.normalize_obs)
+    mean, _ = POLICY.distribution(want.actor, obs)
+    np.testing.assert_allclose(act, in_box(np.tanh(mean))[0], rtol=1e-8)
+    action, log_prob = POLICY.sample(want.actor, obs, noise)
+    soft = smallest(want.critics, obs, action) - np.exp(want.log_alpha) * log_prob
     assert float(value) == pytest.approx(float(soft[0]), rel=1e-8)
 
 

@@ -38,6 +38,7 @@ from numpy_offline import (
     dataset,
     drawn,
     records,
+    reward_scale,
     rows_of,
     task,
     twins,
@@ -231,12 +232,6 @@ CONFIGS = {
 }
 
 
-def scale_of(config: iql.Config) -> float:
-    """What rewards are multiplied by."""
-    returns = exact(records().episode_return)
-    return 1000.0 / float(np.max(returns) - np.min(returns)) if config.normalize_reward else 1.0
-
-
 def state_of(nets: Nets) -> iql.State:
     """The learner's state with these networks and fresh optimisers."""
     return with_adam(iql.State(*(cast(part, jnp.float64) for part in nets)))
@@ -258,7 +253,7 @@ def test_whole_updates(name: str) -> None:
             index = rows_of(key, UPDATE_BATCH)
             ends |= {(bool(records().terminated[i]), bool(records().truncated[i])) for i in index}
             batch = drawn(index, config.normalize_obs)
-            batch = batch._replace(reward=scale_of(config) * batch.reward + HYPERS.reward_shift)
+            batch = batch._replace(reward=reward_scale(config.normalize_reward) * batch.reward + HYPERS.reward_shift)
             progress = done * PROGRESS
             state, metrics = update(key, state, Clock(jnp.int32(done), jnp.asarray(progress)))
 
@@ -295,7 +290,7 @@ def test_whole_updates(name: str) -> None:
         lambda obs: np.tanh(perceptron(nets.actor.net["params"], obs, "relu")),
         nets.critics,
         config.normalize_obs,
-        value_scale=1.0 / scale_of(config),
+        value_scale=1.0 / reward_scale(config.normalize_reward),
     )
 
 

@@ -43,9 +43,9 @@ from numpy_nets import (
     exact,
     mlp,
     normal,
-    perceptron,
 )
 from numpy_off_policy import CAPACITY, NUM_ENVS, UPDATES_DONE, past, policy_noise, stepped
+from numpy_squashed import SquashedGaussian, random_actor
 from reference import assert_metrics, assert_reached, computing, grad
 from trained_states import params_of, with_adam
 
@@ -57,6 +57,7 @@ HIDDEN = (6, 5)
 CONFIG = mdpo.Config(hidden_sizes=HIDDEN)
 HYPERS = mdpo.Hypers(discount=0.93, entropy_coef=0.3, regularization=0.05)
 KL_WEIGHT = 1.4
+POLICY = SquashedGaussian(-20.0, 2.0, CENTER, HALF_WIDTH)
 WIDE = (-19.9, 1.9, -1.0)
 """Where the actor's three log standard deviations lie: around the lower bound, around the upper one, between them."""
 MODERATE = (-1.3, 1.9, -1.0)
@@ -76,22 +77,6 @@ class Nets(NamedTuple):
     target_value: Tree
 
 
-def policy_at(actor: Tree, obs: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Mean and log standard deviation."""
-    mean, free = free_policy(actor, obs)
-    return mean, np.minimum(np.maximum(free, -20.0), 2.0)
-
-
-def free_policy(actor: Tree, obs: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """The same before the bounds of the log standard deviation."""
-    out = perceptron(actor["params"], obs, "relu")
-    return out[:, :ACTION_DIM], out[:, ACTION_DIM:]
-
-
-def squashed(u: FloatArray) -> FloatArray:
-    return CENTER + HALF_WIDTH * np.tanh(u)
-
-
 def log_density(z: FloatArray, log_std: FloatArray, u: FloatArray) -> FloatArray:
     """Of each component of tanh(u), whose slope 1 / cosh^2 is raised by 1e-6."""
     return -0.5 * z**2 - log_std - 0.5 * np.log(2.0 * np.pi) - np.log(1.0 / np.cosh(u) ** 2 + 1e-6)
@@ -109,10 +94,10 @@ def critic_loss(critics: Tree, nets: Nets, batch: Transition, discount: float) -
 
 
 def value_loss(value: Tree, nets: Nets, obs: FloatArray, noise: FloatArray, hypers: mdpo.Hypers) -> Any:
-    mean, log_std = policy_at(nets.actor, obs)
+    mean, log_std = POLICY.distribution(nets.actor, obs)
     u = mean + np.exp(log_std) * noise
     log_prob = log_q(log_density(noise, log_std, u), hypers.tsallis_q)
-    target = smallest(nets.critics, obs, squashed(u)) - hypers.entropy_coef * log_prob
+    target = smallest(nets.critics, obs, POLICY.squashed(u)) - hypers.entropy_coef * log_prob
     return 0.5 * np.mean((state_value(value, obs) - target) ** 2)
 
 
@@ -120,12 +105,12 @@ def actor_reference(
     actor: Tree, nets: Nets, obs: FloatArray, noise: FloatArray, kl_weight: float, hypers: mdpo.Hypers
 ) -> tuple[Any, Any]:
     """The policy's loss, and the mean of log_q pi - log_q pi_old."""
-    (mean, log_std), (old_mean, old_log_std) = policy_at(actor, obs), policy_at(nets.old_actor, obs)
+    (mean, log_std), (old_mean, old_log_std) = POLICY.distribution(actor, obs), POLICY.distribution(nets.old_actor, obs)
     q, u = hypers.tsallis_q, mean + np.exp(log_std) * noise
     log_prob = log_q(log_density(noise, log_std, u), q)
     # The old policy stands still, but the action at which it is asked moves.
     old_log_prob = log_q(log_density((u - old_mean) / np.exp(old_log_std), old_log_std, u), q)
-    first_q = q_values(nets.critics, obs, squashed(u))[0]
+    first_q = q_values(nets.critics, obs, POLICY.squashed(u))[0]
     loss = np.mean(kl_weight * log_prob + q * (hypers.entropy_coef - kl_weight) * old_log_prob - first_q)
     loss += hypers.regularization * (np.mean(mean**2) + np.mean(log_std**2))
     return loss, np.mean(log_prob - old_log_prob)
@@ -149,18 +134,14 @@ def gradients(nets: Nets, batch: Transition, noise: FloatArray, kl_weight: float
 
 def random_nets(rng: np.random.Generator, log_stds: tuple[float, ...]) -> Nets:
     critics = random_critics(rng, 2, HIDDEN, 0.0, LOW, HIGH)
-    actor = mlp(rng, OBS_DIM, *HIDDEN, 2 * ACTION_DIM)
-    actor["Dense_2"]["kernel"][:, ACTION_DIM:] *= 4.0
-    actor["Dense_2"]["bias"][ACTION_DIM:] = log_stds
+    actor = random_actor(rng, HIDDEN, log_stds)
     # The old policy is a little off, and wide enough that some actions of the new one are likely under it. Nowhere is
     # it so narrow that (u - mean) / std turns the last digits of a float32 mean into the loss's.
     old_actor = jax.tree.map(lambda x: x + 0.05 * normal(rng, *x.shape), actor)
-    old_actor["Dense_2"]["kernel"][:, ACTION_DIM:] /= 4.0
-    old_actor["Dense_2"]["bias"][ACTION_DIM:] = np.maximum(log_stds, -1.0)
-    value, target_value = (mlp(rng, OBS_DIM, *HIDDEN, 1) for _ in range(2))
-    parts = ({"params": jax.tree.map(exact, net)} for net in (actor, old_actor, value, target_value))
-    actor, old_actor, value, target_value = parts
-    return Nets(actor, old_actor, critics, value, target_value)
+    old_actor["params"]["Dense_2"]["kernel"][:, ACTION_DIM:] /= 4.0
+    old_actor["params"]["Dense_2"]["bias"][ACTION_DIM:] = np.maximum(log_stds, -1.0)
+    value, target_value = ({"params": mlp(rng, OBS_DIM, *HIDDEN, 1)} for _ in range(2))
+    return Nets(actor, jax.tree.map(exact, old_actor), critics, value, target_value)
 
 
 def problem(seed: int, log_stds: tuple[float, ...]) -> tuple[Nets, Transition, FloatArray]:
@@ -229,27 +210,29 @@ def test_losses_and_gradients(q: float, log_stds: tuple[float, ...], dtype: Any,
 def cases_of(seed: int, log_stds: tuple[float, ...]) -> dict[str, Any]:
     """Which samples of a problem reach which branch."""
     nets, batch, noise = problem(seed, log_stds)
-    free, old_free = (free_policy(actor, batch.obs)[1] for actor in (nets.actor, nets.old_actor))
-    (mean, log_std), (old_mean, old_log_std) = (policy_at(a, batch.obs) for a in (nets.actor, nets.old_actor))
+    (mean, log_std), (old_mean, old_log_std) = (
+        POLICY.distribution(actor, batch.obs) for actor in (nets.actor, nets.old_actor)
+    )
     u = mean + np.exp(log_std) * noise
     present = log_density(noise, log_std, u)
     before = log_density((u - old_mean) / np.exp(old_log_std), old_log_std, u)
-    q_1, q_2 = q_values(nets.critics, batch.obs, squashed(u))
-    cases = {
-        "log std inside its bounds": (free > -20.0) & (free < 2.0),
-        "log std above its bound": free > 2.0,
+    q_1, q_2 = q_values(nets.critics, batch.obs, POLICY.squashed(u))
+    cases, old_cases = (POLICY.cases(actor, batch.obs) for actor in (nets.actor, nets.old_actor))
+    if log_stds is MODERATE:
+        del cases["log std below its bound"]
+    return {
+        **cases,
         "first Q smaller": q_1 < q_2,
         "second Q smaller": q_2 < q_1,
         "present density below its floor": present < np.log(1e-6),
         "present density above its floor": present > np.log(1e-6),
         "old density below its floor": before < np.log(1e-6),
         "old density above its floor": before > np.log(1e-6),
-        "old log std inside its bounds": (old_free > -20.0) & (old_free < 2.0),
-        "old log std outside its bounds": (old_free < -20.0) | (old_free > 2.0),
+        "old log std inside its bounds": old_cases["log std inside its bounds"],
+        "old log std outside its bounds": ~old_cases["log std inside its bounds"],
         "slope of the squashing near 1e-6": np.cosh(u) ** -2.0 < 1e-5,
         **endings(batch),
     }
-    return cases | ({"log std below its bound": free < -20.0} if log_stds is WIDE else {})
 
 
 @pytest.mark.parametrize("log_stds", [WIDE, MODERATE], ids=["wide", "moderate"])
@@ -335,9 +318,9 @@ def test_one_whole_update(q: float, sgd_steps: int, renewed: bool, sample_action
         new, metrics = jax.jit(algorithm.update)(key, task, state, cast(hypers, jnp.float64), clock)
 
         collect_key, batch_key, noise_key = jax.random.split(key, 3)
-        mean, log_std = policy_at(nets.actor, before.obs)
+        mean, log_std = POLICY.distribution(nets.actor, before.obs)
         noise = policy_noise(collect_key) if sample_actions else 0.0
-        present = stepped(before, squashed(mean + np.exp(log_std) * noise))
+        present = stepped(before, POLICY.squashed(mean + np.exp(log_std) * noise))
         kl_weight = KL_WEIGHT / (1.0 - PROGRESS) if anneal_kl else KL_WEIGHT
         batches = present.minibatches(batch_key, GRADIENT_STEPS, UPDATE_BATCH)
         want = learned(nets, batches, noise_key, kl_weight, hypers)

@@ -18,34 +18,16 @@ from numpy_critics import (
     BATCH,
     CENTER,
     HALF_WIDTH,
-    OBS_DIM,
-    alpha_loss,
-    bellman,
     endings,
     polyak,
     q_values,
     random_critics,
     random_transitions,
-    smallest,
     squared_errors,
-    squashed,
 )
-from numpy_nets import (
-    HIGH,
-    LOW,
-    Adam,
-    FloatArray,
-    Toy,
-    Tree,
-    assert_close,
-    assert_moved,
-    cast,
-    exact,
-    mlp,
-    normal,
-    perceptron,
-)
+from numpy_nets import HIGH, LOW, Adam, FloatArray, Toy, Tree, assert_close, assert_moved, cast, exact, normal
 from numpy_off_policy import CAPACITY, NUM_ENVS, UPDATES_DONE, past, policy_noise, stepped
+from numpy_squashed import SquashedGaussian, actor_reference, alpha_reference, random_actor, soft_target
 from reference import assert_reached, computing, value_and_grad
 from trained_states import params_of, with_adam
 
@@ -57,6 +39,7 @@ SEEDS = range(5)
 DISCOUNT = 0.93
 TARGET_ENTROPY = -0.7 * ACTION_DIM
 CONFIG = sac.Config(hidden_sizes=HIDDEN)
+POLICY = SquashedGaussian(-20.0, 2.0, CENTER, HALF_WIDTH)
 WIDE = (-19.9, 1.9, -1.0)
 """Where the actor's three log standard deviations lie: around the lower bound, around the upper one, between them."""
 MODERATE = (-2.0, 1.9, -1.0)
@@ -73,47 +56,15 @@ class Nets(NamedTuple):
     log_alpha: FloatArray
 
 
-def policy_at(actor: Tree, obs: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Mean, and log standard deviation before its bounds."""
-    out = perceptron(actor["params"], obs, "relu")
-    return out[:, :ACTION_DIM], out[:, ACTION_DIM:]
-
-
-def sampled(actor: Tree, obs: FloatArray, noise: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Actions in the box and their log-probabilities."""
-    mean, log_std = policy_at(actor, obs)
-    return squashed(mean, np.minimum(np.maximum(log_std, -20.0), 2.0), noise, CENTER, HALF_WIDTH)
-
-
 def critic_reference(nets: Nets, batch: Transition, noise: FloatArray) -> tuple[float, Tree]:
     """The critics' loss and its gradient."""
-    action, log_prob = sampled(nets.actor, batch.next_obs, noise)
-    soft_value = smallest(nets.target_critics, batch.next_obs, action) - np.exp(nets.log_alpha) * log_prob
-    target = bellman(batch, DISCOUNT, soft_value)
+    target = soft_target(POLICY, nets, batch, noise, DISCOUNT)
     return value_and_grad(lambda critics: squared_errors(critics, batch, target), nets.critics)
-
-
-def actor_reference(nets: Nets, obs: FloatArray, noise: FloatArray) -> tuple[float, Tree]:
-    """The actor's loss and its gradient."""
-
-    def loss(actor: Tree) -> Any:
-        action, log_prob = sampled(actor, obs, noise)
-        return np.mean(np.exp(nets.log_alpha) * log_prob - smallest(nets.critics, obs, action))
-
-    return value_and_grad(loss, nets.actor)
-
-
-def alpha_reference(log_alpha: FloatArray, log_prob: FloatArray) -> tuple[float, FloatArray]:
-    """The temperature's loss and its derivative."""
-    return value_and_grad(lambda x: alpha_loss(x, log_prob, TARGET_ENTROPY), log_alpha)
 
 
 def random_nets(rng: np.random.Generator, log_stds: tuple[float, ...]) -> Nets:
     critics, targets = (random_critics(rng, 2, HIDDEN, 0.0, LOW, HIGH) for _ in range(2))
-    actor = mlp(rng, OBS_DIM, *HIDDEN, 2 * ACTION_DIM)
-    actor["Dense_2"]["kernel"][:, ACTION_DIM:] *= 4.0
-    actor["Dense_2"]["bias"][ACTION_DIM:] = log_stds
-    return Nets({"params": jax.tree.map(exact, actor)}, critics, targets, exact(np.log(0.4)))
+    return Nets(random_actor(rng, HIDDEN, log_stds), critics, targets, exact(np.log(0.4)))
 
 
 def problem(seed: int, log_stds: tuple[float, ...] = WIDE) -> tuple[Nets, Transition, FloatArray]:
@@ -146,11 +97,11 @@ def jax_losses(state: sac.Learner, batch: Transition, noise: Any, discount: Any,
 @functools.cache
 def want_losses(seed: int, log_stds: tuple[float, ...]) -> Any:
     nets, batch, noise = problem(seed, log_stds)
-    log_prob = sampled(nets.actor, batch.obs, noise)[1]
+    log_prob = POLICY.sample(nets.actor, batch.obs, noise)[1]
     return (
         critic_reference(nets, batch, noise),
-        (*actor_reference(nets, batch.obs, noise), log_prob),
-        alpha_reference(nets.log_alpha, log_prob),
+        (*actor_reference(POLICY, nets, batch.obs, noise), log_prob),
+        alpha_reference(POLICY, nets, batch.obs, noise, TARGET_ENTROPY),
     )
 
 
@@ -171,14 +122,11 @@ def test_losses_and_gradients(log_stds: tuple[float, ...], dtype: Any, tolerance
 def cases_of(seed: int) -> dict[str, Any]:
     """Which samples of a problem reach which branch."""
     nets, batch, noise = problem(seed)
-    free = policy_at(nets.actor, batch.obs)[1]
-    q_1, q_2 = q_values(nets.critics, batch.obs, sampled(nets.actor, batch.obs, noise)[0])
-    next_action = sampled(nets.actor, batch.next_obs, noise)[0]
+    q_1, q_2 = q_values(nets.critics, batch.obs, POLICY.sample(nets.actor, batch.obs, noise)[0])
+    next_action = POLICY.sample(nets.actor, batch.next_obs, noise)[0]
     next_q_1, next_q_2 = q_values(nets.target_critics, batch.next_obs, next_action)
     return {
-        "log std below its bound": free < -20.0,
-        "log std inside its bounds": (free > -20.0) & (free < 2.0),
-        "log std above its bound": free > 2.0,
+        **POLICY.cases(nets.actor, batch.obs),
         "first critic smaller": q_1 < q_2,
         "second critic smaller": q_2 < q_1,
         "first target smaller": next_q_1 < next_q_2,
@@ -221,11 +169,10 @@ def learned(nets: Nets, batches: list[Transition], noise_key: jax.Array, policy_
 
         if i % policy_delay == 0:
             for noise in np.asarray(jax.random.normal(actor_key, (policy_delay, UPDATE_BATCH, ACTION_DIM))):
-                log_prob = sampled(nets.actor, batch.obs, noise)[1]
-                grads = actor_reference(nets, batch.obs, noise)[1]
+                grads = actor_reference(POLICY, nets, batch.obs, noise)[1]
+                grad = alpha_reference(POLICY, nets, batch.obs, noise, TARGET_ENTROPY)[1]
                 nets = nets._replace(actor=actor_adam.step(nets.actor, grads, HYPERS.actor_learning_rate))
                 if learn_alpha:
-                    grad = alpha_reference(nets.log_alpha, log_prob)[1]
                     log_alpha = alpha_adam.step(nets.log_alpha, grad, HYPERS.alpha_learning_rate)
                     nets = nets._replace(log_alpha=log_alpha)
 
@@ -258,7 +205,7 @@ def test_one_whole_update(policy_delay: int, learn_alpha: bool) -> None:
         new, metrics = jax.jit(algorithm.update)(key, task, state, cast(hypers, jnp.float64), clock)
 
         collect_key, batch_key, noise_key = jax.random.split(key, 3)
-        present = stepped(before, sampled(nets.actor, before.obs, policy_noise(collect_key))[0])
+        present = stepped(before, POLICY.sample(nets.actor, before.obs, policy_noise(collect_key))[0])
         batches = present.minibatches(batch_key, GRADIENT_STEPS, UPDATE_BATCH)
         want = learned(nets, batches, noise_key, policy_delay, learn_alpha)
 

@@ -21,6 +21,7 @@ import pytest
 from test_new_algorithm import template
 from test_registry import POINT
 from test_sweep import CELL, MadeUp, at_once, long_shard, names_in, refusal, rows_of, three_shards
+from written import cut
 
 from envs import registry
 from envs.plugins import Package
@@ -222,7 +223,8 @@ def long(algorithm: str = "a2c") -> Job:
     return foreign(algorithm=algorithm, steps=12 * per_update, seeds=5, evaluations=3)
 
 
-def interrupt(one: Job, store: Store, made_up: MadeUp) -> None:
+@contextlib.contextmanager
+def interrupted(made_up: MadeUp) -> Iterator[None]:
     """After the first chunk of two, in the middle of the second."""
 
     def stop(first_seed: int, index: int) -> None:
@@ -231,8 +233,14 @@ def interrupt(one: Job, store: Store, made_up: MadeUp) -> None:
 
     made_up.before_update = stop
     with pytest.raises(Stopped):
-        local.run([one], store, at_once(2))
+        yield
     made_up.before_update = lambda first_seed, index: None
+
+
+def interrupt(one: Job, store: Store, made_up: MadeUp) -> None:
+    """Begin a shard that is interrupted."""
+    with interrupted(made_up):
+        local.run([one], store, at_once(2))
     made_up.started.clear()
     made_up.updates.clear()
 
@@ -368,15 +376,9 @@ def test_training_again_goes_on_where_it_was_interrupted(tmp_path: Path, made_up
     local.run([one], store, at_once(2))
     before, rows = snapshot_of(tmp_path), rows_of(store, one)
 
-    def stop(first_seed: int, index: int) -> None:
-        if (first_seed, index) == (2, 5):
-            signal.raise_signal(signal.SIGTERM)
-
     made_up.updates.clear()
-    made_up.before_update = stop
-    with pytest.raises(Stopped):
+    with interrupted(made_up):
         local.run([one], store, AGAIN)
-    made_up.before_update = lambda first_seed, index: None
     local.run([one], store, AGAIN)
     assert made_up.updates == [(first_seed, index) for first_seed in (0, 2, 4) for index in range(12)]
     assert rows_of(store, one) == rows
@@ -487,15 +489,7 @@ def test_what_was_begun_or_finished_as_a_whole_stays_whole(tmp_path: Path, made_
 # --- Rows that go missing ---------------------------------------------------------------------------------------------
 
 
-def vanish(path: Path) -> None:
-    path.unlink()
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-@pytest.mark.parametrize("lose", [vanish, cut])
+@pytest.mark.parametrize("lose", [Path.unlink, cut])
 @pytest.mark.parametrize("update", [0, 8, 12])
 def test_rows_that_go_missing_while_the_shard_runs_are_trained_again(
     update: int, lose: Any, tmp_path: Path, made_up: MadeUp, capsys: pytest.CaptureFixture[str]

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from written import contents, cut
 
 from rlsuite.algorithms.on_policy import ppo
 from rlsuite.errors import UserError
@@ -61,11 +62,6 @@ def evaluation(update: int, first: int = 0, stop: int = 4, **changes: Any) -> Ev
         nonfinite=np.zeros(stop - first, np.uint8),
     )
     return given._replace(**changes)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, hidden ones included."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 # --- Rows -------------------------------------------------------------------------------------------------------------
@@ -471,10 +467,6 @@ def test_a_damaged_finished_file_is_named_and_kept(damage: str, running: Entry) 
     assert contents(running.folder) == before
 
 
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
-
-
 def shorten(path: Path) -> None:
     """A whole file of fewer rows than its name says."""
     pq.write_table(pq.read_table(path).slice(1), path)
@@ -581,6 +573,12 @@ def test_a_finished_shard_with_a_hole_is_named_and_kept(hole: str, entry: Entry)
 # --- Set aside --------------------------------------------------------------------------------------------------------
 
 
+def wherever(folder: Path) -> dict[str, bytes | None]:
+    """The files below a folder by their names alone, without those of locks."""
+    files = {Path(name).name: data for name, data in contents(folder).items() if data is not None}
+    return {name: data for name, data in files.items() if name != "lock"}
+
+
 @pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize("after", [0, 1, 2, 3, 9, 10, 11, 12, 13])
 def test_what_is_trained_again_is_nowhere_lost(
@@ -594,7 +592,7 @@ def test_what_is_trained_again_is_nowhere_lost(
         entry.write_layout({"width": 2, "devices": 1})
         if finished:
             entry.finish((0, 1, 2), policies=True)
-    kept = {Path(name).name: data for name, data in contents(entry.folder).items() if Path(name).name != "lock"}
+    kept = wherever(entry.folder)
     replace, steps = os.replace, iter(range(after))
 
     def killed(*paths: Any) -> None:
@@ -605,8 +603,7 @@ def test_what_is_trained_again_is_nowhere_lost(
         patch.setattr(os, "replace", killed)
         with contextlib.suppress(StopIteration):
             entry.set_aside()
-        there = {Path(name).name: data for name, data in contents(entry.folder).items() if Path(name).name != "lock"}
-        assert there == kept
+        assert wherever(entry.folder) == kept
         rows_left = entry.path.exists() or entry.begun()
         assert entry.manifest_path.exists() or not rows_left
     with entry.claim():
@@ -614,8 +611,7 @@ def test_what_is_trained_again_is_nowhere_lost(
             entry.set_aside()
         assert not entry.path.exists() and not entry.begun()
     assert {path.name for path in entry.folder.iterdir()} == {BEFORE}
-    there = {Path(name).name: data for name, data in contents(entry.folder).items()}
-    assert there == kept
+    assert wherever(entry.folder) == kept and not list(entry.folder.rglob("lock"))
 
 
 # --- One process a shard ----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Results as rlsuite writes them, made up: for tests of what reads them."""
+"""Results as rlsuite writes them, made up, and files as a test finds or damages them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,16 @@ from analysis import Scores, load, manifests, score
 
 REFERENCE = {"low": 0.0, "high": 100.0, "low_source": "random policy", "high_source": "made up"}
 STEPS = (0, 500, 1000)
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Every file below a folder and its bytes, hidden ones included, and every folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+def cut(path: Path) -> None:
+    """A file whose last byte was never written."""
+    path.write_bytes(path.read_bytes()[:-1])
 
 
 def write_shard(
