@@ -59,6 +59,7 @@ from envs.core import Box, Discrete
 from rlsuite.algorithms.on_policy import buffered_ppo, ppo, ppo_buffer, props, ros
 from rlsuite.core import Algorithm, Clock, Task, Transition
 from rlsuite.errors import UserError
+from rlsuite.pieces import rollout_buffer
 from rlsuite.pieces.actor_critic import Networks, actor_of
 from rlsuite.pieces.minibatches import shuffle
 from rlsuite.pieces.on_policy import Batch
@@ -214,7 +215,7 @@ def test_the_buffer_is_a_plain_ring() -> None:
         new, new_ends = normal(rng, 2, 2, 3), rng.random((2, 2)) < 0.5
         ring.extend(new)
         ends.extend(new_ends)
-        buffer = buffered_ppo.store(buffer, {"obs": jnp.asarray(new, jnp.float32), "end": jnp.asarray(new_ends)})  # type: ignore[arg-type]
+        buffer = rollout_buffer.store(buffer, {"obs": jnp.asarray(new, jnp.float32), "end": jnp.asarray(new_ends)})  # type: ignore[arg-type]
         np.testing.assert_array_equal(buffer["obs"], np.stack(ring))
         np.testing.assert_array_equal(buffer["end"], np.stack(ends))
 

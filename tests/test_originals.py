@@ -25,11 +25,10 @@ from envs import datasets
 from envs.core import Box
 from rlsuite.algorithms.off_policy import dsac_t, mdpo_off_policy, sac
 from rlsuite.algorithms.offline import iql, prdc, td3_bc
-from rlsuite.algorithms.on_policy import buffered_ppo
 from rlsuite.core import Algorithm, Clock, Task, Transition
 from rlsuite.pieces import off_policy, offline, offline_td3, replay, rollout
 from rlsuite.pieces.actor_critic import Networks, distribution, log_prob
-from rlsuite.pieces.sampling_error import sampling_error
+from rlsuite.pieces.sampling_error import learns_in_fit, sampling_error, within_bounds
 
 Case = dict[str, FloatArray]
 
@@ -516,10 +515,10 @@ def test_sampling_error() -> None:
         return sampling_error(
             lambda actor: log_prob(distribution(networks, actor, obs), action),
             actor,
-            buffered_ppo.learns_in_fit(actor),
+            learns_in_fit(actor),
             jnp.ones(len(obs), bool),
             num_steps=2000,
-            project=buffered_ppo.within_bounds,
+            project=within_bounds,
         )
 
     got = measured(actor, jnp.asarray(case["in/obs"]), jnp.asarray(case["in/action"]))

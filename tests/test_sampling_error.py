@@ -17,7 +17,7 @@ from rlsuite.algorithms.on_policy import buffered_ppo, props, ros
 from rlsuite.core import Task
 from rlsuite.pieces import distributions
 from rlsuite.pieces.actor_critic import Networks, actor_of
-from rlsuite.pieces.sampling_error import sampling_error
+from rlsuite.pieces.sampling_error import learns_in_fit, sampling_error, within_bounds
 from rlsuite.training import train
 
 fit = functools.partial(sampling_error, num_steps=1500, learning_rate=5e-3)
@@ -77,14 +77,14 @@ def test_the_fit_keeps_to_its_bounds() -> None:
 def test_of_an_actor_the_hidden_layers_stay_and_its_spread_is_bounded() -> None:
     for space in (Discrete(2), Box((-1.0,) * 3, (1.0,) * 3)):
         actor = actor_of(Networks((4, 5), space).init(jax.random.key(0), jnp.zeros(2)))
-        learns = buffered_ppo.learns_in_fit(actor)
+        learns = learns_in_fit(actor)
         moving = {jax.tree_util.keystr(path) for path, moves in jax.tree.leaves_with_path(learns) if moves}
         spread = {"['log_std']"} if isinstance(space, Box) else set()
         assert moving == {"['policy']['Dense_2']['kernel']", "['policy']['Dense_2']['bias']"} | spread
     np.testing.assert_array_equal(
-        buffered_ppo.within_bounds({**actor, "log_std": jnp.asarray([-5.0, 0.5, 2.0])})["log_std"], [-3.0, 0.5, 1.0]
+        within_bounds({**actor, "log_std": jnp.asarray([-5.0, 0.5, 2.0])})["log_std"], [-3.0, 0.5, 1.0]
     )
-    assert "log_std" not in buffered_ppo.within_bounds({"policy": actor["policy"]})
+    assert "log_std" not in within_bounds({"policy": actor["policy"]})
 
 
 # --- With a target policy that stays as it is -------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The networks of on-policy methods, and their policies' distributions.
+"""The networks of on-policy methods, their policies' distributions, the value's loss and the optimiser.
 
 A distribution is a tuple: (logits,) is categorical, (mean, log_std) is a diagonal Gaussian.
 """
@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import linen as nn
 
 from envs.core import Box, Discrete, Env
@@ -89,3 +90,17 @@ def distribution(networks: Networks, actor: Params, obs: Array) -> tuple[Array, 
     """`[..., obs_dim]` -> (logits,) or (mean, log_std), each `[..., n]`, by a policy without its critic."""
     dist: tuple[Array, ...] = networks.apply({"params": actor}, obs, method=Networks.distribution)
     return dist
+
+
+def value_loss(value: Array, old_value: Array, target: Array, clip_epsilon: Array | float, clip: bool) -> Array:
+    """Half the squared error, the larger of clipped and unclipped if `clip`: all `[batch]` -> `[]`."""
+    error = (value - target) ** 2
+    if clip:
+        near = old_value + jnp.clip(value - old_value, -clip_epsilon, clip_epsilon)
+        error = jnp.maximum(error, (near - target) ** 2)
+    return 0.5 * jnp.mean(error)
+
+
+def optimizer(hypers: Any, learning_rate: Array | float) -> optax.GradientTransformation:
+    """Adam (eps 1e-5) after clipping the global norm of the gradient."""
+    return optax.chain(optax.clip_by_global_norm(hypers.max_grad_norm), optax.adam(learning_rate, eps=1e-5))

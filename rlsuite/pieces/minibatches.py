@@ -1,4 +1,5 @@
-"""Epochs of shuffled minibatches: plain ones, and ones that stop when the policy has moved too far."""
+"""Steps on batches that are drawn already, and epochs of shuffled minibatches: plain ones, and ones that stop when the
+policy has moved too far."""
 
 from __future__ import annotations
 
@@ -15,6 +16,24 @@ from rlsuite.pieces.trained import Trained
 Array = jax.Array
 Params = Any
 Carry = TypeVar("Carry")
+
+
+def steps(
+    key: Array, step: Callable[[Carry, Array, Array, Any], tuple[Carry, Metrics]], carry: Carry, batches: Any
+) -> tuple[Carry, Metrics]:
+    """One step on each of the batches, whose leading axis is `[steps]`.
+
+    `step(carry, number, key, batch)` is called with the step's number, from 0, and a key of its own. Returns the carry
+    and the mean of the metrics.
+    """
+
+    def body(carry: Carry, inputs: tuple[Array, Array, Any]) -> tuple[Carry, Metrics]:
+        return step(carry, *inputs)
+
+    count = len(jax.tree.leaves(batches)[0])
+    keys = jax.random.split(key, count)
+    carry, metrics = jax.lax.scan(body, carry, (jnp.arange(count, dtype=jnp.int32), keys, batches))
+    return carry, jax.tree.map(jnp.mean, metrics)
 
 
 def epochs(

@@ -6,36 +6,23 @@ learner, any pytree), the replay buffer, and the environments.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from envs.core import Box, Env
+from envs.core import Env
 from rlsuite.core import Algorithm, Clock, Metrics, Task, Transition
 from rlsuite.errors import check_positive
-from rlsuite.pieces import replay, rollout
+from rlsuite.pieces import minibatches, replay, rollout
+from rlsuite.pieces.settings import OffPolicy
 from rlsuite.pieces.value_bias import Critique, reporter
 
 Array = jax.Array
 Learner: TypeAlias = Any
 """the part of a method's state that gradient steps change"""
-
-
-class Config(Protocol):
-    """The fields of a method's `Config` that the loop reads; their texts are there."""
-
-    @property
-    def num_envs(self) -> int: ...
-    @property
-    def gradient_steps(self) -> int: ...
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def buffer_size(self) -> int: ...
-    @property
-    def warmup_steps(self) -> int: ...
 
 
 class State(NamedTuple):
@@ -77,7 +64,7 @@ class Method(NamedTuple):
 
 
 def make(
-    config: Config,
+    config: OffPolicy,
     method: Method,
     *,
     num_networks: int = 2,
@@ -88,8 +75,6 @@ def make(
     """The algorithm of a method.
 
     Args:
-        config: sizes of the loop.
-        method: what the loop calls.
         num_networks: keys that `method.init` takes.
         num_steps: steps of each environment in one update.
         uniform_warmup: collect with uniform actions until learning starts, else with the initial policy.
@@ -108,7 +93,6 @@ def make(
     )
     replay.check_capacity(config.buffer_size, config.num_envs)
     steps_per_update = config.num_envs * num_steps
-    warmup_updates = warmup_of(config, steps_per_update)
 
     def init(key: Array, task: Task, hypers: Any) -> State:
         keys = jax.random.split(key, num_networks + 1)
@@ -119,17 +103,11 @@ def make(
     def update(key: Array, task: Task, state: State, hypers: Any, clock: Clock) -> tuple[State, Metrics]:
         env, layout = task.env, replay.Layout.of(task.env)
         collect_key, batch_key, learn_key = jax.random.split(key, 3)
-        warming_up = clock.update < warmup_updates
+        warming_up = clock.update < warmup_of(config, steps_per_update)
 
         def policy(key: Array, obs: Array) -> tuple[Array, None]:
-            def current() -> Array:
-                return method.behave(config, key, env, state.learner, obs, hypers)
-
-            def uniform() -> Array:
-                assert isinstance(env.action_space, Box)
-                low, high = jnp.asarray(env.action_space.low), jnp.asarray(env.action_space.high)
-                return jax.random.uniform(key, (config.num_envs, len(low)), minval=low, maxval=high)
-
+            current = functools.partial(method.behave, config, key, env, state.learner, obs, hypers)
+            uniform = functools.partial(rollout.uniform_actions, key, env, config.num_envs)
             return jax.lax.cond(warming_up, uniform, current) if uniform_warmup else current(), None
 
         envs, transitions, _ = rollout.collect(collect_key, env, state.envs, policy, num_steps)
@@ -138,18 +116,14 @@ def make(
         stored, shape = (clock.update + 1) * num_steps, (config.gradient_steps, config.batch_size)
         batches = replay.sample(batch_key, buffer, layout, stored, shape)
 
-        def learn(learner: Learner) -> tuple[Learner, Metrics]:
-            def step(learner: Learner, inputs: tuple[Array, Array, Transition]) -> tuple[Learner, Metrics]:
-                number, key, batch = inputs
-                return method.gradient_step(config, learner, Step(key, env, batch, hypers, clock, number))
+        def step(learner: Learner, number: Array, key: Array, batch: Transition) -> tuple[Learner, Metrics]:
+            return method.gradient_step(config, learner, Step(key, env, batch, hypers, clock, number))
 
-            keys = jax.random.split(learn_key, config.gradient_steps)
-            numbers = jnp.arange(config.gradient_steps, dtype=jnp.int32)
-            learner, metrics = jax.lax.scan(step, learner, (numbers, keys, batches))
-            return learner, jax.tree.map(jnp.mean, metrics)
+        def learn(learner: Learner) -> tuple[Learner, Metrics]:
+            return minibatches.steps(learn_key, step, learner, batches)
 
         def wait(learner: Learner) -> tuple[Learner, Metrics]:
-            return learner, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(learn, learner)[1])
+            return learner, jax.tree.map(jnp.zeros_like, jax.eval_shape(learn, learner)[1])
 
         learner, metrics = jax.lax.cond(warming_up, wait, learn, state.learner)
         return State(learner, buffer, envs), metrics | method.metrics(learner)
@@ -166,7 +140,7 @@ def make(
     return Algorithm(init, update, act, steps_per_update, value, reporter(value_bias_episodes, critique))
 
 
-def warmup_of(config: Config, steps_per_update: int) -> int:
+def warmup_of(config: OffPolicy, steps_per_update: int) -> int:
     """Updates before the first gradient step: `warmup_steps` in whole updates, rounded up."""
     return -(-config.warmup_steps // steps_per_update)
 

@@ -7,39 +7,22 @@ by running statistics, where the config says so.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from rlsuite.core import Algorithm, Clock, Metrics, Task
 from rlsuite.errors import UserError, check_positive
-from rlsuite.pieces import actor_critic, normalize, returns, rollout
+from rlsuite.pieces import actor_critic, normalize, rollout
 from rlsuite.pieces.actor_critic import Networks
+from rlsuite.pieces.advantages import Batch, estimate, seen, value_of
+from rlsuite.pieces.settings import OnPolicy
 
 Array = jax.Array
 Params = Any
 Learner: TypeAlias = Any
 """a method's own: networks and optimisers"""
-
-
-class Config(Protocol):
-    """The fields of a method's `Config` that the loop reads; their texts are there."""
-
-    @property
-    def num_envs(self) -> int: ...
-    @property
-    def num_steps(self) -> int: ...
-    @property
-    def num_epochs(self) -> int: ...
-    @property
-    def num_minibatches(self) -> int: ...
-    @property
-    def hidden_sizes(self) -> tuple[int, ...]: ...
-    @property
-    def normalize_obs(self) -> bool: ...
-    @property
-    def normalize_reward(self) -> bool: ...
 
 
 class State(NamedTuple):
@@ -53,24 +36,6 @@ class State(NamedTuple):
     envs: rollout.EnvCarry
 
 
-class Batch(NamedTuple):
-    """The samples that the losses read, leading axis `[batch]`."""
-
-    obs: Array
-    """`[batch, obs_dim]`, normalised"""
-    action: Array
-    """`[batch, action_dim]` unclipped, or `[batch]` int32"""
-    dist: tuple[Array, ...]
-    """the distribution of the policy that collected, each `[batch, n]`"""
-    log_prob: Array
-    """`[batch]` under the policy that collected"""
-    value: Array
-    """`[batch]` before the update"""
-    advantage: Array
-    target: Array
-    """`[batch]` advantage + value"""
-
-
 class Method(NamedTuple):
     """The slots of an on-policy method."""
 
@@ -82,7 +47,7 @@ class Method(NamedTuple):
     """(config, key, networks, learner, rollout, clock, hypers) -> (learner, metrics of any shape)"""
 
 
-def check(config: Config) -> None:
+def check(config: OnPolicy) -> None:
     """Raise UserError if a size is not positive, or the rollout cannot be cut into the minibatches."""
     check_positive(
         num_envs=config.num_envs,
@@ -98,16 +63,13 @@ def check(config: Config) -> None:
         )
 
 
-def make(config: Config, method: Method) -> Algorithm:
+def make(config: OnPolicy, method: Method) -> Algorithm:
     """The algorithm of a method. Raises UserError as `check`."""
     check(config)
     rows = config.num_envs * config.num_steps
 
     def networks_of(task: Task) -> Networks:
         return Networks(config.hidden_sizes, task.env.action_space)
-
-    def seen(stats: normalize.RunningStats, obs: Array) -> Array:
-        return normalize.standardize(obs, stats) if config.normalize_obs else obs
 
     def init(key: Array, task: Task, hypers: Any) -> State:
         params_key, envs_key = jax.random.split(key)
@@ -126,7 +88,7 @@ def make(config: Config, method: Method) -> Algorithm:
 
         # Collect. The unclipped action, the distribution it came from and the value come along as extras.
         def policy(key: Array, obs: Array) -> tuple[Array, Any]:
-            dist, value = networks.apply(params, seen(state.obs_stats, obs))
+            dist, value = networks.apply(params, seen(config, state.obs_stats, obs))
             action = actor_critic.draw(key, dist)
             extras = (action, dist, actor_critic.log_prob(dist, action), value)
             return actor_critic.into_box(task.env, action), extras
@@ -135,18 +97,14 @@ def make(config: Config, method: Method) -> Algorithm:
             collect_key, task.env, state.envs, policy, config.num_steps
         )
 
-        # Advantages, on rewards scaled by the spread of the discounted return.
+        # Advantages, by statistics of the return that include this rollout.
         done = transitions.terminated | transitions.truncated
         discounted_return, sums = normalize.discounted_returns(
             state.discounted_return, transitions.reward, done, hypers.discount
         )
         return_stats = normalize.update(state.return_stats, sums.reshape(-1))
-        reward = normalize.rescale(transitions.reward, return_stats) if config.normalize_reward else transitions.reward
-        next_value = networks.apply(params, seen(state.obs_stats, transitions.next_obs), method=Networks.value)
-        advantage = returns.gae(
-            reward, value, next_value, transitions.terminated, transitions.truncated, hypers.discount, hypers.gae_lambda
-        )
-        obs = seen(state.obs_stats, transitions.obs)
+        advantage = estimate(config, networks, params, transitions, value, state.obs_stats, return_stats, hypers)
+        obs = seen(config, state.obs_stats, transitions.obs)
         batch = Batch(obs, action, dist, log_prob, value, advantage, advantage + value)
         batch = jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), batch)
 
@@ -157,7 +115,7 @@ def make(config: Config, method: Method) -> Algorithm:
 
     def distribution(task: Task, state: State, obs: Array) -> tuple[Array, ...]:
         dist: tuple[Array, ...]
-        dist, _ = networks_of(task).apply(method.params(state.learner), seen(state.obs_stats, obs))
+        dist, _ = networks_of(task).apply(method.params(state.learner), seen(config, state.obs_stats, obs))
         return dist
 
     def act(key: Array, task: Task, state: State, obs: Array) -> Array:
@@ -167,9 +125,7 @@ def make(config: Config, method: Method) -> Algorithm:
         return actor_critic.into_box(task.env, actor_critic.draw(key, distribution(task, state, obs)))
 
     def value(key: Array, task: Task, state: State, obs: Array) -> Array:
-        inputs = seen(state.obs_stats, obs)
-        scaled: Array = networks_of(task).apply(method.params(state.learner), inputs, method=Networks.value)
-        # In units of reward: the value network learns rewards that are divided by this spread.
-        return scaled * jnp.sqrt(state.return_stats.var + 1e-8) if config.normalize_reward else scaled
+        networks, params = networks_of(task), method.params(state.learner)
+        return value_of(config, networks, params, state.obs_stats, state.return_stats, obs)
 
     return Algorithm(init, update, act, rows, value, explore=explore)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import linen as nn
 
 from envs.core import Box, Env
@@ -80,30 +79,3 @@ def gaussian_loss(mean: Array, std: Array, target: Array, clipped_target: Array)
     mean_slope = (target - frozen_mean) / (frozen_std**2 + BIAS)
     std_slope = ((frozen_mean - clipped_target) ** 2 - frozen_std**2) / (frozen_std**3 + BIAS)
     return -mean_slope * mean - std_slope * std
-
-
-def behave(config: Any, key: Array, env: Env, learner: Any, obs: Array, hypers: Any) -> Array:
-    """Actions drawn from the policy, in the warm-up too, when it is still the initial one."""
-    return networks_of(config.hidden_sizes, env).policy.sample(key, learner.actor.params, obs)[0]
-
-
-def play(config: Any, env: Env, learner: Any, obs: Array) -> Array:
-    """The policy's squashed mean: `[obs_dim]` -> `[action_dim]`."""
-    return networks_of(config.hidden_sizes, env).policy.mean_action(learner.actor.params, obs)
-
-
-def step_policy(
-    config: Any, before: Any, learner: Any, actor_grads: Params, log_prob: Array, action_dim: int, hypers: Any
-) -> Any:
-    """`learner` with actor, target actor and, with `learn_alpha`, temperature one step further than in `before`.
-
-    `log_prob` `[batch]` is that of the actions by which `before`'s actor got its gradients.
-    """
-    actor = before.actor.step(actor_grads, optax.adam(hypers.actor_learning_rate))
-    target_actor = optax.incremental_update(actor.params, learner.target_actor, hypers.tau)
-    learner = learner._replace(actor=actor, target_actor=target_actor)
-    if not config.learn_alpha:
-        return learner
-    target_entropy = -hypers.target_entropy_scale * action_dim
-    grad = jax.grad(squashed.alpha_loss)(before.log_alpha.params, log_prob, target_entropy)
-    return learner._replace(log_alpha=before.log_alpha.step(grad, optax.adam(hypers.alpha_learning_rate)))

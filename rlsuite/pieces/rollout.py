@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from envs.core import Env, EnvState
+from envs.core import Box, Env, EnvState
 from rlsuite.core import Transition
 
 Array = jax.Array
@@ -29,6 +29,13 @@ def start(key: Array, env: Env, num_envs: int) -> EnvCarry:
     """Fresh episodes in `num_envs` environments."""
     state, obs = jax.vmap(env.reset)(jax.random.split(key, num_envs))
     return EnvCarry(state, obs)
+
+
+def uniform_actions(key: Array, env: Env, num_envs: int) -> Array:
+    """An action for each environment, uniform over the box: `[num_envs, action_dim]`."""
+    assert isinstance(env.action_space, Box)
+    low, high = jnp.asarray(env.action_space.low), jnp.asarray(env.action_space.high)
+    return jax.random.uniform(key, (num_envs, len(low)), minval=low, maxval=high)
 
 
 def step(keys: Array, env: Env, carry: EnvCarry, action: Array) -> tuple[EnvCarry, Transition]:

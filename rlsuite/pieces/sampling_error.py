@@ -13,8 +13,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rlsuite.pieces.actor_critic import Networks, actor_of, distribution, log_prob
+from rlsuite.pieces.advantages import Batch
+from rlsuite.pieces.settings import RolloutBuffer
+
 Array = jax.Array
 Params = Any
+
+MLE_LOG_STD_MIN, MLE_LOG_STD_MAX = -3.0, 1.0
+"""bounds of the log standard deviation in the fit of the sampling error"""
 
 
 def sampling_error(
@@ -50,3 +57,42 @@ def sampling_error(
 
     (fitted, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), None, num_steps)
     return likelihood(fitted) - likelihood(params)
+
+
+def learns_in_fit(actor: Params) -> Params:
+    """Which leaves the fit of the sampling error moves: all but the hidden layers, or it would fit single samples."""
+    hidden = [f"Dense_{i}" for i in range(len(actor["policy"]) - 1)]
+
+    def learns(path: tuple[Any, ...], leaf: Array) -> bool:
+        return all(entry.key not in hidden for entry in path)
+
+    return jax.tree.map_with_path(learns, actor)
+
+
+def within_bounds(actor: Params) -> Params:
+    """The same actor with its log standard deviation, if it has one, where the fit of the sampling error keeps it."""
+    if "log_std" not in actor:
+        return actor
+    return {**actor, "log_std": jnp.clip(actor["log_std"], MLE_LOG_STD_MIN, MLE_LOG_STD_MAX)}
+
+
+def measure(
+    config: RolloutBuffer, networks: Networks, params: Params, rows: Batch, valid: Array, update: Array, last: Array
+) -> Array:
+    """The sampling error of the valid rows for the policy of `params`: `[]`.
+
+    Between two measurements, of which every `sampling_error_interval`-th `update` takes one, the `last` one.
+    """
+    actor = actor_of(params)
+
+    def fit() -> Array:
+        return sampling_error(
+            lambda actor: log_prob(distribution(networks, actor, rows.obs), rows.action),
+            actor,
+            learns_in_fit(actor),
+            valid,
+            config.sampling_error_epochs,
+            within_bounds,
+        )
+
+    return jax.lax.cond(update % config.sampling_error_interval == 0, fit, lambda: last)

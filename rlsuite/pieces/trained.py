@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +29,13 @@ class Trained(NamedTuple):
         """
         updates, opt_state = optimizer.update(grads, self.opt_state, self.params)
         return Trained(optax.apply_updates(self.params, updates), opt_state)
+
+    def descend(
+        self, optimizer: optax.GradientTransformation, loss: Callable[..., tuple[jax.Array, Any]], *inputs: Any
+    ) -> tuple[Trained, Any]:
+        """One step down `loss(params, *inputs)`, which gives (loss `[]`, more); the record after it, and `more`."""
+        grads, more = jax.grad(loss, has_aux=True)(self.params, *inputs)
+        return self.step(grads, optimizer), more
 
 
 def disk_order(tree: Any) -> list[int]:

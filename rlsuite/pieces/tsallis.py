@@ -8,6 +8,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from rlsuite.core import Clock
+
 Array = jax.Array
 
 MIN_STEP_SIZE = 1e-4
@@ -39,3 +41,8 @@ def tsallis_divergence(log_prob: Array, old_log_prob: Array, q: Array | float) -
 def annealed(kl_coef: Array | float, progress: Array) -> Array:
     """The weight 1 / t_k after a share `progress` `[]` of the budget, no more than kl_coef / MIN_STEP_SIZE: `[]`."""
     return kl_coef / jnp.maximum(1.0 - progress, MIN_STEP_SIZE)
+
+
+def divergence_weight(anneal: bool, kl_coef: Array | float, clock: Clock) -> Array | float:
+    """The weight of the divergence now, `annealed` or constant: `[]`."""
+    return annealed(kl_coef, clock.progress) if anneal else kl_coef

@@ -43,22 +43,19 @@ import optax
 
 from envs.core import Box, Env
 from rlsuite.core import Algorithm, AlgorithmSpec, Metrics, Source, Transition, Trial
-from rlsuite.errors import check_positive
-from rlsuite.pieces import off_policy, replay, squashed
+from rlsuite.pieces import distributional_sac, off_policy, squashed
 from rlsuite.pieces.critics import init_critics
+from rlsuite.pieces.distributional_sac import behave, fit, is_due, play, step_policy
 from rlsuite.pieces.off_policy import Step
 from rlsuite.pieces.return_distributions import (
     BIAS,
     Networks,
-    behave,
     clip_target,
     gaussian_loss,
     networks_of,
-    play,
     return_distribution,
     sample_return,
     soft_target,
-    step_policy,
 )
 from rlsuite.pieces.trained import Trained
 from rlsuite.pieces.value_bias import Critique
@@ -226,36 +223,24 @@ def init(config: Config, keys: Array, env: Env, hypers: Hypers) -> Learner:
     )
 
 
-def learn_actor(
-    config: Config, networks: Networks, before: Learner, learner: Learner, obs: Array, noise: Array, hypers: Hypers
-) -> Learner:
-    """The delayed half of a gradient step on `learner`, with gradients at the parameters `before` that step."""
-    grads, log_prob = jax.grad(actor_loss, has_aux=True)(
-        before.actor.params, networks, before.critics.params, before.log_alpha.params, obs, noise
-    )
-    learner = step_policy(config, before, learner, grads, log_prob, noise.shape[-1], hypers)
-    targets = optax.incremental_update(learner.critics.params, learner.target_critics, hypers.tau)
-    return learner._replace(target_critics=targets)
-
-
 def gradient_step(config: Config, before: Learner, step: Step) -> tuple[Learner, Metrics]:
     """One step of the critics, and every `policy_delay` steps one of the actor, the temperature and all targets."""
     networks, batch, hypers = networks_of(config.hidden_sizes, step.env), step.batch, step.hypers
     noise_key, z_key, actor_key = jax.random.split(step.key, 3)
     noise = jax.random.normal(noise_key, batch.action.shape)
     z = jax.random.normal(z_key, (2, *batch.reward.shape))
-    grads, (b, metrics) = jax.grad(critic_loss, has_aux=True)(
-        before.critics.params, networks, before, batch, noise, z, hypers, config.huber
+    adam = optax.adam(hypers.critic_learning_rate)
+    critics, (b, metrics) = before.critics.descend(
+        adam, critic_loss, networks, before, batch, noise, z, hypers, config.huber
     )
-    learner = before._replace(critics=before.critics.step(grads, optax.adam(hypers.critic_learning_rate)), b=b)
+    learner = before._replace(critics=critics, b=b)
 
     def move(learner: Learner) -> Learner:
-        noise = jax.random.normal(actor_key, batch.action.shape)
-        return learn_actor(config, networks, before, learner, batch.obs, noise, hypers)
+        learner = step_policy(config, step, actor_key, before, learner, before.critics.params, actor_loss)
+        targets = optax.incremental_update(learner.critics.params, learner.target_critics, hypers.tau)
+        return learner._replace(target_critics=targets)
 
-    learned = step.clock.update - off_policy.warmup_of(config, config.steps_per_update)
-    due = off_policy.is_due(learned * config.gradient_steps + step.number, config.policy_delay)
-    return jax.lax.cond(due, move, lambda learner: learner, learner), metrics
+    return jax.lax.cond(is_due(config, step), move, lambda learner: learner, learner), metrics
 
 
 def critique(config: Config, key: Array, env: Env, learner: Learner, obs: Array) -> Critique:
@@ -276,19 +261,7 @@ def make(config: Config) -> Algorithm:
     Raises:
         UserError: the buffer does not hold whole steps of all environments, or a size is not positive.
     """
-    check_positive(policy_delay=config.policy_delay)
-    return off_policy.make(
-        config,
-        METHOD,
-        num_steps=config.num_steps,
-        uniform_warmup=False,
-        value_bias_episodes=config.value_bias_episodes,
-    )
-
-
-def fit(config: Config, total_steps: int) -> Config:
-    """The same training with no more buffer than the budget fills: results are identical, memory is not."""
-    return replay.fitted(config, total_steps, config.steps_per_update)
+    return distributional_sac.make(config, METHOD)
 
 
 TRIAL = Trial(
@@ -302,14 +275,7 @@ TRIAL = Trial(
         hidden_sizes=(32, 32),
         learn_alpha=False,
     ),
-    Hypers(
-        actor_learning_rate=3e-3,
-        critic_learning_rate=3e-3,
-        discount=0.5,
-        tau=0.05,
-        tau_b=0.05,
-        initial_alpha=1e-3,
-    ),
+    Hypers(actor_learning_rate=3e-3, critic_learning_rate=3e-3, discount=0.5, tau=0.05, tau_b=0.05, initial_alpha=1e-3),
     updates=200,
 )
 

@@ -39,7 +39,6 @@ Deviations from the code:
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -48,22 +47,19 @@ import optax
 from flax import linen as nn
 
 from envs.core import Box, Env
-from rlsuite.core import Algorithm, AlgorithmSpec, Clock, Metrics, Source, Transition, Trial, added
+from rlsuite.core import Algorithm, AlgorithmSpec, Metrics, Source, Transition, Trial, added
 from rlsuite.errors import check_positive
-from rlsuite.pieces import distributions, off_policy, replay, squashed
+from rlsuite.pieces import off_policy, replay, squashed
 from rlsuite.pieces.critics import bellman_target, first_q, init_critics, min_q, q_values
 from rlsuite.pieces.networks import MLP
 from rlsuite.pieces.off_policy import Step
 from rlsuite.pieces.trained import Trained
-from rlsuite.pieces.tsallis import MIN_LOG_DENSITY, annealed, log_q
+from rlsuite.pieces.tsallis import divergence_weight
+from rlsuite.pieces.tsallis_policy import draw, log_density_of, log_q_prob, policy_of
 from rlsuite.pieces.value_bias import Critique
 
 Array = jax.Array
 Params = Any
-
-LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
-LOG_EXTRA_SLOPE = math.log(1e-6)
-"""of what is added to the slope 1 - tanh(u)^2 of the squashing"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,49 +128,10 @@ class Networks(NamedTuple):
     value: nn.Module
 
 
-class Drawn(NamedTuple):
-    """A reparameterised action and the quantities it was made of, each `[..., action_dim]`."""
-
-    mean: Array
-    log_std: Array
-    u: Array
-    """before squashing"""
-    action: Array
-    log_density: Array
-    """of each component of the action, scaled to [-1, 1]"""
-
-
-def clip_log_std(log_std: Array) -> Array:
-    """The policy's bound of its log standard deviation: `[...]`."""
-    return jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)
-
-
 def networks_of(config: Config, env: Env) -> Networks:
     """The architectures for this environment. MDPO takes `Box` actions here; the registry says so to the caller."""
-    assert isinstance(env.action_space, Box)
-    actor = MLP((*config.hidden_sizes, 2 * env.action_space.dim))
     critic = MLP((*config.hidden_sizes, 1))
-    return Networks(squashed.Policy.of(actor, env, clip_log_std), critic, critic)
-
-
-def log_density(z: Array, log_std: Array, u: Array) -> Array:
-    """Log-density of each component of tanh(u), from u and z = (u - mean) / std: all `[..., action_dim]`."""
-    log_slope = distributions.log_tanh_slope(u)
-    return -0.5 * z**2 - log_std - 0.5 * math.log(2.0 * math.pi) - jnp.logaddexp(log_slope, LOG_EXTRA_SLOPE)
-
-
-def draw(policy: squashed.Policy, actor: Params, obs: Array, noise: Array) -> Drawn:
-    """An action of the policy for each obs `[..., obs_dim]` from standard normal noise `[..., action_dim]`."""
-    mean, log_std = policy.distribution(actor, obs)
-    u = mean + jnp.exp(log_std) * noise
-    action, _ = distributions.tanh_squash(u, policy.low, policy.high)
-    # From the noise itself: (u - mean) / std loses its digits in float32 once std is small compared with the mean.
-    return Drawn(mean, log_std, u, action, log_density(noise, log_std, u))
-
-
-def log_q_prob(log_densities: Array, q: Array | float) -> Array:
-    """The sum over components of log_q of their densities, none below 1e-6: `[..., action_dim]` -> `[...]`."""
-    return jnp.sum(log_q(jnp.maximum(log_densities, MIN_LOG_DENSITY), q), axis=-1)
+    return Networks(policy_of(config.hidden_sizes, env), critic, critic)
 
 
 def values(networks: Networks, value: Params, obs: Array) -> Array:
@@ -226,10 +183,8 @@ def actor_loss(
 ) -> tuple[Array, Metrics]:
     """mean(kappa log_q pi + q (lambda - kappa) log_q pi_old - Q1) and the penalties: (loss `[]`, metrics)."""
     drawn = draw(networks.policy, actor, obs, noise)
-    old_mean, old_log_std = networks.policy.distribution(learner.old_actor, obs)
-    old_log_density = log_density((drawn.u - old_mean) * jnp.exp(-old_log_std), old_log_std, drawn.u)
     log_prob = log_q_prob(drawn.log_density, hypers.tsallis_q)
-    old_log_prob = log_q_prob(old_log_density, hypers.tsallis_q)
+    old_log_prob = log_q_prob(log_density_of(networks.policy, learner.old_actor, obs, drawn.u), hypers.tsallis_q)
     q = first_q(networks.critic, learner.critics.params, obs, drawn.action)
     old_policy_term = hypers.tsallis_q * (hypers.entropy_coef - kl_weight) * old_log_prob
     penalty = hypers.regularization * (jnp.mean(drawn.mean**2) + jnp.mean(drawn.log_std**2))
@@ -265,41 +220,26 @@ def behave(config: Config, key: Array, env: Env, learner: Learner, obs: Array, h
     return policy.sample(key, learner.actor.params, obs)[0]
 
 
-def kl_weight(config: Config, clock: Clock, hypers: Hypers) -> Array | float:
-    """kappa, the weight of the divergence: `[]`."""
-    return annealed(hypers.kl_coef, clock.progress) if config.anneal_kl else hypers.kl_coef
-
-
 def gradient_step(config: Config, learner: Learner, step: Step) -> tuple[Learner, Metrics]:
     """One step of all networks. All gradients are taken before any of them moves, at one sample of the actions."""
     networks, batch, hypers = networks_of(config, step.env), step.batch, step.hypers
     noise = jax.random.normal(step.key, batch.action.shape)
-    actor_grads, actor_metrics = jax.grad(actor_loss, has_aux=True)(
-        learner.actor.params, networks, learner, batch.obs, noise, kl_weight(config, step.clock, hypers), hypers
+    kl_weight = divergence_weight(config.anneal_kl, hypers.kl_coef, step.clock)
+    actor_adam, critic_adam = optax.adam(hypers.actor_learning_rate), optax.adam(hypers.critic_learning_rate)
+    actor, actor_metrics = learner.actor.descend(
+        actor_adam, actor_loss, networks, learner, batch.obs, noise, kl_weight, hypers
     )
-    critic_grads, critic_metrics = jax.grad(critic_loss, has_aux=True)(
-        learner.critics.params, networks, learner.target_value, batch, hypers.discount
+    critics, critic_metrics = learner.critics.descend(
+        critic_adam, critic_loss, networks, learner.target_value, batch, hypers.discount
     )
-    value_grads, value_metrics = jax.grad(value_loss, has_aux=True)(
-        learner.value.params, networks, learner, batch.obs, noise, hypers, config.mean_log_prob
+    value, value_metrics = learner.value.descend(
+        critic_adam, value_loss, networks, learner, batch.obs, noise, hypers, config.mean_log_prob
     )
-    actor = learner.actor.step(actor_grads, optax.adam(hypers.actor_learning_rate))
-    value = learner.value.step(value_grads, optax.adam(hypers.critic_learning_rate))
     # After the last step of an update, so that this update still learns near the policy of the steps before it.
     renew = is_due(step.clock.update, config) & (step.number == config.gradient_steps - 1)
-    learner = Learner(
-        actor=actor,
-        old_actor=jax.lax.cond(renew, lambda: actor.params, lambda: learner.old_actor),
-        critics=learner.critics.step(critic_grads, optax.adam(hypers.critic_learning_rate)),
-        value=value,
-        target_value=optax.incremental_update(value.params, learner.target_value, hypers.tau),
-    )
-    return learner, {**actor_metrics, **critic_metrics, **value_metrics}
-
-
-def report(learner: Learner) -> Metrics:
-    """Nothing more than the gradient steps report."""
-    return {}
+    old_actor = jax.lax.cond(renew, lambda: actor.params, lambda: learner.old_actor)
+    target_value = optax.incremental_update(value.params, learner.target_value, hypers.tau)
+    return Learner(actor, old_actor, critics, value, target_value), {**actor_metrics, **critic_metrics, **value_metrics}
 
 
 def play(config: Config, env: Env, learner: Learner, obs: Array) -> Array:
@@ -314,7 +254,8 @@ def critique(config: Config, key: Array, env: Env, learner: Learner, obs: Array)
     )
 
 
-METHOD = off_policy.Method(init, behave, gradient_step, report, play, critique)
+# No metrics but those of the gradient steps.
+METHOD = off_policy.Method(init, behave, gradient_step, lambda learner: {}, play, critique)
 
 
 def make(config: Config) -> Algorithm:
@@ -342,14 +283,7 @@ TRIAL = Trial(
         hidden_sizes=(32, 32),
         sgd_steps=16,
     ),
-    Hypers(
-        actor_learning_rate=3e-3,
-        critic_learning_rate=3e-3,
-        discount=0.5,
-        tau=0.05,
-        kl_coef=0.1,
-        entropy_coef=1e-3,
-    ),
+    Hypers(actor_learning_rate=3e-3, critic_learning_rate=3e-3, discount=0.5, tau=0.05, kl_coef=0.1, entropy_coef=1e-3),
     updates=400,
 )
 

@@ -38,14 +38,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlsuite.algorithms.on_policy import ppo
 from rlsuite.core import Algorithm, AlgorithmSpec, Clock, Metrics, Source, Trial
 from rlsuite.errors import check_positive
 from rlsuite.pieces import actor_critic, distributions, minibatches, on_policy
-from rlsuite.pieces.actor_critic import Networks
-from rlsuite.pieces.on_policy import Batch
+from rlsuite.pieces.actor_critic import Networks, value_loss
+from rlsuite.pieces.actor_critic import optimizer as actor_optimizer
+from rlsuite.pieces.advantages import Batch
 from rlsuite.pieces.trained import Trained
-from rlsuite.pieces.tsallis import annealed, tsallis_divergence
+from rlsuite.pieces.tsallis import divergence_weight, tsallis_divergence
 
 Array = jax.Array
 Params = Any
@@ -178,13 +178,8 @@ def critic_loss(
 ) -> tuple[Array, Metrics]:
     """PPO's clipped value loss on one minibatch: (loss `[]`, metrics)."""
     value = networks.apply(joined(actor, critic), batch.obs, method=Networks.value)
-    loss = ppo.value_loss(value, batch.value, batch.target, hypers.clip_epsilon, config.clip_value)
+    loss = value_loss(value, batch.value, batch.target, hypers.clip_epsilon, config.clip_value)
     return loss, {"value_loss": loss}
-
-
-def actor_optimizer(hypers: Hypers, learning_rate: Array | float) -> optax.GradientTransformation:
-    """Adam (eps 1e-5) after clipping the global norm of the gradient."""
-    return optax.chain(optax.clip_by_global_norm(hypers.max_grad_norm), optax.adam(learning_rate, eps=1e-5))
 
 
 def start(params: Params, hypers: Hypers) -> Learner:
@@ -211,19 +206,15 @@ def learn(
         in_time = batch.advantage.reshape(config.num_steps, config.num_envs)
         batch = batch._replace(advantage=standardize_advantage(in_time).reshape(-1))
     learning_rate = hypers.learning_rate * ((1.0 - clock.progress) if config.anneal_learning_rate else 1.0)
-    kl_weight: Array | float = annealed(hypers.kl_coef, clock.progress) if config.anneal_kl else hypers.kl_coef
+    weight = divergence_weight(config.anneal_kl, hypers.kl_coef, clock)
 
     def policy_step(actor: Trained, _: None) -> tuple[Trained, Metrics]:
-        grads, metrics = jax.grad(actor_loss, has_aux=True)(
-            actor.params, networks, learner.critic.params, batch, kl_weight, config, hypers
-        )
-        return actor.step(grads, actor_optimizer(hypers, learning_rate)), metrics
+        adam = actor_optimizer(hypers, learning_rate)
+        return actor.descend(adam, actor_loss, networks, learner.critic.params, batch, weight, config, hypers)
 
     def value_step(critic: Trained, minibatch: Batch) -> tuple[Trained, Metrics]:
-        grads, metrics = jax.grad(critic_loss, has_aux=True)(
-            critic.params, networks, learner.actor.params, minibatch, config, hypers
-        )
-        return critic.step(grads, optax.adam(learning_rate)), metrics
+        adam = optax.adam(learning_rate)
+        return critic.descend(adam, critic_loss, networks, learner.actor.params, minibatch, config, hypers)
 
     actor, actor_metrics = jax.lax.scan(policy_step, learner.actor, length=config.sgd_steps)
     critic, critic_metrics = minibatches.epochs(

@@ -20,13 +20,12 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from rlsuite.core import Algorithm, AlgorithmSpec, Clock, Metrics, Source, Trial
 from rlsuite.errors import UserError
 from rlsuite.pieces import minibatches, on_policy
-from rlsuite.pieces.actor_critic import Networks, entropy, log_prob
-from rlsuite.pieces.on_policy import Batch
+from rlsuite.pieces.actor_critic import Networks, entropy, log_prob, optimizer, value_loss
+from rlsuite.pieces.advantages import Batch
 from rlsuite.pieces.trained import Trained
 
 Array = jax.Array
@@ -104,15 +103,6 @@ def policy_loss(log_prob: Array, old_log_prob: Array, advantage: Array, clip_eps
     return -jnp.mean(jnp.minimum(ratio * advantage, clipped * advantage))
 
 
-def value_loss(value: Array, old_value: Array, target: Array, clip_epsilon: Array | float, clip: bool) -> Array:
-    """Half the squared error, the larger of clipped and unclipped if `clip`: all `[batch]` -> `[]`."""
-    error = (value - target) ** 2
-    if clip:
-        near = old_value + jnp.clip(value - old_value, -clip_epsilon, clip_epsilon)
-        error = jnp.maximum(error, (near - target) ** 2)
-    return 0.5 * jnp.mean(error)
-
-
 def loss(params: Params, networks: Networks, batch: Batch, config: Losses, hypers: Any) -> tuple[Array, Metrics]:
     """The whole objective of one minibatch: (loss `[]`, metrics)."""
     dist, value = networks.apply(params, batch.obs)
@@ -132,11 +122,6 @@ def loss(params: Params, networks: Networks, batch: Batch, config: Losses, hyper
     }
 
 
-def optimizer(hypers: Any, learning_rate: Array | float) -> optax.GradientTransformation:
-    """Adam (eps 1e-5) after clipping the global norm of the gradient."""
-    return optax.chain(optax.clip_by_global_norm(hypers.max_grad_norm), optax.adam(learning_rate, eps=1e-5))
-
-
 def learn(
     config: Config, key: Array, networks: Networks, learner: Trained, batch: Batch, clock: Clock, hypers: Hypers
 ) -> tuple[Trained, Metrics]:
@@ -145,8 +130,7 @@ def learn(
     adam = optimizer(hypers, learning_rate)
 
     def step(learner: Trained, minibatch: Batch) -> tuple[Trained, Metrics]:
-        grads, metrics = jax.grad(loss, has_aux=True)(learner.params, networks, minibatch, config, hypers)
-        return learner.step(grads, adam), metrics
+        return learner.descend(adam, loss, networks, minibatch, config, hypers)
 
     rows = batch._replace(dist=())  # no loss of PPO reads it
     return minibatches.epochs(key, step, learner, rows, config.num_epochs, config.num_minibatches)

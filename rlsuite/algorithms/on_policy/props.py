@@ -31,13 +31,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlsuite.algorithms.on_policy import buffered_ppo, ppo
-from rlsuite.algorithms.on_policy.buffered_ppo import Recall, Round
+from rlsuite.algorithms.on_policy import buffered_ppo
+from rlsuite.algorithms.on_policy.buffered_ppo import Round
 from rlsuite.core import Algorithm, AlgorithmSpec, Metrics, Preset, Reduction, Source, Trial
 from rlsuite.errors import UserError, check_positive
-from rlsuite.pieces import distributions
-from rlsuite.pieces.actor_critic import Networks, actor_of, distribution, log_prob
+from rlsuite.pieces import distributions, rollout_buffer
+from rlsuite.pieces.actor_critic import Networks, actor_of, distribution, log_prob, optimizer
 from rlsuite.pieces.minibatches import descend, mean_of
+from rlsuite.pieces.rollout_buffer import Recall
 from rlsuite.pieces.trained import Trained
 
 Array = jax.Array
@@ -170,7 +171,7 @@ def past_of(recall: Recall, config: Config) -> Past:
 
 def start(config: Config, params: Params, hypers: Hypers) -> Carry:
     """Adam of the behaviour policy, and theta for a stale reference."""
-    opt_state = ppo.optimizer(hypers, hypers.behavior_learning_rate).init(actor_of(params))
+    opt_state = optimizer(hypers, hypers.behavior_learning_rate).init(actor_of(params))
     return Carry(params if config.stale_reference else None, opt_state)
 
 
@@ -186,7 +187,7 @@ def behave(
     behavior, metrics = descend(
         key,
         lambda actor, past, valid: behavior_loss(actor, networks, past, valid, hypers),
-        ppo.optimizer(hypers, hypers.behavior_learning_rate),
+        optimizer(hypers, hypers.behavior_learning_rate),
         Trained(actor_of(current_round.params), carry.opt_state),
         past_of(recall, config),
         recall.num_valid,
@@ -210,7 +211,7 @@ def make(config: Config) -> Algorithm:
         UserError: a size is not positive, or one does not divide what it has to.
     """
     check_positive(behavior_epochs=config.behavior_epochs, behavior_minibatches=config.behavior_minibatches)
-    kept = buffered_ppo.check_rounds(config, config.behavior_steps)
+    kept = rollout_buffer.check_rounds(config, config.behavior_steps)
     if kept % config.behavior_minibatches:
         raise UserError(
             f"behavior_minibatches={config.behavior_minibatches} does not divide the {kept} transitions of the buffer "

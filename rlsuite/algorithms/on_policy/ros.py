@@ -25,9 +25,10 @@ import jax
 from rlsuite.algorithms.on_policy import buffered_ppo
 from rlsuite.algorithms.on_policy.buffered_ppo import Round
 from rlsuite.core import Algorithm, AlgorithmSpec, Metrics, Reduction, Source, Trial
+from rlsuite.pieces import rollout_buffer
 from rlsuite.pieces.actor_critic import Networks, actor_of, distribution, log_prob
+from rlsuite.pieces.advantages import Batch
 from rlsuite.pieces.minibatches import mean_of
-from rlsuite.pieces.on_policy import Batch
 
 Array = jax.Array
 Params = Any
@@ -123,7 +124,7 @@ def make(config: Config) -> Algorithm:
     Raises:
         UserError: a size is not positive, or one does not divide what it has to.
     """
-    buffered_ppo.check_rounds(config, config.behavior_steps)
+    rollout_buffer.check_rounds(config, config.behavior_steps)
     return buffered_ppo.make(config, METHOD, config.behavior_steps)
 
 
