@@ -5,7 +5,7 @@ It reads results only, and imports neither `rlsuite` nor `envs`: results stay re
 
 import logging
 
-from analysis.scores import Manifest, ResultsError, Scores, TaskScores, load, load_arrow, manifests, of_metric, score
+from analysis.scores import Manifest, ResultsError, Scores, TaskScores, load, load_arrow, manifests, metric_frame, score
 from analysis.selection import select
 
 __all__ = [
@@ -16,7 +16,7 @@ __all__ = [
     "load",
     "load_arrow",
     "manifests",
-    "of_metric",
+    "metric_frame",
     "score",
     "select",
 ]

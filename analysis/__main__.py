@@ -14,7 +14,7 @@ from typing import NoReturn
 import pandas as pd
 from rich.console import Console
 
-from analysis import Manifest, Scores, load, manifests, of_metric, score, select
+from analysis import Manifest, Scores, load, manifests, metric_frame, score, select
 from analysis.curves import performance_profiles, sample_efficiency_curves
 from analysis.evidence import named
 from analysis.plots import aggregate_intervals, performance_profile, sample_efficiency
@@ -77,16 +77,18 @@ def report(
         ResultsError: the results cannot be read, or lack one of the chosen `labels` or `tasks`.
         OSError: `out` cannot be written.
     """
-    frame, of_shards = named(*select(load(results), manifests(results), labels=labels, tasks=tasks, shards=shards))
-    scores = score(frame, of_shards)
+    frame, shard_manifests = named(
+        *select(load(results), manifests(results), labels=labels, tasks=tasks, shards=shards)
+    )
+    scores = score(frame, shard_manifests)
     # A metric's curves are like those of the return, but no metric has reference values.
-    without_reference = [{**manifest, "reference": None} for manifest in of_shards]
-    of_metrics = {name: score(of_metric(frame, name), without_reference) for name in metrics}
+    without_reference = [{**manifest, "reference": None} for manifest in shard_manifests]
+    scores_by_metric = {name: score(metric_frame(frame, name), without_reference) for name in metrics}
     _check_writable(out)  # before the minutes that thousands of runs may take
     console = make_console()
-    _report_returns(scores, frame, of_shards, out, repetitions, seed, console)
-    for name, of_metric_alone in of_metrics.items():
-        _report_metric(of_metric_alone, name, out, repetitions, seed, console)
+    _report_returns(scores, frame, shard_manifests, out, repetitions, seed, console)
+    for name, metric_scores in scores_by_metric.items():
+        _report_metric(metric_scores, name, out, repetitions, seed, console)
 
 
 def _report_returns(
@@ -195,15 +197,15 @@ def _write(files: Sequence[Path], write: Callable[..., None]) -> None:
     temporary = [file.with_name(f".{os.getpid()}.tmp.{file.name}") for file in files]
     try:
         write(*temporary)
-        for there, file in zip(temporary, files, strict=True):
-            there.replace(file)
+        for draft, file in zip(temporary, files, strict=True):
+            draft.replace(file)
     except OSError as error:
         raise OSError(
             f"cannot write '{files[0]}' ({error.strerror or error}); choose another folder with --out"
         ) from error
     finally:
-        for there in temporary:
-            there.unlink(missing_ok=True)
+        for draft in temporary:
+            draft.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

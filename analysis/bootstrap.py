@@ -103,18 +103,19 @@ def _enough(sizes: Sequence[int], statistic: Statistic | None) -> bool:
     return min(sizes) >= FEWEST_RUNS and (statistic in (None, iqm) or sum(sizes) >= FEWEST_FOR_A_MEAN)
 
 
-def of_runs(function: Callable[[Array], float]) -> Statistic:
+def from_function(function: Callable[[Array], float]) -> Statistic:
     """A statistic from a plain function of the scores of a task's runs: `[runs]` -> number, averaged over tasks.
 
-    `interval(scores, of_runs(np.max))` is the mean over tasks of the best run. It is called once a task and resample.
+    `interval(scores, from_function(np.max))` is the mean over tasks of the best run. The function is called once a task
+    and resample.
     """
 
     def statistic(tasks: Tasks) -> Callable[[Counts], Array]:
-        def of_counts(counts: Counts) -> Array:
+        def from_counts(counts: Counts) -> Array:
             pairs = zip(tasks, counts, strict=True)
             return np.mean([[float(function(np.repeat(task, row))) for row in c] for task, c in pairs], axis=0)
 
-        return of_counts
+        return from_counts
 
     return statistic
 
@@ -127,11 +128,11 @@ def mean(tasks: Tasks) -> Callable[[Counts], Array]:
 def median(tasks: Tasks) -> Callable[[Counts], Array]:
     """The median over tasks of the mean over runs."""
 
-    def of_counts(counts: Counts) -> Array:
+    def from_counts(counts: Counts) -> Array:
         median_over_tasks: Array = np.median(_task_means(tasks, counts), axis=1)
         return median_over_tasks
 
-    return of_counts
+    return from_counts
 
 
 def iqm(tasks: Tasks) -> Callable[[Counts], Array]:
@@ -149,7 +150,7 @@ def iqm(tasks: Tasks) -> Callable[[Counts], Array]:
     weights = np.concatenate([np.full(scores.size, total / (len(tasks) * scores.size)) for scores in tasks])[order]
     equal = len({scores.size for scores in tasks}) == 1
 
-    def of_slice(counts: Counts) -> Array:
+    def slice_iqm(counts: Counts) -> Array:
         drawn = np.concatenate(counts, axis=1).take(order, axis=1)
         edges = np.cumsum(drawn, axis=1, dtype=np.int32) if equal else np.cumsum(drawn * weights, axis=1)
         np.clip(edges, cut, total - cut, out=edges)
@@ -157,18 +158,18 @@ def iqm(tasks: Tasks) -> Callable[[Counts], Array]:
         kept = ascending[-1] * (total - cut) - ascending[0] * cut - _weighted_sum(edges, gaps)
         return kept / (total - 2 * cut)
 
-    def of_counts(counts: Counts) -> Array:
+    def from_counts(counts: Counts) -> Array:
         few = max(1, SLICE_ELEMENTS // total)
         firsts = range(0, len(counts[0]), few)
-        return np.concatenate([of_slice([of_task[i : i + few] for of_task in counts]) for i in firsts])
+        return np.concatenate([slice_iqm([task_counts[i : i + few] for task_counts in counts]) for i in firsts])
 
-    return of_counts
+    return from_counts
 
 
 def optimality_gap(tasks: Tasks) -> Callable[[Counts], Array]:
     """How far normalised scores fall short of 1 on average; what lies above 1 does not make up for it."""
-    of_counts = mean([np.minimum(scores, 1.0) for scores in tasks])
-    return lambda counts: 1.0 - of_counts(counts)
+    capped_mean = mean([np.minimum(scores, 1.0) for scores in tasks])
+    return lambda counts: 1.0 - capped_mean(counts)
 
 
 def estimate(scores: Array | Tasks, statistic: Statistic) -> float:
@@ -182,7 +183,7 @@ def estimate(scores: Array | Tasks, statistic: Statistic) -> float:
         ValueError: no task, a task without runs, or a score that is not finite.
     """
     tasks = _as_tasks(scores)
-    return float(_of_counts(statistic, tasks)(_once(tasks))[0])
+    return float(_counts_function(statistic, tasks)(_once(tasks))[0])
 
 
 @overload
@@ -221,7 +222,8 @@ def interval(
     Args:
         scores: `[runs, tasks]`, or one array `[runs]` a task where tasks have different numbers of runs; or a dict of
             either by label (rliable's convention), which gives a dict of intervals.
-        statistic: `mean`, `median`, `iqm`, `optimality_gap`, `of_runs` of a plain function, or any other `Statistic`.
+        statistic: `mean`, `median`, `iqm`, `optimality_gap`, `from_function` of a plain function, or any other
+            `Statistic`.
         repetitions: number of resamples.
         seed: of the resampling; the result depends on it, on `name` and on the scores, and on nothing else.
         confidence: share of the resamples inside the interval.
@@ -239,7 +241,7 @@ def interval(
         return {k: interval(v, statistic, **settings, withhold=withhold, name=k) for k, v in scores.items()}
     tasks = _as_tasks(scores)
     sizes = [task.size for task in tasks]
-    resampled = _resample(_of_counts(statistic, tasks), sizes, repetitions, seed, name)
+    resampled = _resample(_counts_function(statistic, tasks), sizes, repetitions, seed, name)
     low, high = _percentiles(resampled, tasks, confidence, withhold, statistic)
     return Interval(estimate(tasks, statistic), float(low), float(high))
 
@@ -271,7 +273,7 @@ def curve(
         raise ValueError(f"the tasks have {[t.shape[1] for t in tasks]} points, expected equal numbers; interpolate")
     points = [_as_tasks([task[:, point] for task in tasks]) for point in range(tasks[0].shape[1])]
     sizes = [task.shape[0] for task in tasks]
-    at_points = [_of_counts(statistic, point) for point in points]
+    at_points = [_counts_function(statistic, point) for point in points]
     resampled = _resample(
         lambda counts: np.stack([at_point(counts) for at_point in at_points], axis=1), sizes, repetitions, seed, name
     )
@@ -336,10 +338,10 @@ def difference(
     x_tasks, y_tasks = _same_tasks(x, y, paired)
     x_sizes, y_sizes = [task.size for task in x_tasks], [task.size for task in y_tasks]
     sizes = x_sizes if paired else x_sizes + y_sizes
-    of_x, of_y = _of_counts(statistic, x_tasks), _of_counts(statistic, y_tasks)
+    x_values, y_values = _counts_function(statistic, x_tasks), _counts_function(statistic, y_tasks)
     tasks = len(x_tasks)
     resampled = _resample(
-        lambda counts: of_x(counts[:tasks]) - of_y(counts[-tasks:]), sizes, repetitions, seed, "difference"
+        lambda counts: x_values(counts[:tasks]) - y_values(counts[-tasks:]), sizes, repetitions, seed, "difference"
     )
     low, high = _percentiles(resampled, [*x_tasks, *y_tasks], confidence, withhold, statistic)
     return Interval(estimate(x_tasks, statistic) - estimate(y_tasks, statistic), float(low), float(high))
@@ -390,7 +392,7 @@ def _win_rate(x_tasks: Tasks, y_tasks: Tasks) -> Callable[[Counts], Array]:
         np.searchsorted(y[order], x, side="right") for x, y, order in zip(x_tasks, y_tasks, orders, strict=True)
     ]
 
-    def of_counts(counts: Counts) -> Array:
+    def from_counts(counts: Counts) -> Array:
         rates = []
         for task, order in enumerate(orders):
             in_x, in_y = counts[task], counts[len(orders) + task]
@@ -400,7 +402,7 @@ def _win_rate(x_tasks: Tasks, y_tasks: Tasks) -> Callable[[Counts], Array]:
             rates.append((in_x * beaten).sum(axis=1) / (in_x.shape[1] * in_y.shape[1]))
         return np.stack(rates, axis=1).mean(axis=1)
 
-    return of_counts
+    return from_counts
 
 
 def _task_means(tasks: Tasks, counts: Counts) -> Array:
@@ -414,20 +416,20 @@ def _weighted_sum(weights: NDArray[Any], scores: Array) -> Array:
     return total
 
 
-def _of_counts(statistic: Statistic, tasks: Tasks) -> Callable[[Counts], Array]:
+def _counts_function(statistic: Statistic, tasks: Tasks) -> Callable[[Counts], Array]:
     """What the statistic makes of counts. A plain function of scores is easily taken for one."""
     expected = (
-        "expected mean, median, iqm or optimality_gap of analysis.bootstrap, of_runs(f) of a plain function f of the "
-        "scores of a task's runs, or a function tasks -> counts -> values"
+        "expected mean, median, iqm or optimality_gap of analysis.bootstrap, from_function(f) of a plain function f of "
+        "the scores of a task's runs, or a function tasks -> counts -> values"
     )
     try:
-        of_counts = statistic(tasks)
+        from_counts = statistic(tasks)
     except (TypeError, ValueError, AttributeError, IndexError) as error:
         reason = f"cannot take a list of {len(tasks)} arrays, one a task ({' '.join(str(error).split())})"
         raise ValueError(f"the statistic {statistic!r} {reason}; {expected}") from error
-    if not callable(of_counts):
-        raise ValueError(f"the statistic {statistic!r} gave {of_counts!r} for the scores; {expected}")
-    return of_counts
+    if not callable(from_counts):
+        raise ValueError(f"the statistic {statistic!r} gave {from_counts!r} for the scores; {expected}")
+    return from_counts
 
 
 def _once(tasks: Tasks) -> list[NDArray[np.int32]]:
@@ -464,7 +466,7 @@ def _same_tasks(x: Array | Tasks, y: Array | Tasks, paired: bool) -> tuple[list[
 
 
 def _resample(
-    of_counts: Callable[[Counts], Array], sizes: Sequence[int], repetitions: int, seed: int, name: str
+    from_counts: Callable[[Counts], Array], sizes: Sequence[int], repetitions: int, seed: int, name: str
 ) -> Array:
     """`[repetitions, ...]`: a statistic of that many resamples of strata of these sizes.
 
@@ -477,13 +479,13 @@ def _resample(
     stream = zlib.crc32(name.encode())
     rows = max(1, BLOCK_ELEMENTS // sum(sizes))
 
-    def of_block(block: int) -> Array:
+    def block_values(block: int) -> Array:
         generator = np.random.default_rng([seed, stream, block])
-        here = min(rows, repetitions - block * rows)
-        return of_counts([_draw(generator, here, size) for size in sizes])
+        resamples = min(rows, repetitions - block * rows)
+        return from_counts([_draw(generator, resamples, size) for size in sizes])
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        return np.concatenate(list(threads.map(of_block, range(math.ceil(repetitions / rows)))))
+        return np.concatenate(list(threads.map(block_values, range(math.ceil(repetitions / rows)))))
 
 
 def _draw(generator: np.random.Generator, rows: int, runs: int) -> NDArray[np.uint8] | NDArray[np.int32]:

@@ -136,7 +136,7 @@ def _aggregate_curve(scores: Scores, label: str, environments: list[str], repeti
 def _interpolate(task: TaskScores, steps: Array) -> Array:
     """`[runs that count, len(steps)]`: each run's curve, linear between its evaluations."""
     pairs = zip(task.curves[task.counted], task.evaluated[task.counted], strict=True)
-    return np.stack([np.interp(steps, task.steps[there], curve[there]) for curve, there in pairs])
+    return np.stack([np.interp(steps, task.steps[evaluated], curve[evaluated]) for curve, evaluated in pairs])
 
 
 def _iqm(curves: list[Array], name: str, repetitions: int, seed: int) -> CurveInterval:

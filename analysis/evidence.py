@@ -30,33 +30,33 @@ def levels(frame: pd.DataFrame, shard_manifests: Sequence[dict[str, Any]]) -> di
     for label, *shard in frame[["label", "experiment", "shard"]].drop_duplicates().itertuples(index=False, name=None):
         level = stated.get((shard[0], shard[1]))
         found.setdefault(label, set()).update([str(level)] if level else [])
-    return {label: ", ".join(sorted(of_label)) for label, of_label in found.items()}
+    return {label: ", ".join(sorted(letters)) for label, letters in found.items()}
 
 
-def shown(label: str, of_labels: Mapping[str, str]) -> str:
+def shown(label: str, label_levels: Mapping[str, str]) -> str:
     """The label as results show it: `name (reconstruction)`, if `levels` has such a level for it."""
-    reconstructed = RECONSTRUCTED & set(of_labels.get(label, "").split(", "))
+    reconstructed = RECONSTRUCTED & set(label_levels.get(label, "").split(", "))
     return f"{label} ({WORD})" if reconstructed and WORD not in label else label
 
 
 def named(frame: pd.DataFrame, shard_manifests: Sequence[dict[str, Any]]) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     """The same rows and manifests with labels as they are to be shown, for all that is made of them."""
-    of_labels = levels(frame, shard_manifests)
-    names = {label: shown(label, of_labels) for label in of_labels}
-    of_shards = frame[["experiment", "shard", "label"]].drop_duplicates().itertuples(index=False, name=None)
-    added = {(experiment, shard): names[label].removeprefix(label) for experiment, shard, label in of_shards}
+    label_levels = levels(frame, shard_manifests)
+    names = {label: shown(label, label_levels) for label in label_levels}
+    shard_labels = frame[["experiment", "shard", "label"]].drop_duplicates().itertuples(index=False, name=None)
+    added = {(experiment, shard): names[label].removeprefix(label) for experiment, shard, label in shard_labels}
     return frame.assign(label=frame["label"].map(names)), [
         {**manifest, "label": f"{manifest['label']}{added.get((manifest['experiment'], manifest['shard']), '')}"}
         for manifest in shard_manifests
     ]
 
 
-def notes(of_labels: Mapping[str, str]) -> Iterator[str]:
+def notes(label_levels: Mapping[str, str]) -> Iterator[str]:
     """One line on the levels of all labels, if any is known."""
-    if not any(of_labels.values()):
+    if not any(label_levels.values()):
         return
     groups: dict[str, list[str]] = {}
-    for label, level in of_labels.items():
+    for label, level in label_levels.items():
         groups.setdefault(level, []).append(f"'{label}'")
     meanings = {level: " and ".join(EVIDENCE.get(each, each) for each in level.split(", ")) for level in groups}
     yield "evidence: " + "; ".join(

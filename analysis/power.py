@@ -83,20 +83,20 @@ def power(pilot: Pilot, runs: int, *, confidence: float = 0.95, seed: int = 0) -
         seed: of the simulation.
     """
     sides = [[_thinned(task) for task in tasks] for tasks in (pilot.x, pilot.y)]
-    of_x, of_y = (_iqm(tasks, runs) for tasks in sides)
+    x_iqm, y_iqm = (_iqm(tasks, runs) for tasks in sides)
     wins = [(x[:, None] > y) + (x[:, None] == y) / 2 for x, y in zip(*sides, strict=True)]
     if pilot.copy:
         # Shifted, every run would beat itself, however small the shift; no two real runs are one.
-        for of_task in wins:
-            np.fill_diagonal(of_task, 0.5)
+        for task_wins in wins:
+            np.fill_diagonal(task_wins, 0.5)
     block = max(1, BLOCK_ELEMENTS // (REPETITIONS * sum(task.size for tasks in sides for task in tasks)))
     tail = (1.0 - confidence) / 2
     seen = np.zeros(2)
     for first in range(0, SIMULATIONS, block):
         rng = np.random.default_rng([seed, runs, first])
-        here = min(block, SIMULATIONS - first)
-        in_x, in_y = ([_resamples(rng, task.size, runs, here) for task in tasks] for tasks in sides)
-        differences = of_x(in_x) - of_y(in_y)
+        comparisons = min(block, SIMULATIONS - first)
+        in_x, in_y = ([_resamples(rng, task.size, runs, comparisons) for task in tasks] for tasks in sides)
+        differences = x_iqm(in_x) - y_iqm(in_y)
         won = [((x @ w) * y).sum(axis=-1) / runs**2 for x, y, w in zip(in_x, in_y, wins, strict=True)]
         for index, (found, none) in enumerate(((differences, 0.0), (np.mean(won, axis=0), 0.5))):
             # Unlike the default method, this one cuts a share of `tail` on average, however few resamples there are.
@@ -125,12 +125,12 @@ def _iqm(tasks: Tasks, runs: int) -> Callable[[Sequence[Array]], Array]:
     total = runs * len(tasks)
     cut = total // 4
 
-    def of_counts(counts: Sequence[Array]) -> Array:
+    def from_counts(counts: Sequence[Array]) -> Array:
         edges = np.clip(np.cumsum(np.concatenate(counts, axis=-1)[..., order], axis=-1), cut, total - cut)
         kept: Array = np.diff(edges, axis=-1, prepend=cut) @ pooled[order]
         return kept / (total - 2 * cut)
 
-    return of_counts
+    return from_counts
 
 
 def approximate_runs(pilot: Pilot, wanted: float, confidence: float) -> int:
@@ -232,7 +232,7 @@ def make_pilot(
         for each in environments:
             if (name, each) not in scores.tasks:
                 raise ResultsError(f"no run of '{name}' on {each}; choose another task with --env")
-            found = scores.tasks[name, each].of_kind(kind)
+            found = scores.tasks[name, each].scores(kind)
             if found.size < 2 or not np.isfinite(found).all():
                 raise ResultsError(
                     f"'{name}' on {each} has {found.size} runs with scores, a pilot needs two or more, all finite; "

@@ -146,8 +146,8 @@ def claims(
     runs = min(reference.runs, new.runs)
     untrained = bootstrap.estimate([reference.untrained], bootstrap.iqm)
     for measure, allowed in (("final", margin), ("area", 2 * margin)):
-        of_reference, of_new = (_scores(task, measure) for task in (reference, new))
-        level = bootstrap.estimate([of_reference], bootstrap.iqm)
+        reference_scores, new_scores = (_scores(task, measure) for task in (reference, new))
+        level = bootstrap.estimate([reference_scores], bootstrap.iqm)
         learned = level - untrained
         if not learned > 0:
             raise ResultsError(
@@ -155,10 +155,10 @@ def claims(
                 f"untrained {untrained:g}: it has learned nothing that could be lost; give the cell more steps"
             )
         # Where no new run has a finite score, each has the reference's lowest.
-        of_new = np.where(np.isfinite(of_new), of_new, reference.curves.min())
+        new_scores = np.where(np.isfinite(new_scores), new_scores, reference.curves.min())
         found_difference = bootstrap.difference(
-            [of_new],
-            [of_reference],
+            [new_scores],
+            [reference_scores],
             bootstrap.iqm,
             repetitions=repetitions,
             seed=seed,
@@ -171,7 +171,7 @@ def claims(
             Claim(
                 measure,
                 level,
-                bootstrap.estimate([of_new], bootstrap.iqm),
+                bootstrap.estimate([new_scores], bootstrap.iqm),
                 difference,
                 error,
                 allowed,
@@ -197,19 +197,19 @@ def _worse(difference: float, error: float, runs: int) -> float:
 
 def _diverged(reference: TaskScores, new: TaskScores, runs: int) -> Claim:
     counts = [[int(task.diverged.sum()), int((~task.diverged).sum())] for task in (new, reference)]
-    of_new, of_reference = (float(task.diverged.mean()) for task in (new, reference))
+    new_share, reference_share = (float(task.diverged.mean()) for task in (new, reference))
     p_value = float(stats.fisher_exact(counts, alternative="greater").pvalue)
-    return Claim("diverged", of_reference, of_new, of_new - of_reference, math.nan, 0.0, runs, p_value)
+    return Claim("diverged", reference_share, new_share, new_share - reference_share, math.nan, 0.0, runs, p_value)
 
 
-def decide(of_cells: Sequence[Sequence[Claim]], looks: int) -> list[tuple[Verdict, ...]]:
+def decide(cells: Sequence[Sequence[Claim]], looks: int) -> list[tuple[Verdict, ...]]:
     """The verdict of each claim of each cell.
 
     Args:
-        of_cells: the claims of every cell of the gate, also of those that are decided.
+        cells: the claims of every cell of the gate, also of those that are decided.
         looks: how often the data are looked at, at the most; this is one of them.
     """
-    together = [claim for of_cell in of_cells for claim in of_cell]
+    together = [claim for cell_claims in cells for claim in cell_claims]
     below = holm([claim.worse for claim in together], ALPHA / looks)
     verdicts = []
     for claim, is_below in zip(together, below, strict=True):
@@ -217,8 +217,8 @@ def decide(of_cells: Sequence[Sequence[Claim]], looks: int) -> list[tuple[Verdic
             verdicts.append(Verdict.FAIL)
         else:
             verdicts.append(Verdict.PASS if claim.passes(looks) else Verdict.INCONCLUSIVE)
-    ends = np.cumsum([len(of_cell) for of_cell in of_cells])
-    return [tuple(verdicts[end - len(of_cell) : end]) for of_cell, end in zip(of_cells, ends, strict=True)]
+    ends = np.cumsum([len(cell_claims) for cell_claims in cells])
+    return [tuple(verdicts[end - len(cell_claims) : end]) for cell_claims, end in zip(cells, ends, strict=True)]
 
 
 def holm(p_values: Sequence[float], alpha: float) -> list[bool]:
@@ -290,12 +290,12 @@ def judge(
         found.append(claims(references[name], task, margin, repetitions=repetitions, seed=seed))
     identical = [are_identical(references[name], task) for name, task in new.items()]
     decided = [
-        (Verdict.PASS,) * len(of_cell) if same else verdicts
-        for of_cell, same, verdicts in zip(found, identical, decide(found, looks), strict=True)
+        (Verdict.PASS,) * len(cell_claims) if same else verdicts
+        for cell_claims, same, verdicts in zip(found, identical, decide(found, looks), strict=True)
     ]
     return [
-        Judged(name, references[name], new[name], same, of_cell, verdicts)
-        for name, same, of_cell, verdicts in zip(new, identical, found, decided, strict=True)
+        Judged(name, references[name], new[name], same, cell_claims, verdicts)
+        for name, same, cell_claims, verdicts in zip(new, identical, found, decided, strict=True)
     ]
 
 
@@ -314,11 +314,12 @@ def read(folder: str | Path, shards: Mapping[str, Sequence[str]]) -> dict[str, T
     """
     frame, facts = load(folder), manifests(folder)
     cells = {}
-    for name, of_cell in shards.items():
-        if missing := set(of_cell) - set(frame["shard"]):
+    for name, cell_shards in shards.items():
+        if missing := set(cell_shards) - set(frame["shard"]):
             raise ResultsError(f"no results of {', '.join(sorted(missing))} in '{folder}'; run the same command again")
         scores = score(
-            frame[frame["shard"].isin(of_cell)], [manifest for manifest in facts if manifest["shard"] in of_cell]
+            frame[frame["shard"].isin(cell_shards)],
+            [manifest for manifest in facts if manifest["shard"] in cell_shards],
         )
         (cells[name],) = scores.tasks.values()
     return cells
@@ -338,12 +339,12 @@ def from_files(
     Raises:
         ResultsError: as `read`, `check_same` and `judge`.
     """
-    of_reference = {manifest["shard"]: manifest for manifest in manifests(references)}
-    of_shard = {manifest["shard"]: manifest for manifest in manifests(results)}
+    reference_manifests = {manifest["shard"]: manifest for manifest in manifests(references)}
+    new_manifests = {manifest["shard"]: manifest for manifest in manifests(results)}
     new, old = read(results, shards), read(references, {name: [name] for name in shards})
-    for name, of_cell in shards.items():
-        for shard in of_cell:
-            check_same(of_reference[name], of_shard[shard], "refresh it")
+    for name, cell_shards in shards.items():
+        for shard in cell_shards:
+            check_same(reference_manifests[name], new_manifests[shard], "refresh it")
     return judge(old, new, margins, looks)
 
 
@@ -405,20 +406,20 @@ def table(judged: Sequence[Judged], looks: int) -> pd.DataFrame:
 def render(rows: pd.DataFrame, console: Console) -> None:
     """Print what `table` gave; see `analysis.tables.make_console`."""
     groups = []
-    for _, of_cell in rows.groupby("name", sort=False):
+    for _, cell_rows in rows.groupby("name", sort=False):
         group = []
-        for row in of_cell.to_dict("records"):
-            of_scores, first = row["measure"] != "diverged", row["measure"] == "final"
+        for row in cell_rows.to_dict("records"):
+            is_score, first = row["measure"] != "diverged", row["measure"] == "final"
             group.append(
                 [
                     f"{row['label']}\n{row['task']}" if first else "",
                     row["measure"],
                     f"{row['runs']}/{row['reference_runs']}" if first else "",
-                    f"{row['reference']:.1f}" if of_scores else f"{row['reference']:.1%}",
-                    f"{row['new']:.1f}" if of_scores else f"{row['new']:.1%}",
-                    f"{-row['difference']:.1%}" if of_scores else "",
-                    f"{-row['low']:.1%}" if of_scores else "",
-                    f"{row['improvement']:.2f}" if of_scores else "",
+                    f"{row['reference']:.1f}" if is_score else f"{row['reference']:.1%}",
+                    f"{row['new']:.1f}" if is_score else f"{row['new']:.1%}",
+                    f"{-row['difference']:.1%}" if is_score else "",
+                    f"{-row['low']:.1%}" if is_score else "",
+                    f"{row['improvement']:.2f}" if is_score else "",
                     "identical" if row["identical"] else row["claim"],
                 ]
             )
@@ -426,8 +427,8 @@ def render(rows: pd.DataFrame, console: Console) -> None:
     numbers = ["runs", "reference", "new", "lost", "at most", "P(X > Y)", "verdict"]
     print_table(console, "New runs against the reference", ["cell", "measure"], numbers, groups)
     margins = ", ".join(
-        f"{measure} {' or '.join(f'{margin:.0%}' for margin in sorted(set(of_measure['margin'])))}"
-        for measure, of_measure in rows[rows["measure"] != "diverged"].groupby("measure", sort=False)
+        f"{measure} {' or '.join(f'{margin:.0%}' for margin in sorted(set(measure_rows['margin'])))}"
+        for measure, measure_rows in rows[rows["measure"] != "diverged"].groupby("measure", sort=False)
     )
     console.print(
         "Runs: new/reference. Lost: the reference's IQM less the new one, as a share of what the reference\n"

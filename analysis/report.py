@@ -220,7 +220,7 @@ def _setting(run: Mapping[str, Any]) -> dict[str, Any]:
 
 def _last_scores(task: TaskScores) -> Array:
     """`[runs]`, those that do not count too"""
-    return np.array([curve[there][-1] for curve, there in zip(task.curves, task.evaluated, strict=True)])
+    return np.array([curve[evaluated][-1] for curve, evaluated in zip(task.curves, task.evaluated, strict=True)])
 
 
 def _chosen(count: int, most: int) -> list[int]:
@@ -303,8 +303,8 @@ def _speed(task: TaskScores, shards: Sequence[Manifest]) -> dict[str, Any]:
 
 def _table(summary: pd.DataFrame, labels: list[str], environments: list[str]) -> list[dict[str, Any]]:
     rows = []
-    of_tasks = summary[summary["section"] == "task"]
-    for (label, environment), group in of_tasks.groupby(["label", "environment"], sort=False):
+    task_rows = summary[summary["section"] == "task"]
+    for (label, environment), group in task_rows.groupby(["label", "environment"], sort=False):
         statistics = group.set_index("statistic")
         facts = group.iloc[0]
         rows.append(

@@ -203,8 +203,8 @@ def _hole(table: pa.Table, manifest: Manifest) -> str | None:
     planned, updates = manifest.get("evaluations"), manifest.get("total_updates")
     if isinstance(planned, int) and isinstance(updates, int):  # that of step 0, and no two after the same update
         evaluations = min(planned, updates) + 1
-    there, expected = table.num_rows, runs * evaluations
-    return None if there == expected else f"it has {there} rows, expected {expected}"
+    rows, expected = table.num_rows, runs * evaluations
+    return None if rows == expected else f"it has {rows} rows, expected {expected}"
 
 
 def _read_manifest(file: Path) -> Manifest:
@@ -266,10 +266,10 @@ def _without_lost_episodes(table: pa.Table, parquet: pq.ParquetFile) -> pa.Table
         return table
     returns = parquet.read(columns=["episode_returns"])["episode_returns"].take(pa.array(lost)).to_pylist()
     means, counts = means.copy(), np.zeros(len(means), np.int32)
-    for row, of_row in zip(lost, returns, strict=True):
-        finite = np.asarray(of_row, np.float64)[np.isfinite(np.asarray(of_row, np.float64))]
+    for row, episodes in zip(lost, returns, strict=True):
+        finite = np.asarray(episodes, np.float64)[np.isfinite(np.asarray(episodes, np.float64))]
         means[row] = finite.mean() if finite.size else np.nan
-        counts[row] = len(of_row) - finite.size
+        counts[row] = len(episodes) - finite.size
     at = table.column_names.index("return_mean")
     return table.set_column(at, "return_mean", pa.array(means)).append_column("nonfinite_episodes", pa.array(counts))
 
@@ -347,7 +347,7 @@ class TaskScores:
     steps_per_second: float
     """Environment steps of all runs together per second of wall time without compiling; NaN if no time is recorded."""
 
-    def of_runs(self, rows: NDArray[np.int64] | slice) -> TaskScores:
+    def select_runs(self, rows: NDArray[np.int64] | slice) -> TaskScores:
         """With these of its runs alone: `[runs]` places, in this order, any as often as it is named."""
         return dataclasses.replace(
             self,
@@ -394,7 +394,7 @@ class TaskScores:
         score)."""
         return self.mean_of_last(len(self.steps))
 
-    def of_kind(self, kind: str) -> Array:
+    def scores(self, kind: str) -> Array:
         """`[runs that count]` the score of this kind, one of `KINDS`. Raises ValueError for another."""
         if kind not in KINDS:
             raise ValueError(f"unknown kind of score '{kind}', expected 'final' or 'auc'")
@@ -467,21 +467,21 @@ class Scores:
         labels = self.labels if labels is None else labels
         for environment in self.environments:
             lacking = [label for label in labels if (label, environment) not in self.tasks]
-            there = [self.tasks[label, environment] for label in labels if label not in lacking]
+            present = [self.tasks[label, environment] for label in labels if label not in lacking]
             if lacking:
                 reasons[environment] = f"no run of {_listed(lacking)}"
             elif environment in self.unequal:
                 reasons[environment] = f"its runs differ in {self.unequal[environment]}"
             elif scaled and environment not in self.references:
                 reasons[environment] = "no reference returns in its manifests"
-            elif not all(np.isfinite(task.final).all() for task in there):
+            elif not all(np.isfinite(task.final).all() for task in present):
                 reasons[environment] = "no finite score"
         return [environment for environment in self.environments if environment not in reasons], reasons
 
     def returns(self, environments: Sequence[str], kind: str = "final") -> dict[str, list[Array]]:
         """As `normalised`, but in episode return, which needs no reference."""
         return {
-            label: [self.tasks[label, environment].of_kind(kind) for environment in environments]
+            label: [self.tasks[label, environment].scores(kind) for environment in environments]
             for label in self.labels
         }
 
@@ -498,9 +498,9 @@ class Scores:
         return {
             label: [
                 self.references[environment].normalise(task)
-                for environment, task in zip(environments, of_label, strict=True)
+                for environment, task in zip(environments, label_returns, strict=True)
             ]
-            for label, of_label in self.returns(environments, kind).items()
+            for label, label_returns in self.returns(environments, kind).items()
         }
 
     def paired(
@@ -558,11 +558,11 @@ def score(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> Scores:
         if differ := _differences(_manifests_of(rows, shard_manifests)):
             unequal[environment] = _in_words(differ)
             notes.append(f"{environment}: runs differ in {unequal[environment]}; their scores are not of one task")
-    of_cells = frame.groupby(["label", "environment"], sort=True)
-    for (label, environment), rows in sorted(of_cells, key=lambda item: order[item[0][0]]):
+    cell_rows = frame.groupby(["label", "environment"], sort=True)
+    for (label, environment), rows in sorted(cell_rows, key=lambda item: order[item[0][0]]):
         where = f"'{label}' on {environment}"
-        of_label = _manifests_of(rows, shard_manifests)
-        budget = max(int(manifest["steps"]) for manifest in of_label)
+        cell_manifests = _manifests_of(rows, shard_manifests)
+        budget = max(int(manifest["steps"]) for manifest in cell_manifests)
         if budget < budgets[environment]:
             notes.append(
                 f"{where}: its budget is {budget:,} steps, that of another label {budgets[environment]:,}; "
@@ -577,7 +577,7 @@ def score(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> Scores:
         planned_here = planned[label, environment] - repeated
         task = _task_scores(label, environment, rows, floors[environment], planned_here)
         tasks[label, environment] = task
-        notes += _pooling_notes(rows, of_label, where)
+        notes += _pooling_notes(rows, cell_manifests, where)
         notes += _lost_episodes(rows, where)
         if task.offline:
             played.setdefault(_episodes_played(task, rows, shard_manifests), []).append(where)
@@ -593,9 +593,9 @@ def score(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> Scores:
                 "their final score is that of their last evaluation"
             )
     # Whoever chooses by an offline learner's scores has tuned on so much of the environment.
-    for (total, of_a_run), cells in played.items():
+    for (total, run_episodes), cells in played.items():
         whose = cells[0] if len(cells) == 1 else f"each of {len(cells)} offline cells"
-        notes.append(f"{whose}: {total:,} episodes were played to evaluate, {of_a_run:,} a run")
+        notes.append(f"{whose}: {total:,} episodes were played to evaluate, {run_episodes:,} a run")
     notes += _code_notes(frame, shard_manifests)
     found = evidence.levels(frame, shard_manifests)
     levels = {label: found[label] for label in sorted(found, key=order.__getitem__)}
@@ -625,7 +625,7 @@ def by_task(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> tuple[p
     ids: dict[str, set[str]] = {}
     for manifest in offline:
         ids.setdefault(data(manifest), set()).add(manifest["dataset"])
-    names = {each: min(of_data, key=lambda name: (len(name), name)) for each, of_data in ids.items()}
+    names = {each: min(datasets, key=lambda name: (len(name), name)) for each, datasets in ids.items()}
     played_on: dict[str, set[str]] = {}
     for manifest in shard_manifests:
         name = manifest["environment"] if manifest.get("dataset") is None else names[data(manifest)]
@@ -640,8 +640,8 @@ def by_task(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> tuple[p
 
     tasks = {(manifest["experiment"], manifest["shard"]): task(manifest) for manifest in offline}
     codes, shards = pd.factorize(pd.MultiIndex.from_frame(frame[["experiment", "shard"]]))
-    of_shards = pd.Series([tasks.get(shard) for shard in shards], dtype=object).to_numpy()
-    environments = pd.Series(of_shards[codes], index=frame.index).fillna(frame["environment"])
+    shard_tasks = pd.Series([tasks.get(shard) for shard in shards], dtype=object).to_numpy()
+    environments = pd.Series(shard_tasks[codes], index=frame.index).fillna(frame["environment"])
     return frame.assign(environment=environments), [{**m, "environment": task(m)} for m in shard_manifests]
 
 
@@ -662,12 +662,12 @@ def once(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> tuple[pd.D
         runs = rows.groupby(RUN_KEYS, sort=False).agg(kept)
         if not runs.duplicated("seed").any():
             continue
-        of_runs = [facts[experiment, shard] for experiment, shard, _ in runs.index]
+        run_manifests = [facts[experiment, shard] for experiment, shard, _ in runs.index]
         differ = _differences(_manifests_of(rows, shard_manifests))
         runs = runs.assign(
-            budget=[int(manifest["steps"]) for manifest in of_runs],
-            conditions=[str([manifest.get(key) for key in differ]) for manifest in of_runs],
-            created=[str(manifest.get("created", "")) for manifest in of_runs],
+            budget=[int(manifest["steps"]) for manifest in run_manifests],
+            conditions=[str([manifest.get(key) for key in differ]) for manifest in run_manifests],
+            created=[str(manifest.get("created", "")) for manifest in run_manifests],
         )
         order = runs.sort_values(["step", "partial", "created"], ascending=[False, True, False], kind="stable")
         again = order.index[order.duplicated(["seed", "config_hash", *settings, "budget", "conditions"])]
@@ -717,18 +717,20 @@ def _code_notes(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> Ite
     cells = frame[["label", "environment", "experiment", "shard"]].drop_duplicates()
     everywhere: dict[str, dict[str, set[str]]] = {}
     for (label, environment), rows in cells.groupby(["label", "environment"], sort=True):
-        of_cell = [_code(manifest) for manifest in _manifests_of(rows, present)]
-        for what in sorted({what for code in of_cell for what in code}):
-            versions = sorted({version for code in of_cell for version in code.get(what, ())})
+        codes = [_code(manifest) for manifest in _manifests_of(rows, present)]
+        for what in sorted({what for code in codes for what in code}):
+            versions = sorted({version for code in codes for version in code.get(what, ())})
             for version in versions:
                 everywhere.setdefault(what, {}).setdefault(version, set()).add(label)
             if len(versions) > 1:
-                within = any(len(code.get(what, ())) > 1 for code in of_cell)
+                within = any(len(code.get(what, ())) > 1 for code in codes)
                 curves = "; a shard was interrupted between them, so that one curve may be of both" if within else ""
                 yield f"'{label}' on {environment}: pools runs of several versions of {what} ({_and(versions)}){curves}"
     for what, labels in sorted(everywhere.items()):
         if len(labels) > 1:
-            whose = [f"{version} for {_listed(sorted(of_version))}" for version, of_version in sorted(labels.items())]
+            whose = [
+                f"{version} for {_listed(sorted(version_labels))}" for version, version_labels in sorted(labels.items())
+            ]
             yield f"results of several versions of {what} are compared: {_and(whose)}"
     unrecorded = sum(not _is_code_recorded(manifest) for manifest in present)
     if unrecorded:
@@ -772,7 +774,7 @@ def _episodes_played(task: TaskScores, rows: pd.DataFrame, shard_manifests: Sequ
     return total, total // task.runs
 
 
-def of_metric(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+def metric_frame(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     """The frame with a training metric in the place of the return, of the evaluations that have one.
 
     `score` makes curves of it, if it is given manifests without their references.
@@ -781,9 +783,9 @@ def of_metric(frame: pd.DataFrame, name: str) -> pd.DataFrame:
         ResultsError: no evaluation has this metric.
     """
     column = f"metric/{name}"
-    there = sorted(other.removeprefix("metric/") for other in frame.columns if other.startswith("metric/"))
+    metrics = sorted(other.removeprefix("metric/") for other in frame.columns if other.startswith("metric/"))
     if column not in frame or frame[column].isna().all():
-        raise ResultsError(f"no evaluation has a metric '{name}'; there are: {', '.join(there) or 'none'}")
+        raise ResultsError(f"no evaluation has a metric '{name}'; there are: {', '.join(metrics) or 'none'}")
     return frame[frame[column].notna()].assign(return_mean=frame[column])
 
 
@@ -841,12 +843,12 @@ def _task_scores(label: str, environment: str, rows: pd.DataFrame, floor: float,
     running[run_index] = rows["partial"].to_numpy(bool)
     seeds = np.zeros(runs, dtype=np.int64)
     seeds[run_index] = rows["seed"].to_numpy(np.int64)
-    of_label = [name for name in rows.columns if name.startswith("hyper/") and rows[name].notna().any()]
-    hypers = rows.groupby([*shard_keys, "run"])[of_label].first().reset_index(drop=True)
+    hyper_columns = [name for name in rows.columns if name.startswith("hyper/") and rows[name].notna().any()]
+    hypers = rows.groupby([*shard_keys, "run"])[hyper_columns].first().reset_index(drop=True)
     run_steps = rows.groupby([*shard_keys, "run"])["step"].max().sum()
     # Runs that trained at once have their seconds in common, to the last digit; chunks of runs took turns.
-    of_runs = rows.groupby([*shard_keys, "run"])["wall_seconds"].max().reset_index()
-    seconds = of_runs.drop_duplicates([*shard_keys, "wall_seconds"])["wall_seconds"].sum()
+    run_seconds = rows.groupby([*shard_keys, "run"])["wall_seconds"].max().reset_index()
+    seconds = run_seconds.drop_duplicates([*shard_keys, "wall_seconds"])["wall_seconds"].sum()
     return TaskScores(
         label=label,
         environment=environment,
@@ -884,9 +886,9 @@ def _lost_episodes(rows: pd.DataFrame, where: str) -> Iterator[str]:
         )
 
 
-def _pooling_notes(rows: pd.DataFrame, of_label: Sequence[Manifest], where: str) -> Iterator[str]:
+def _pooling_notes(rows: pd.DataFrame, cell_manifests: Sequence[Manifest], where: str) -> Iterator[str]:
     """Warnings about runs that one label pools although they may not belong together."""
-    differ = _differences(of_label)
+    differ = _differences(cell_manifests)
     if differ:
         yield f"{where}: pools runs that differ in {_in_words(differ)}; report on each in a folder of its own"
     configs = rows["config_hash"].nunique()
@@ -905,7 +907,7 @@ def _pooling_notes(rows: pd.DataFrame, of_label: Sequence[Manifest], where: str)
     identity = ["config_hash", "seed", *hypers]
     runs = rows.drop_duplicates(["experiment", "shard", "run"])
     if differ:
-        conditions = {(m["experiment"], m["shard"]): str([m.get(key) for key in differ]) for m in of_label}
+        conditions = {(m["experiment"], m["shard"]): str([m.get(key) for key in differ]) for m in cell_manifests}
         shards = runs[["experiment", "shard"]].itertuples(index=False, name=None)
         runs, identity = runs.assign(conditions=[conditions[shard] for shard in shards]), [*identity, "conditions"]
     repeated = int(runs.duplicated(identity).sum())

@@ -35,10 +35,10 @@ def select(
         if not kept.any():
             raise ResultsError("none of the experiment's shards has results yet; wait for the first, or run it again")
     for what, column, wanted in (("label", frame["label"], labels), ("task", task_of_row, tasks)):
-        there = sorted(column[kept].unique())
+        present = sorted(column[kept].unique())
         for name in wanted or ():
-            if name not in there:
-                raise ResultsError(f"no {what} '{name}' in the results; there are: {', '.join(there)}")
+            if name not in present:
+                raise ResultsError(f"no {what} '{name}' in the results; there are: {', '.join(present)}")
         if wanted is not None:
             kept &= column.isin(list(wanted))
     rows = frame[kept]

@@ -115,7 +115,7 @@ def summarise(scores: Scores, *, repetitions: int = 2000, seed: int = 0, tasks_a
         for (label, against), shared in pairs.items():
             if not shared:
                 continue
-            x, y = ([scores.tasks[each, task].of_kind(kind) for task in shared] for each in (label, against))
+            x, y = ([scores.tasks[each, task].scores(kind) for task in shared] for each in (label, against))
             found = bootstrap.improvement(x, y, repetitions=repetitions, seed=seed, confidence=CONFIDENCE)
             sizes = [task.size for task in (*x, *y)]
             facts = {"against": against, "score": kind, "tasks": LISTED.join(shared)}
@@ -149,10 +149,10 @@ def render(scores: Scores, summary: pd.DataFrame, console: Console) -> None:
         "A diverged run counts with its last finite score, else with the environment's floor."
     )
     environments, left_out = scores.comparable()
-    of_final = summary[summary["score"] == "final"]
-    improvements = of_final[of_final["section"] == "improvement"]
+    final_rows = summary[summary["score"] == "final"]
+    improvements = final_rows[final_rows["section"] == "improvement"]
     if environments:
-        _print_aggregates(console, of_final[of_final["section"] == "aggregate"])
+        _print_aggregates(console, final_rows[final_rows["section"] == "aggregate"])
     if len(improvements):
         _print_improvements(console, improvements)
         _print_shared(console, scores.pairs(), environments)
@@ -181,9 +181,9 @@ def latex(scores: Scores, summary: pd.DataFrame) -> str:
     Args:
         scores, summary: from `analysis.score` and `summarise`.
     """
-    of_tasks = [row for _, row in summary[summary["section"] == "task"].iterrows()]
+    task_rows = [row for _, row in summary[summary["section"] == "task"].iterrows()]
     by_cell: dict[tuple[str, str], dict[str, pd.Series]] = {}
-    for row in of_tasks:
+    for row in task_rows:
         by_cell.setdefault((row["environment"], row["label"]), {})[row["statistic"]] = row
     lines = [
         r"% Needs \usepackage{booktabs}.",
@@ -232,7 +232,7 @@ def render_metric(scores: Scores, summary: pd.DataFrame, metric: str, console: C
     """Print the table of a training metric.
 
     Args:
-        scores, summary: as for `render`, of `analysis.of_metric`.
+        scores, summary: as for `render`, of `analysis.metric_frame`.
         metric: its name.
         console: where to; see `make_console`.
     """
@@ -253,9 +253,9 @@ def render_choice(table: pd.DataFrame, kind: str, console: Console) -> None:
     """
     apart = "environment" in table
     groups = []
-    for _, of_task in table.groupby("environment", sort=False) if apart else [("", table)]:
+    for _, task_rows in table.groupby("environment", sort=False) if apart else [("", table)]:
         group: list[list[str]] = []
-        for _, row in of_task.iterrows():
+        for _, row in task_rows.iterrows():
             decimals = _decimals(row["estimate"], row["high"] - row["low"])
             varied = row.filter(like="hyper/").dropna()
             setting = " ".join(f"{name.removeprefix('hyper/')}={value:g}" for name, value in varied.items())
@@ -318,9 +318,9 @@ def _settings(task: TaskScores, repetitions: int, seed: int) -> list[dict[str, A
     if not varied or not np.isfinite(task.final).all():
         return []
     found = []
-    for values, of_setting in hypers.groupby(varied, sort=True, dropna=False):
+    for values, setting_hypers in hypers.groupby(varied, sort=True, dropna=False):
         setting = ", ".join(f"{name} {value:g}" for name, value in zip(varied, values, strict=True))
-        scores = task.final[of_setting.index]
+        scores = task.final[setting_hypers.index]
         interval = Interval(bootstrap.estimate([scores], bootstrap.iqm), math.nan, math.nan)
         # Thousands of settings with a run or two each have none.
         if scores.size >= bootstrap.FEWEST_RUNS:
@@ -374,8 +374,8 @@ def by_tasks(pairs: Mapping[tuple[str, str], list[str]]) -> list[tuple[list[str]
 
 def _marks(summary: pd.DataFrame) -> list[str]:
     """What the marks mean that stand behind estimates of this summary."""
-    there = set(summary["no_interval"])
-    return [f"{MARKS[reason]} {meaning}" for reason, meaning in MEANINGS.items() if reason in there]
+    reasons = set(summary["no_interval"])
+    return [f"{MARKS[reason]} {meaning}" for reason, meaning in MEANINGS.items() if reason in reasons]
 
 
 def _print_marks(console: Console, summary: pd.DataFrame) -> None:
@@ -443,11 +443,11 @@ def _shared(needed: Sequence[int], total: int) -> list[int]:
 
 
 def _print_tasks(console: Console, tasks: pd.DataFrame, title: str = "Final evaluation", offline: bool = False) -> None:
-    of_last = [f"last {LAST}"] if offline else []
+    last_columns = [f"last {LAST}"] if offline else []
     groups = []
-    for environment, of_task in tasks.groupby("environment", sort=False):
+    for environment, task_rows in tasks.groupby("environment", sort=False):
         group: list[list[str]] = []
-        for label, rows in of_task.groupby("label", sort=False):
+        for label, rows in task_rows.groupby("label", sort=False):
             by_statistic = rows.set_index("statistic")
             final = by_statistic.loc["final_iqm"]
             first, last = int(final["first_final_step"]), int(final["last_final_step"])
@@ -467,7 +467,7 @@ def _print_tasks(console: Console, tasks: pd.DataFrame, title: str = "Final eval
             )
         groups.append(group)
     interval = f"final IQM [{CONFIDENCE:.0%}]"
-    numbers = ["runs", "diverged", "untrained", interval, *of_last, "at step", "steps/s"]
+    numbers = ["runs", "diverged", "untrained", interval, *last_columns, "at step", "steps/s"]
     print_table(console, title, ["dataset" if offline else "environment", "label"], numbers, groups)
 
 

@@ -43,13 +43,13 @@ class Settings(NamedTuple):
         """`hypers` without those that are the same in all settings."""
         return self.hypers.loc[:, self.hypers.nunique() > 1]
 
-    def of_seeds(self, seeds: Iterable[int], *, others: bool = False) -> Settings:
+    def select_seeds(self, seeds: Iterable[int], *, others: bool = False) -> Settings:
         """Of the runs at these seeds alone, or at all others."""
-        kept = [np.isin(of_setting, list(seeds), invert=others) for of_setting in self.seeds]
+        kept = [np.isin(setting_seeds, list(seeds), invert=others) for setting_seeds in self.seeds]
         return Settings(
             self.hypers,
             [scores[k] for scores, k in zip(self.scores, kept, strict=True)],
-            [of_setting[k] for of_setting, k in zip(self.seeds, kept, strict=True)],
+            [setting_seeds[k] for setting_seeds, k in zip(self.seeds, kept, strict=True)],
         )
 
 
@@ -63,7 +63,7 @@ def settings(task: TaskScores, kind: str = "final") -> Settings:
     Raises:
         ValueError: another `kind`.
     """
-    values, seeds = task.of_kind(kind), task.seeds[task.counted]
+    values, seeds = task.scores(kind), task.seeds[task.counted]
     hypers = task.hypers[task.counted].reset_index(drop=True)
     rows, setting = np.unique(hypers.to_numpy(np.float64), axis=0, return_inverse=True)
     order = np.lexsort([seeds, np.ravel(setting)])
@@ -130,12 +130,12 @@ def choose(
             raise ResultsError(
                 f"seed {min(both)} selects and reports, which makes the best setting look too good; give seeds apart"
             )
-        there = frame["seed"].isin(report_seeds.union(selection_seeds))
-        if not there.any():
+        is_chosen = frame["seed"].isin(report_seeds.union(selection_seeds))
+        if not is_chosen.any():
             raise ResultsError(
                 f"no run at these seeds, expected some of {frame['seed'].min()} to {frame['seed'].max()}; choose others"
             )
-        frame = frame[there]
+        frame = frame[is_chosen]
     scores = score(frame, shard_manifests)
     # Each run once, as the scores have it, under the names of their tasks.
     named, _ = once(*by_task(frame, shard_manifests))
@@ -147,47 +147,47 @@ def choose(
         reasons = "; ".join(f"{environment}: {reason}" for environment, reason in left_out.items())
         raise ResultsError(f"no task can be compared ({reasons}); choose for each task by itself")
     for label in scores.labels:
-        own = [environment for (name, environment) in scores.tasks if name == label]
-        for group in [environments] if over_tasks else [[environment] for environment in own]:
-            of_tasks = [_checked(frame, tasks, scores.tasks[label, environment], kind) for environment in group]
+        label_environments = [environment for (name, environment) in scores.tasks if name == label]
+        for group in [environments] if over_tasks else [[environment] for environment in label_environments]:
+            task_settings = [_checked(frame, tasks, scores.tasks[label, environment], kind) for environment in group]
             if over_tasks:
-                of_tasks = [
-                    of_task._replace(scores=[scores.references[environment].normalise(s) for s in of_task.scores])
-                    for of_task, environment in zip(of_tasks, group, strict=True)
+                task_settings = [
+                    task._replace(scores=[scores.references[environment].normalise(s) for s in task.scores])
+                    for task, environment in zip(task_settings, group, strict=True)
                 ]
             where = f"'{label}' on {', '.join(group)}"
             best, row = _choose(
-                of_tasks, selection_seeds, where, {"repetitions": repetitions, "seed": seed}, confidence
+                task_settings, selection_seeds, where, {"repetitions": repetitions, "seed": seed}, confidence
             )
-            of_one_task = {} if over_tasks else {"environment": group[0]}
-            rows.append({"label": shown(label, scores.evidence), **of_one_task, **row})
-            best_rows = _rows_of(frame, tasks, label, group, of_tasks[0].hypers.loc[best])
+            task_column = {} if over_tasks else {"environment": group[0]}
+            rows.append({"label": shown(label, scores.evidence), **task_column, **row})
+            best_rows = _rows_of(frame, tasks, label, group, task_settings[0].hypers.loc[best])
             kept |= best_rows & ~frame["seed"].isin(selection_seeds)
     chosen = frame[kept]
     return Choice(pd.DataFrame(rows), chosen, _manifests_of(chosen, shard_manifests))
 
 
 def _choose(
-    of_tasks: list[Settings], selection_seeds: list[int], where: str, resampling: dict[str, int], confidence: float
+    task_settings: list[Settings], selection_seeds: list[int], where: str, resampling: dict[str, int], confidence: float
 ) -> tuple[int, dict[str, object]]:
     """The best setting's place and its row, of tasks whose scores are on one scale."""
-    first = of_tasks[0]
-    if any(not first.hypers.equals(other.hypers) for other in of_tasks):
+    first = task_settings[0]
+    if any(not first.hypers.equals(other.hypers) for other in task_settings):
         raise ResultsError(f"{where}: the settings differ between tasks; choose for each task by itself")
-    selection = [of_task.of_seeds(selection_seeds) for of_task in of_tasks]
-    fewest = min(scores.size for of_task in selection for scores in of_task.scores)
+    selection = [task.select_seeds(selection_seeds) for task in task_settings]
+    fewest = min(scores.size for task in selection for scores in task.scores)
     if fewest < MINIMUM_RUNS:
         raise ResultsError(
             f"{where}: a setting has {fewest} runs at the {len(selection_seeds)} selection seeds, expected at least "
             f"{MINIMUM_RUNS}; select by more seeds, or wait until the sweep has finished"
         )
     # Of each setting one array a task.
-    by_setting = list(zip(*(of_task.scores for of_task in selection), strict=True))
+    by_setting = list(zip(*(task.scores for task in selection), strict=True))
     ranks = [
         (bootstrap.estimate(tasks, bootstrap.iqm), bootstrap.estimate(tasks, bootstrap.mean)) for tasks in by_setting
     ]
     best = max(range(len(ranks)), key=ranks.__getitem__)  # the first one, of equals
-    reported = [of_task.of_seeds(selection_seeds, others=True).scores[best] for of_task in of_tasks]
+    reported = [task.select_seeds(selection_seeds, others=True).scores[best] for task in task_settings]
     fewest = min(scores.size for scores in reported)
     if fewest < MINIMUM_RUNS:
         raise ResultsError(
@@ -199,7 +199,7 @@ def _choose(
     return best, {
         "settings": len(ranks),
         **{f"hyper/{name}": value for name, value in first.varied().loc[best].items()},
-        "selection_runs": min(scores.size for of_task in selection for scores in of_task.scores),
+        "selection_runs": min(scores.size for task in selection for scores in task.scores),
         "selection": ranks[best][0],
         "runs": sum(scores.size for scores in reported),
         **found._asdict(),
@@ -209,13 +209,13 @@ def _choose(
 
 
 def _checked(frame: pd.DataFrame, tasks: pd.Series, task: TaskScores, kind: str) -> Settings:
-    of_task = frame[(frame["label"] == task.label) & (tasks == task.environment)]
-    if of_task["config_hash"].nunique() > 1 or ("sampling" in of_task and of_task["sampling"].nunique() > 1):
+    task_rows = frame[(frame["label"] == task.label) & (tasks == task.environment)]
+    if task_rows["config_hash"].nunique() > 1 or ("sampling" in task_rows and task_rows["sampling"].nunique() > 1):
         raise ResultsError(
             f"'{task.label}' on {task.environment} pools runs of several configurations or samplings, which are no "
             "hyperparameters; give each its own label"
         )
-    if not np.isfinite(task.of_kind(kind)).all():
+    if not np.isfinite(task.scores(kind)).all():
         raise ResultsError(
             f"'{task.label}' on {task.environment} has no finite score to choose by; leave that task out"
         )
@@ -228,14 +228,14 @@ def _rows_of(
     rows = (frame["label"] == label) & tasks.isin(environments)
     for name, value in setting.items():
         rows &= frame[f"hyper/{name}"] == value
-    there: NDArray[np.bool_] = rows.to_numpy(bool)
-    return there
+    mask: NDArray[np.bool_] = rows.to_numpy(bool)
+    return mask
 
 
 def _manifests_of(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> list[Manifest]:
     """The manifests of the shards in the frame, with the seeds of the runs in it."""
     runs = frame.drop_duplicates(["experiment", "shard", "run"])
-    seeds = {shard: of_shard.tolist() for shard, of_shard in runs.groupby(["experiment", "shard"])["seed"]}
+    seeds = {shard: shard_seeds.tolist() for shard, shard_seeds in runs.groupby(["experiment", "shard"])["seed"]}
     named = [((manifest["experiment"], manifest["shard"]), manifest) for manifest in shard_manifests]
     return [{**manifest, "seeds": seeds[shard]} for shard, manifest in named if shard in seeds]
 

@@ -65,8 +65,8 @@ def robustness(axis: Axes, settings: Settings, name: str) -> None:
 def interaction(axis: Axes, settings: Settings, x: str, y: str) -> None:
     """A heat map of two hyperparameters: the mean over the settings in each cell of their IQM over seeds. The number of
     settings is written into the cell; a cell without any stays white."""
-    of_x, of_y, scores = settings.hypers[x].to_numpy(), settings.hypers[y].to_numpy(), settings.iqm
-    bins = [_bins(values, most=max(2, int((scores.size / 4) ** 0.5))) for values in (of_x, of_y)]
+    x_values, y_values, scores = settings.hypers[x].to_numpy(), settings.hypers[y].to_numpy(), settings.iqm
+    bins = [_bins(values, most=max(2, int((scores.size / 4) ** 0.5))) for values in (x_values, y_values)]
     cells = np.full((len(bins[1]), len(bins[0])), np.nan)
     for column, in_x in enumerate(bins[0]):
         for row, in_y in enumerate(bins[1]):
@@ -78,8 +78,8 @@ def interaction(axis: Axes, settings: Settings, x: str, y: str) -> None:
                 ink = "black" if share > 0.6 else "white"
                 axis.text(column, row, str(both.size), ha="center", va="center", color=ink, fontsize=8)
     image = axis.imshow(cells, origin="lower", aspect="auto", vmin=scores.min(), vmax=scores.max(), cmap="viridis")
-    for ticks, values, of_axis in ((axis.set_xticks, of_x, bins[0]), (axis.set_yticks, of_y, bins[1])):
-        ticks(range(len(of_axis)), [_range(values[each]) for each in of_axis], fontsize=7)
+    for ticks, values, axis_bins in ((axis.set_xticks, x_values, bins[0]), (axis.set_yticks, y_values, bins[1])):
+        ticks(range(len(axis_bins)), [_range(values[each]) for each in axis_bins], fontsize=7)
     axis.tick_params(axis="x", labelrotation=35)
     axis.set_xlabel(x)
     axis.set_ylabel(y)

@@ -34,15 +34,15 @@ def last_episodes(folder: Path, label: str) -> dict[str, tuple[list[int], np.nda
     """
     found: dict[str, dict[int, tuple[int, list[float]]]] = {}
     for file in sorted(folder.glob("[!.]*.parquet")):
-        there = pq.read_schema(file).names
-        table = pq.read_table(file, columns=[name for name in COLUMNS if name in there])
+        columns = pq.read_schema(file).names
+        table = pq.read_table(file, columns=[name for name in COLUMNS if name in columns])
         rows = table.filter(pa.compute.equal(table["label"], label)).to_pylist()
-        of_file: dict[int, tuple[int, list[float]]] = {}
+        last_evaluations: dict[int, tuple[int, list[float]]] = {}
         for row in rows:
-            if row["run"] not in of_file or of_file[row["run"]][0] < row["step"]:
-                of_file[row["run"]] = row["step"], row["episode_returns"]
+            if row["run"] not in last_evaluations or last_evaluations[row["run"]][0] < row["step"]:
+                last_evaluations[row["run"]] = row["step"], row["episode_returns"]
         seeds = {row["run"]: row["seed"] for row in rows}
-        for run, episodes in of_file.items():
+        for run, episodes in last_evaluations.items():
             # The dataset is the task of an offline learner.
             runs = found.setdefault(rows[0].get("dataset") or rows[0]["environment"], {})
             if seeds[run] in runs:

@@ -84,12 +84,12 @@ def scores() -> dict[str, np.ndarray]:
     return {"made up": np.random.default_rng(0).normal(0.5, 0.3, (4096, 15))}
 
 
-def here() -> np.ndarray:
+def suite_interval() -> np.ndarray:
     """`[low, high]` of the IQM, by this suite."""
     return np.array(bootstrap.interval(scores(), bootstrap.iqm, repetitions=50_000)["made up"][1:])
 
 
-def of_rliable() -> np.ndarray:
+def rliable_interval() -> np.ndarray:
     """`[low, high]` of the IQM, by rliable."""
     from rliable import library, metrics
 
@@ -100,7 +100,7 @@ def of_rliable() -> np.ndarray:
     return np.asarray(intervals["made up"])[:, 0]
 
 
-WAYS = {"rlsuite": here, "rliable": of_rliable}
+WAYS = {"rlsuite": suite_interval, "rliable": rliable_interval}
 
 
 def measure(way: str) -> None:

@@ -43,8 +43,8 @@ def measure(algorithm: str, runs: int, rows: int) -> Row:
     one_device = jax.local_devices()[:1]
     compiled = batch.compile_programs(spec.make(spec.config()), task, spec.hypers(), runs, 1, one_device)
     programs = compiled.programs
-    of_runs = programs.runs(range(runs), [spec.hypers()] * runs)
-    jax.block_until_ready(programs.segment(of_runs, programs.init(of_runs), 0, 1, 1, 0))
+    run_inputs = programs.runs(range(runs), [spec.hypers()] * runs)
+    jax.block_until_ready(programs.segment(run_inputs, programs.init(run_inputs), 0, 1, 1, 0))
     return Row(batch.total_bytes(task.dataset), *compiled.memory, memory.peak_bytes())
 
 

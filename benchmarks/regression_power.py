@@ -35,7 +35,7 @@ Change = Callable[[TaskScores, np.random.Generator], TaskScores]
 
 def draw(task: TaskScores, runs: int, rng: np.random.Generator) -> TaskScores:
     """So many runs of those that there are, with replacement."""
-    drawn = task.of_runs(rng.integers(task.runs, size=runs))
+    drawn = task.select_runs(rng.integers(task.runs, size=runs))
     return dataclasses.replace(drawn, seeds=np.arange(NEW_SEEDS, NEW_SEEDS + runs))
 
 
@@ -95,7 +95,7 @@ def play(
             runs[name] += seeds[name]
             claims[name] = regression.claims(
                 references[name],
-                new[name].of_runs(slice(runs[name])),
+                new[name].select_runs(slice(runs[name])),
                 check.margins.get(name, regression.MARGIN),
                 repetitions=REPETITIONS,
                 seed=int(rng.integers(1 << 31)),

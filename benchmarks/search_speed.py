@@ -58,16 +58,16 @@ def measure(points: np.ndarray, tree: KDTree, blocks: Blocks, runs: int, queries
     on_devices = jax.device_put(asked, NamedSharding(mesh, split))
     placed = jax.device_put(blocks, NamedSharding(mesh, whole))
 
-    def of_device(blocks: Blocks, asked: jax.Array) -> jax.Array:
+    def search_device(blocks: Blocks, asked: jax.Array) -> jax.Array:
         found: jax.Array = jax.vmap(lambda query: nearest(blocks, query, weight))(asked)
         return found
 
-    search = jax.jit(jax.shard_map(of_device, mesh=mesh, in_specs=(whole, split), out_specs=split, check_vma=False))
+    search = jax.jit(jax.shard_map(search_device, mesh=mesh, in_specs=(whole, split), out_specs=split, check_vma=False))
     jax.block_until_ready(search(placed, on_devices))
-    here, found = best(lambda: np.asarray(search(placed, on_devices)))
-    there, distances = best(lambda: [tree.query(weight * each, workers=-1)[0] for each in asked])
+    our_seconds, found = best(lambda: np.asarray(search(placed, on_devices)))
+    scipy_seconds, distances = best(lambda: [tree.query(weight * each, workers=-1)[0] for each in asked])
     ours = np.linalg.norm((weight * (points[found] - asked)).astype(np.float64), axis=-1)
-    return here, there, float(np.max((ours - np.stack(distances)) / ours))
+    return our_seconds, scipy_seconds, float(np.max((ours - np.stack(distances)) / ours))
 
 
 def weights() -> np.ndarray:

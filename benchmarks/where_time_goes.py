@@ -164,7 +164,7 @@ def lines_of(text: str) -> dict[str, list[Line]]:
 
 def instructions(text: str) -> dict[str, Instruction]:
     """Name -> instruction, of all computations of a program's text."""
-    of_frames = stacks(text)
+    frame_stacks = stacks(text)
     inside = lines_of(text)
     lines = {line.name: line for computation in inside.values() for line in computation}
 
@@ -185,7 +185,7 @@ def instructions(text: str) -> dict[str, Instruction]:
     for name, line in lines.items():
         frame = re.search(r"stack_frame_id=(\d+)", line.rest)
         title = re.search(r'op_name="([^"]*)"', line.rest)
-        part = part_of(of_frames.get(int(frame.group(1)), []) if frame else [], title.group(1) if title else "")
+        part = part_of(frame_stacks.get(int(frame.group(1)), []) if frame else [], title.group(1) if title else "")
         count = products(name)
         moved = sizes(line.shape) + sum(sizes(lines[each].shape) for each in line.operands if each in lines)
         if part == "rest" and count:

@@ -39,7 +39,7 @@ def learners(rate: float, tau: float) -> dict[str, tuple[str, Any, Any]]:
         "value_hidden_sizes": (64, 64),
         "vae_hidden_sizes": (64, 64),
     }
-    of_edac = edac.Hypers(**rates, alpha_learning_rate=rate)
+    edac_hypers = edac.Hypers(**rates, alpha_learning_rate=rate)
     found: dict[str, tuple[str, Any, Any]] = {
         "bc": ("bc", bc.Config(**SIZES), bc.Hypers(learning_rate=rate)),
         "td3_bc": ("td3_bc", td3_bc.Config(**SIZES), td3_bc.Hypers(**rates)),
@@ -51,8 +51,8 @@ def learners(rate: float, tau: float) -> dict[str, tuple[str, Any, Any]]:
             cql.Hypers(**rates, alpha_learning_rate=rate),
         ),
         "rebrac": ("rebrac", rebrac.Config(**SIZES), rebrac.Hypers(**rates)),
-        "edac": ("edac", edac.Config(**SIZES, num_critics=5), of_edac),
-        "sac_n": ("edac", edac.Config(**SIZES, num_critics=5, diversity=False), of_edac),
+        "edac": ("edac", edac.Config(**SIZES, num_critics=5), edac_hypers),
+        "sac_n": ("edac", edac.Config(**SIZES, num_critics=5, diversity=False), edac_hypers),
         "prdc": ("prdc", prdc.Config(**SIZES), prdc.Hypers(**rates)),
         "a2pr": ("a2pr", a2pr.Config(**SIZES, **networks_of_a2pr), a2pr.Hypers(**rates, value_learning_rate=rate)),
     }

@@ -58,7 +58,9 @@ def test_a_plain_function_is_told_what_is_expected(statistic: Callable[..., Any]
         lambda: bootstrap.curve([np.stack([task, task], axis=1) for task in tasks], statistic),
     ]
     for call in calls:
-        with pytest.raises(ValueError, match=r"expected mean, median, iqm or .*, of_runs\(f\) of a plain") as raised:
+        with pytest.raises(
+            ValueError, match=r"expected mean, median, iqm or .*, from_function\(f\) of a plain"
+        ) as raised:
             call()
         assert "\n" not in str(raised.value)
 
@@ -66,8 +68,8 @@ def test_a_plain_function_is_told_what_is_expected(statistic: Callable[..., Any]
 def test_a_plain_function_of_runs_is_averaged_over_tasks_and_resampled() -> None:
     rng = np.random.default_rng(0)
     tasks = [rng.normal(size=24), rng.normal(2.0, 3.0, size=30)]
-    found = bootstrap.interval(tasks, bootstrap.of_runs(np.mean), repetitions=200)
+    found = bootstrap.interval(tasks, bootstrap.from_function(np.mean), repetitions=200)
     assert found == pytest.approx(bootstrap.interval(tasks, bootstrap.mean, repetitions=200))
-    assert bootstrap.estimate(tasks, bootstrap.of_runs(np.max)) == np.mean([task.max() for task in tasks])
-    spread = bootstrap.interval(tasks, bootstrap.of_runs(np.std), repetitions=200)
+    assert bootstrap.estimate(tasks, bootstrap.from_function(np.max)) == np.mean([task.max() for task in tasks])
+    spread = bootstrap.interval(tasks, bootstrap.from_function(np.std), repetitions=200)
     assert spread.low < spread.estimate < spread.high

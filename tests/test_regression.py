@@ -112,7 +112,7 @@ def test_the_margin_of_a_cell() -> None:
 
 def test_identical_curves_pass_at_once_however_few() -> None:
     for runs in (1, 2, 16):
-        same = REFERENCE.of_runs(slice(runs))
+        same = REFERENCE.select_runs(slice(runs))
         assert of_cell(same) is Verdict.PASS
         # Off by the last bit of one evaluation, or of other seeds: these are other runs.
         other = same.curves.copy()

@@ -37,13 +37,13 @@ def answer_of(
     """
     trainings = [train(seed) for seed in range(job["repeats"])]
     fastest = min(trainings, key=lambda training: training.seconds)
-    of_process = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    process_peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "seconds": fastest.seconds,
         "warmup_seconds": fastest.warmup_seconds,
         "compile_seconds": compile_seconds,
         "run_updates": job["runs"] * job["updates"],
-        "peak_bytes": peak_of_device() if peak_of_device else of_process,
+        "peak_bytes": peak_of_device() if peak_of_device else process_peak,
         "score": trainings[0].score,
         "arrangement": arrangement,
         "versions": versions,

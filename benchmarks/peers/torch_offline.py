@@ -255,14 +255,14 @@ def iql(table: Tensor, job: Job) -> Learner:
             q_data = target_critics(batch.obs_action).amin(0)
             target = batch.reward + hypers["discount"] * (1.0 - batch.terminated) * next_value
         advantage = q_data - value(batch.obs)[..., 0]
-        of_value = (hypers["expectile"] - (advantage.detach() < 0.0).float()).abs() * advantage.square()
-        of_critics = (critics(batch.obs_action) - target).square().mean(0)
+        value_loss = (hypers["expectile"] - (advantage.detach() < 0.0).float()).abs() * advantage.square()
+        critic_loss = (critics(batch.obs_action) - target).square().mean(0)
         weight = (hypers["beta"] * advantage.detach()).exp_().clamp_(max=hypers["max_weight"])
         bounded = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
         error = (batch.action - torch.tanh(actor(batch.obs))) * (-bounded).exp()
         log_prob = (-0.5 * error.square() - bounded - 0.5 * math.log(2.0 * math.pi)).sum(dim=-1)
         # All three are of the networks before this step and share none that learns: one backward pass and one Adam.
-        loss = (of_value + of_critics - weight * log_prob).sum() / config["batch_size"]
+        loss = (value_loss + critic_loss - weight * log_prob).sum() / config["batch_size"]
         descend(optimizer, parameters, loss)
         follow(target_critics.net.parameters, critics.net.parameters, hypers["tau"])
 

@@ -237,8 +237,8 @@ def sac(job: Job) -> Trained:
         torch._foreach_copy_(targets.parameters, critics.parameters)
     log_alpha = torch.tensor(math.log(hypers["initial_alpha"]))
     target_entropy = -hypers["target_entropy_scale"] * dim
-    of_actor = [*actor.parameters, *([log_alpha] if config["learn_alpha"] else [])]
-    for parameter in (*of_actor, *critics.parameters):
+    actor_parameters = [*actor.parameters, *([log_alpha] if config["learn_alpha"] else [])]
+    for parameter in (*actor_parameters, *critics.parameters):
         parameter.requires_grad_()
     groups = [{"params": actor.parameters, "lr": hypers["actor_learning_rate"]}]
     if config["learn_alpha"]:
@@ -288,7 +288,7 @@ def sac(job: Job) -> Trained:
                 # The temperature's loss shares no parameter with the actor's: one backward pass serves both.
                 if config["learn_alpha"]:
                     loss = loss - log_alpha * (log_prob.detach().mean() + target_entropy)
-                descend(actor_opt, of_actor, loss)
+                descend(actor_opt, actor_parameters, loss)
         with torch.no_grad():
             torch._foreach_lerp_(targets.parameters, critics.parameters, hypers["tau"])
 
