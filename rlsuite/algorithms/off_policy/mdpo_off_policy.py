@@ -20,19 +20,16 @@ Deviations from the code:
   variance of lambda log_q pi, a constant of V that the table adds.
 - Adam adds epsilon (1e-8) after the bias correction, as in its paper and in PyTorch. The code's, of TensorFlow 1, adds
   it before, which makes it 32 times as large in the first step.
-- Added: `anneal_kl` lets kappa grow as kl_coef / t_k, where t_k is the share of the budget that is left and at least
-  1e-4, as on-policy MDPO does. We have not verified that the paper does the same here. By default kappa is constant, as
-  in the code.
+- Added: `anneal_kl` lets kappa grow as kl_coef / t_k, where t_k is the share of the budget left, at least 1e-4, as in
+  on-policy MDPO; whether the paper does so here is not verified. By default kappa is constant, as in the code.
 - The noise itself stands for (u - mean) / (std + 1e-6) under the present policy, and no 1e-6 is added to the old
   policy's standard deviation. The squashing's slope is computed where 1 - tanh^2 rounds to 0, too.
 - The Q functions see actions as the environment takes them, not scaled to [-1, 1], and boxes need not be symmetric.
 - PyTorch's default initialisation instead of TensorFlow's (Glorot, zero biases).
 - Truncated transitions bootstrap with the value of the observation that they led to.
-- Every update takes one step of `num_envs` environments, then `gradient_steps` gradient steps. The ratio is free: 1 and
-  1 are the published protocol.
+- Every update takes one step of `num_envs` environments, then `gradient_steps` gradient steps; published: 1 and 1.
 - With several environments the old policy is renewed by the update in which a multiple of `sgd_steps` falls.
-- An earlier version of the code has lambda - q kappa where this has q (lambda - kappa), and a halved log_q. This file
-  follows the newest.
+- Earlier code has lambda - q kappa instead of q (lambda - kappa), and a halved log_q; this file follows the newest.
 - Left out: the loss without reparameterisation, which the code's scripts do not use.
 """
 
