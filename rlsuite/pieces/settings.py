@@ -64,15 +64,20 @@ class OnPolicy(Normalization, Protocol):
     def hidden_sizes(self) -> tuple[int, ...]: ...
 
 
-class RolloutBuffer(OnPolicy, Protocol):
-    """Those of the loop on a buffer of past rollouts."""
+class PPOLosses(Protocol):
+    """The flags of PPO's losses."""
 
-    @property
-    def buffer_batches(self) -> int: ...
     @property
     def normalize_advantage(self) -> bool: ...
     @property
     def clip_value(self) -> bool: ...
+
+
+class RolloutBuffer(OnPolicy, PPOLosses, Protocol):
+    """Those of the loop on a buffer of past rollouts."""
+
+    @property
+    def buffer_batches(self) -> int: ...
     @property
     def anneal_learning_rate(self) -> bool: ...
     @property

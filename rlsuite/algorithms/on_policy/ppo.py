@@ -16,7 +16,7 @@ Deviations from CleanRL:
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from rlsuite.errors import UserError
 from rlsuite.pieces import minibatches, on_policy
 from rlsuite.pieces.actor_critic import Networks, entropy, log_prob, optimizer, value_loss
 from rlsuite.pieces.advantages import Batch
+from rlsuite.pieces.settings import PPOLosses
 from rlsuite.pieces.trained import Trained
 
 Array = jax.Array
@@ -63,15 +64,6 @@ class Config:
         return self.num_envs * self.num_steps
 
 
-class Losses(Protocol):
-    """The fields that the losses read, of the `Config` of PPO or of a method with PPO's losses."""
-
-    @property
-    def normalize_advantage(self) -> bool: ...
-    @property
-    def clip_value(self) -> bool: ...
-
-
 class Hypers(NamedTuple):
     """Settings that may differ between the runs of one program."""
 
@@ -103,7 +95,7 @@ def policy_loss(log_prob: Array, old_log_prob: Array, advantage: Array, clip_eps
     return -jnp.mean(jnp.minimum(ratio * advantage, clipped * advantage))
 
 
-def loss(params: Params, networks: Networks, batch: Batch, config: Losses, hypers: Any) -> tuple[Array, Metrics]:
+def loss(params: Params, networks: Networks, batch: Batch, config: PPOLosses, hypers: Any) -> tuple[Array, Metrics]:
     """The whole objective of one minibatch: (loss `[]`, metrics)."""
     dist, value = networks.apply(params, batch.obs)
     new_log_prob = log_prob(dist, batch.action)
