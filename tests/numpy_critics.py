@@ -73,7 +73,7 @@ def random_critics(
 
 def stacked(nets: list[Tree]) -> Tree:
     """All of them, on a leading axis."""
-    return {"params": jax.tree.map(lambda *of_each: np.stack(of_each), *nets)}
+    return {"params": jax.tree.map(lambda *leaves: np.stack(leaves), *nets)}
 
 
 def critic(critics: Tree, i: int) -> Tree:

@@ -83,10 +83,10 @@ def train_probe(name: str, env_id: str) -> Trained:
         state = learning.state
         keys = jax.random.split(jax.random.key(seed), len(observations))
         value = algorithm.value or (lambda key, task, state, obs: jnp.nan)
-        of_each = (0, None, None, 0)
+        in_axes = (0, None, None, 0)
         return Trained(
-            jax.vmap(value, of_each)(keys, task, state, observations),
-            jax.vmap(algorithm.act, of_each)(keys, task, state, observations),
+            jax.vmap(value, in_axes)(keys, task, state, observations),
+            jax.vmap(algorithm.act, in_axes)(keys, task, state, observations),
             train.is_finite(learning),
         )
 
@@ -163,11 +163,11 @@ MANY = 64
 
 def final_learning(name: str, evaluations: list[int]) -> Any:
     """Train MANY runs to UPDATES, evaluating at these update counts."""
-    _, programs, of_runs = setup(name, MANY)
-    learning, done = programs.init(of_runs), 0
+    _, programs, runs = setup(name, MANY)
+    learning, done = programs.init(runs), 0
     for point in [*evaluations, UPDATES]:
-        learning = programs.segment(of_runs, learning, done, point, UPDATES, done)
-        programs.checkup(of_runs, learning, point, point - done, np.zeros(MANY, bool))
+        learning = programs.segment(runs, learning, done, point, UPDATES, done)
+        programs.checkup(runs, learning, point, point - done, np.zeros(MANY, bool))
         done = point
     return learning
 
@@ -186,14 +186,14 @@ def test_a_run_alone_is_the_run_inside_a_batch(name: str) -> None:
     Both begin each update in the state of the batch: an error of rounding that a threshold (of KL, of clipping)
     has turned into another decision is not carried into the updates after it."""
     (_, alone, one), (_, many, all_runs) = setup(name, 1), setup(name, MANY)
-    of_one, of_many = alone.init(one), many.init(all_runs)
-    for a, b in zip(jax.tree.leaves(of_one), jax.tree.leaves(of_many), strict=True):
+    alone_learning, batch_learning = alone.init(one), many.init(all_runs)
+    for a, b in zip(jax.tree.leaves(alone_learning), jax.tree.leaves(batch_learning), strict=True):
         np.testing.assert_array_equal(a[0], b[0])
     for done in range(UPDATES):
-        first = jax.tree.map(lambda x: jnp.array(x[:1]), of_many)
-        of_one = alone.segment(one, first, done, done + 1, 100, 0)
-        of_many = many.segment(all_runs, of_many, done, done + 1, 100, 0)
-        for a, b in zip(jax.tree.leaves(of_one), jax.tree.leaves(of_many), strict=True):
+        first = jax.tree.map(lambda x: jnp.array(x[:1]), batch_learning)
+        alone_learning = alone.segment(one, first, done, done + 1, 100, 0)
+        batch_learning = many.segment(all_runs, batch_learning, done, done + 1, 100, 0)
+        for a, b in zip(jax.tree.leaves(alone_learning), jax.tree.leaves(batch_learning), strict=True):
             np.testing.assert_allclose(a[0], b[0], rtol=1e-3, atol=1e-4)
 
 
@@ -206,7 +206,7 @@ def test_runs_of_a_batch_differ_by_their_seed_and_hypers(name: str) -> None:
     _, programs, runs = setup(name, MANY)
     checked = programs.checkup(runs, programs.init(runs), 0, 0, np.zeros(MANY, bool))
     returns = np.asarray(checked.episodes.returns)
-    assert len({of_run.tobytes() for of_run in returns}) > 1
+    assert len({run_returns.tobytes() for run_returns in returns}) > 1
 
 
 @by_name

@@ -543,8 +543,8 @@ def test_a_seed_that_is_there_twice_counts_once(folder: Path) -> None:
 
 
 def curves_of(scores: Scores) -> tuple[Any, Any]:
-    of_scores = {"repetitions": 50, "seed": 0}
-    return curves.sample_efficiency_curves(scores, **of_scores), curves.performance_profiles(scores, **of_scores)
+    settings = {"repetitions": 50, "seed": 0}
+    return curves.sample_efficiency_curves(scores, **settings), curves.performance_profiles(scores, **settings)
 
 
 def test_of_repeated_runs_the_farthest_and_then_the_newest_counts(folder: Path) -> None:
@@ -1016,8 +1016,8 @@ def test_report_prints_the_table_and_writes_csv_and_plot(two_labels: Path, capsy
         assert row["low"] < row["estimate"] < row["high"]
         assert row["runs"] == task.runs
     for kind in ("auc", "final"):
-        of_sac = csv[(csv["section"] == "aggregate") & (csv["label"] == "sac") & (csv["score"] == kind)]
-        sac = of_sac.set_index("statistic")["estimate"]
+        sac_rows = csv[(csv["section"] == "aggregate") & (csv["label"] == "sac") & (csv["score"] == kind)]
+        sac = sac_rows.set_index("statistic")["estimate"]
         sac_matrix = matrix(scores.normalised(["a", "b"], kind)["sac"])
         assert sac.to_dict() == pytest.approx({name: estimator(sac_matrix) for name, estimator in RLIABLE.items()})
     # Which of two runs is higher needs no scale: task `d` without a reference counts too.

@@ -62,8 +62,8 @@ def curves(width: int, devices: int, seeds: range, hypers: list[ppo.Hypers] | No
         pauses = train(compiled(width, devices).programs, seeds[chunk], hypers[chunk], UPDATES, POINTS)
         chunks.append([pause.training.evaluation for pause in pauses if pause.evaluated])
     return [
-        jax.tree.map(lambda *parts: np.concatenate(parts) if np.ndim(parts[0]) else parts[0], *of_point)
-        for of_point in zip(*chunks, strict=True)
+        jax.tree.map(lambda *parts: np.concatenate(parts) if np.ndim(parts[0]) else parts[0], *point_chunks)
+        for point_chunks in zip(*chunks, strict=True)
     ]
 
 

@@ -264,18 +264,18 @@ def test_speed_and_memory(
 
 def test_what_is_measured(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
     """With a made-up clock: a run-update takes 2 seconds, or 4, and a round of the calibrating program 3."""
-    of_update = 2.0
+    update_seconds = 2.0
     done = []
 
     def seconds(work: Callable[[int], None], count: int) -> float:
         work(count)
         done.append((work is check_speed.calibrate, count))
-        return count * (3.0 if work is check_speed.calibrate else of_update * check_speed.WIDTH)
+        return count * (3.0 if work is check_speed.calibrate else update_seconds * check_speed.WIDTH)
 
     monkeypatch.setattr(check_speed, "seconds", seconds)
     (shard,) = checking.round_jobs(checking.load(file), 0).values()
     found = check_speed.measure(shard)
-    of_update = 4.0
+    update_seconds = 4.0
     slower = check_speed.measure(shard)
     assert (found.relative, slower.relative) == (3.0 / 2.0, 3.0 / 4.0)
     # In turns, so that other work on the machine slows down both.

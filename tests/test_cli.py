@@ -443,8 +443,8 @@ def test_list_envs_shows_a_row_for_each_environment_and_wrapper(capsys: pytest.C
 
 
 def test_list_envs_shows_reference_returns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    of_pendulum = envs.info("gymnax/Pendulum-v1")._replace(reference=Reference(-1234.5, -150.0, "here", "there"))
-    monkeypatch.setitem(gymnax.TASKS, "gymnax/Pendulum-v1", of_pendulum)
+    pendulum = envs.info("gymnax/Pendulum-v1")._replace(reference=Reference(-1234.5, -150.0, "here", "there"))
+    monkeypatch.setitem(gymnax.TASKS, "gymnax/Pendulum-v1", pendulum)
     assert cli.main(["list", "envs"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"^  gymnax/Pendulum-v1 +3 +1 cont\. +200 +JAX +-1234\.5 \.\. -150 ", printed, re.MULTILINE)
@@ -529,8 +529,8 @@ def test_a_run_with_reference_returns_has_normalised_scores(finished: Finished, 
     source = "given with --reference"
     assert again.manifest["reference"] == {"low": -1.5, "high": 2.0, "low_source": source, "high_source": source}
     scores = analysis.score(analysis.load(again.folder), analysis.manifests(again.folder))
-    [of_run] = scores.normalised(["probe/action/discrete"], "final").values()
-    assert of_run[0].tolist() == pytest.approx(
+    [label_scores] = scores.normalised(["probe/action/discrete"], "final").values()
+    assert label_scores[0].tolist() == pytest.approx(
         ((scores.tasks["ppo", "probe/action/discrete"].final + 1.5) / 3.5).tolist()
     )
     assert "Normalised final scores" in printed and "Normalised final scores" not in finished.printed

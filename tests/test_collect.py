@@ -265,12 +265,12 @@ def test_the_agent_takes_no_more_memory_than_its_steps_fill(tmp_path: Path, monk
     """A replay buffer of the default million would be there for each of the runs."""
     monkeypatch.setenv(catalogue.FOLDER_VARIABLE, str(tmp_path))
 
-    def of_agent(algorithm: Algorithm, task: Task, recipe: Recipe) -> list[collect.Policy]:
+    def agent_policies(algorithm: Algorithm, task: Task, recipe: Recipe) -> list[collect.Policy]:
         state = policies.state_shapes(algorithm, task, recipe.hypers)
         assert max(leaf.shape[0] for leaf in jax.tree.leaves(state.buffer) if leaf.shape) <= recipe.steps
         raise UserError("seen")
 
-    monkeypatch.setattr(collect, "checkpoints", of_agent)
+    monkeypatch.setattr(collect, "checkpoints", agent_policies)
     config = dataclasses.replace(SAC.trial.config, buffer_size=1_000_000)
     with pytest.raises(UserError, match="seen"):
         collect.make(envs.make(ENV), RECIPE._replace(config=config), ("medium",))

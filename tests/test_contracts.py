@@ -281,16 +281,16 @@ def differences(spec: AlgorithmSpec, base: AlgorithmSpec) -> list[str]:
     makers = (spec.make, base.make)
 
     def run(task: Task, hypers: Any, key: Array) -> list[dict[str, Array]]:
-        of_both = zip(makers, given, hypers, strict=True)
-        return [learned(make(config), task, numbers, key) for make, (config, _), numbers in of_both]
+        methods = zip(makers, given, hypers, strict=True)
+        return [learned(make(config), task, numbers, key) for make, (config, _), numbers in methods]
 
     quick: Any = {"xla_backend_optimization_level": 0}
     # As arguments: a 0 that the compiler knows would be another program.
     hypers = jax.tree.map(jnp.float32, [numbers for _, numbers in given])
-    of_spec, of_base = jax.jit(run, compiler_options=quick)(task, hypers, jax.random.key(0))
-    shared = [name for name in of_spec if name in of_base]
+    spec_numbers, base_numbers = jax.jit(run, compiler_options=quick)(task, hypers, jax.random.key(0))
+    shared = [name for name in spec_numbers if name in base_numbers]
     assert "action" in shared
-    return [name for name in shared if not np.array_equal(of_spec[name], of_base[name])]
+    return [name for name in shared if not np.array_equal(spec_numbers[name], base_numbers[name])]
 
 
 @pytest.mark.parametrize("name", REDUCED)
@@ -324,10 +324,10 @@ def with_field(spec: AlgorithmSpec, deliver: Any) -> AlgorithmSpec:
             metrics = jax.lax.cond(clock.update > 0, ignoring, ignoring, metrics, hypers.decay)
             return (new, state[1] * hypers.decay), deliver(hypers.decay, metrics)
 
-        def of_state(read: Any) -> Any:
+        def state_reader(read: Any) -> Any:
             return read and (lambda key, task, state, obs: read(key, task, state[0], obs))
 
-        reads = {name: of_state(getattr(algorithm, name)) for name in ("act", "value", "explore")}
+        reads = {name: state_reader(getattr(algorithm, name)) for name in ("act", "value", "explore")}
         return algorithm._replace(init=init, update=update, report=None, **reads)
 
     trial = spec.trial._replace(hypers=hypers_class(*spec.trial.hypers, 0.5))

@@ -191,7 +191,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 # --- Minari's ---------------------------------------------------------------------------------------------------------
 
 
-def of_minari(root: Path, dataset_id: str, episodes: list[EpisodeBuffer], action_space: Any = None) -> None:
+def write_minari(root: Path, dataset_id: str, episodes: list[EpisodeBuffer], action_space: Any = None) -> None:
     """Have Minari write a dataset into its store."""
     with dataset_files.root_at(root), pytest.warns(UserWarning):
         minari.create_dataset_from_buffers(
@@ -221,7 +221,7 @@ def test_a_dataset_of_minaris_own_store(tmp_path: Path, monkeypatch: pytest.Monk
         episode(2, seed=5, terminations=[False, True]),
         episode(2, seed=9),  # it simply stops
     ]
-    of_minari(store, "mujoco/thing/medium-v3", buffers)
+    write_minari(store, "mujoco/thing/medium-v3", buffers)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(store))
     dataset = dataset_files.load("mujoco/thing/medium-v3", ENV, tmp_path / "none")
     batch = dataset.transitions
@@ -244,15 +244,15 @@ def test_a_near_name_is_offered(tmp_path: Path) -> None:
 def test_other_spaces_are_refused(tmp_path: Path) -> None:
     buffer = episode(2)
     discrete = EpisodeBuffer(**{**buffer.__dict__, "actions": np.array([0, 1])})
-    of_minari(tmp_path, "an/discrete-v0", [discrete], gymnasium.spaces.Discrete(2))
+    write_minari(tmp_path, "an/discrete-v0", [discrete], gymnasium.spaces.Discrete(2))
     with pytest.raises(DatasetError, match=r"has actions in Discrete\(2\); expected vectors"):
         dataset_files.load("an/discrete-v0", ENV, tmp_path)
 
 
 def test_another_environment_is_refused(tmp_path: Path) -> None:
     write(tmp_path)
-    of_another = "is of 'gymnax/Pendulum-v1', as its metadata say, not of 'probe/constant/continuous'; name one of "
-    with pytest.raises(DatasetError, match=of_another):
+    message = "is of 'gymnax/Pendulum-v1', as its metadata say, not of 'probe/constant/continuous'; name one of "
+    with pytest.raises(DatasetError, match=message):
         dataset_files.load("gymnax/Pendulum-v1/medium", envs.make("probe/constant/continuous"), tmp_path)
 
 
@@ -268,14 +268,14 @@ def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_is_named(tmp_path: Path) -> None:
-    of_minari(tmp_path, "an/empty-v0", [])
+    write_minari(tmp_path, "an/empty-v0", [])
     with pytest.raises(DatasetError, match=r"holds no episode|cannot be read"):
         dataset_files.load("an/empty-v0", ENV, tmp_path)
 
 
 @pytest.mark.parametrize("count", [3, 5])
 def test_an_episode_has_one_observation_more_than_steps(tmp_path: Path, count: int) -> None:
-    of_minari(tmp_path, "mujoco/thing/medium-v3", [episode(3, truncations=[False, False, True])])
+    write_minari(tmp_path, "mujoco/thing/medium-v3", [episode(3, truncations=[False, False, True])])
     folder = tmp_path / "mujoco/thing/medium-v3"
     with h5py.File(folder / "data" / "main_data.hdf5", "r+") as file:
         del file["episode_0/observations"]
@@ -292,7 +292,7 @@ def test_an_episode_of_minaris_is_whole_if_it_terminates_or_reaches_its_limit(tm
         episode(2, truncations=[False, True]),
         episode(3),
     ]
-    of_minari(tmp_path, "some/thing-v0", buffers)
+    write_minari(tmp_path, "some/thing-v0", buffers)
     for limit, complete in ((3, [True, True, False, True]), (200, [False, True, False, False])):
         env = envs.make(ENV.id, max_episode_steps=limit)
         dataset = dataset_files.load("some/thing-v0", env, tmp_path)
@@ -330,7 +330,7 @@ def test_an_episode_of_minaris_is_whole_if_it_terminates_or_reaches_its_limit(tm
     ],
 )
 def test_what_minari_episodes_cannot_be_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    of_minari(tmp_path, "some/thing-v0", [episode(3, truncations=[False, False, True])])
+    write_minari(tmp_path, "some/thing-v0", [episode(3, truncations=[False, False, True])])
     with h5py.File(tmp_path / "some/thing-v0/data/main_data.hdf5", "r+") as file:
         for key, values in change.items():
             del file[f"episode_0/{key}"]
@@ -352,7 +352,7 @@ def named(place: Path, **metadata: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | metadata))
 
 
-def of_cheetahs_size(root: Path, dataset_id: str) -> Path:
+def write_cheetah(root: Path, dataset_id: str) -> Path:
     """A Minari folder whose arrays fit HalfCheetah, and Walker2d."""
     obs, action = numbers(4, 17), numbers(3, 6)
     never = [False] * 3
@@ -389,7 +389,7 @@ def test_metadata_of_another_environment_are_believed(
     whole = gymnasium.spec("HalfCheetah-v5").to_json()
     text = json.dumps({**json.loads(whole), "id": spec})
     if kind == "spec":
-        place = of_cheetahs_size(tmp_path, "some/thing-v0")
+        place = write_cheetah(tmp_path, "some/thing-v0")
         named(place, env_spec=text)
         # By path, by id below our folder with and without version, and by an id of Minari's store.
         monkeypatch.setenv(dataset_files.MINARI_ROOT, str(tmp_path))
@@ -447,7 +447,7 @@ def test_an_environment_with_other_wrappers_is_another_one(
 
 
 def test_gymnasiums_environments_have_no_wrappers_of_ours(tmp_path: Path) -> None:
-    of_minari(tmp_path, "some/thing-v0", [episode(3)])
+    write_minari(tmp_path, "some/thing-v0", [episode(3)])
     named(tmp_path / "some/thing-v0", env_spec=gymnasium.spec("Pendulum-v1").to_json())
     assert dataset_files.load("some/thing-v0", envs.make(f"{ENV.id}+clip_actions"), tmp_path).size == 3
     with pytest.raises(DatasetError, match=re.escape(f"is of 'Pendulum-v1', as its metadata say, not of '{NOISY}'")):

@@ -232,8 +232,8 @@ def likelihood(dataset: Dataset) -> np.ndarray:
 def weighted(values: np.ndarray, temperature: float) -> np.ndarray:
     """The formulas of arXiv 2306.13085 and its code: one value a trajectory, broadcast to its transitions, mapped onto
     [0, 1] over the transitions, then a softmax over the transitions."""
-    of_rows = values[records().episode]
-    scaled = (of_rows - np.min(of_rows)) / (np.max(of_rows) - np.min(of_rows))
+    row_values = values[records().episode]
+    scaled = (row_values - np.min(row_values)) / (np.max(row_values) - np.min(row_values))
     return np.exp(scaled / temperature) / np.sum(np.exp(scaled / temperature))
 
 
@@ -254,8 +254,8 @@ def many(seed: int, episodes: int = 40) -> Dataset:
     obs, action = rng.normal(size=(n, OBS_DIM)), rng.uniform(LOW, HIGH, (n, 3))
     reward = rng.normal(size=n) + obs[:, 0]
     done = np.append(np.diff(episode) > 0, True)
-    of_episodes, complete = np.bincount(episode, weights=reward), np.ones(episodes, bool)
-    return build(Records(obs, action, reward, obs, action, done, np.zeros(n, bool), episode, of_episodes, complete))
+    returns, complete = np.bincount(episode, weights=reward), np.ones(episodes, bool)
+    return build(Records(obs, action, reward, obs, action, done, np.zeros(n, bool), episode, returns, complete))
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.2, 3.0])
@@ -392,12 +392,12 @@ def with_a_cut(complete: np.ndarray = CUT_OFF) -> Records:
     return records()._replace(episode_return=returns, complete=complete)
 
 
-def of_complete(values: np.ndarray) -> np.ndarray:
+def complete_weights(values: np.ndarray) -> np.ndarray:
     """The weights `[n]` at temperature 0.3, those of what is cut off as of the worst of the complete ones."""
     known = values[CUT_OFF]
     weight = np.exp((np.where(CUT_OFF, values, known.min()) - known.min()) / (known.max() - known.min()) / 0.3)
-    of_rows: np.ndarray = weight[records().episode] / np.sum(weight[records().episode])
-    return of_rows
+    row_weights: np.ndarray = weight[records().episode] / np.sum(weight[records().episode])
+    return row_weights
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 1.0])
@@ -411,7 +411,7 @@ def test_the_top_are_complete_trajectories(share: float) -> None:
 
 def test_what_is_cut_off_weighs_as_the_worst_return() -> None:
     given = likelihood(datasets.draw(build(with_a_cut()), "return_weighted=0.3"))
-    np.testing.assert_allclose(given, of_complete(records().episode_return), atol=1e-7)
+    np.testing.assert_allclose(given, complete_weights(records().episode_return), atol=1e-7)
 
 
 def test_what_is_cut_off_weighs_as_the_worst_advantage() -> None:
@@ -428,11 +428,11 @@ def test_what_is_cut_off_weighs_as_the_worst_advantage() -> None:
 
 
 def test_the_scale_of_rewards_is_of_complete_trajectories() -> None:
-    of_cut, of_none = (build(with_a_cut(complete)) for complete in (CUT_OFF, np.zeros(EPISODES, bool)))
+    some_complete, none_complete = (build(with_a_cut(complete)) for complete in (CUT_OFF, np.zeros(EPISODES, bool)))
     known = records().episode_return[CUT_OFF]
     scale = 1000.0 / (known.max() - known.min())
-    np.testing.assert_allclose(jax.jit(offline.reward_scale)(Task(Toy(), of_cut)), scale, rtol=1e-5)
-    assert offline.reward_scale(Task(Toy(), of_none)) == 1.0
+    np.testing.assert_allclose(jax.jit(offline.reward_scale)(Task(Toy(), some_complete)), scale, rtol=1e-5)
+    assert offline.reward_scale(Task(Toy(), none_complete)) == 1.0
 
 
 @pytest.mark.parametrize("sampling", ["top=0.1", "return_weighted=0.1", "advantage_weighted=0.1"])

@@ -304,7 +304,7 @@ def test_no_two_runs_play_from_the_same_start_states(finished: Path, monkeypatch
 
 def test_runs_of_a_grid_that_share_a_seed_share_no_start_state() -> None:
     seeds = [transfer.start_seeds(seed, run, 100) for run, seed in enumerate([0, 1, 0, 1])]
-    assert len({one for of_run in seeds for one in of_run}) == 400
+    assert len({one for run_seeds in seeds for one in run_seeds}) == 400
     assert transfer.start_seeds(1, 3, 100) == seeds[3]
 
 

@@ -89,14 +89,14 @@ def test_old_and_new_shards_of_a_label_stay_one(tmp_path: Path) -> None:
         write_shard(tmp_path / experiment, "x", "a", ramp(8), shard="x-new", seeds=range(8, 16), evidence="D")
     scores = score(*named(load(tmp_path / "one"), manifests(tmp_path / "one")))
     assert scores.labels == ["x (reconstruction)"] and scores.tasks["x (reconstruction)", "a"].runs == 16
-    frame, of_shards = named(load(tmp_path), manifests(tmp_path))
-    assert score(frame, of_shards).labels == ["one/x (reconstruction)", "two/x (reconstruction)"]
-    assert {manifest["label"] for manifest in of_shards} == {"x (reconstruction)"}
+    frame, shard_manifests = named(load(tmp_path), manifests(tmp_path))
+    assert score(frame, shard_manifests).labels == ["one/x (reconstruction)", "two/x (reconstruction)"]
+    assert {manifest["label"] for manifest in shard_manifests} == {"x (reconstruction)"}
 
 
 def test_a_label_that_says_so_is_left_as_it_is() -> None:
-    of_labels = {"dpo-style reconstruction": "D", "pooled": "A, C", "plain": "A"}
-    shown = [analysis.evidence.shown(label, of_labels) for label in of_labels]
+    label_levels = {"dpo-style reconstruction": "D", "pooled": "A, C", "plain": "A"}
+    shown = [analysis.evidence.shown(label, label_levels) for label in label_levels]
     assert shown == ["dpo-style reconstruction", "pooled (reconstruction)", "plain"]
 
 

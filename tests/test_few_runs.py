@@ -77,8 +77,8 @@ def test_no_interval_is_shown_that_cannot_hold(
     assert not re.search(BOUNDS, tex) and f" {mark}}}" in tex and f"% {mark} no interval" in tex
     (document,) = documents
     shown = [row[name] for row in document["table"] for name in ("untrained", "final", "last", "auc")]
-    shown += [each for of_kind in document["aggregates"].values() for found in of_kind.values() for each in found]
-    shown += [of_kind[x][1 - x] for of_kind in document["improvements"].values() for x in range(2)]
+    shown += [each for labels in document["aggregates"].values() for found in labels.values() for each in found]
+    shown += [matrix[x][1 - x] for matrix in document["improvements"].values() for x in range(2)]
     assert all(each[1:] == [None, None, mark] for each in shown)
     assert [each["mark"] for each in document["marks"] if each["used"]] == [mark]
     bands = [*document["cells"], *(band for profile in document["profiles"].values() for band in profile["bands"])]
@@ -108,12 +108,12 @@ def test_figures_without_intervals_draw_none_and_say_so(tmp_path: Path, monkeypa
 def test_a_mean_needs_more_runs_than_an_iqm(tmp_path: Path) -> None:
     def reasons(folder: Path) -> dict[str, str]:
         found = summarise(read(folder), repetitions=40)
-        of_ppo = found[(found["section"] == "aggregate") & (found["label"] == "ppo") & (found["score"] == "final")]
-        assert (of_ppo["low"].isna() == (of_ppo["no_interval"] != "")).all()
-        return dict(zip(of_ppo["statistic"], of_ppo["no_interval"], strict=True))
+        ppo_rows = found[(found["section"] == "aggregate") & (found["label"] == "ppo") & (found["score"] == "final")]
+        assert (ppo_rows["low"].isna() == (ppo_rows["no_interval"] != "")).all()
+        return dict(zip(ppo_rows["statistic"], ppo_rows["no_interval"], strict=True))
 
-    of_means = {name for name in AGGREGATES if name != "iqm"}
-    assert reasons(write(tmp_path / "few", 12)) == {"iqm": ""} | dict.fromkeys(of_means, FEW_RUNS)
+    mean_statistics = {name for name in AGGREGATES if name != "iqm"}
+    assert reasons(write(tmp_path / "few", 12)) == {"iqm": ""} | dict.fromkeys(mean_statistics, FEW_RUNS)
     assert set(reasons(write(tmp_path / "enough", FEWEST_FOR_A_MEAN)).values()) == {""}
     # On all tasks together.
     for label in ("ppo", "sac"):

@@ -197,9 +197,9 @@ def graph() -> dict[str, set[str]]:
 
 def test_rooms_import_only_what_lies_below() -> None:
     registry = "rlsuite.algorithms"  # which names every method
-    of_rlsuite = [name for name in graph() if name.startswith("rlsuite.") and name != registry]
-    assert {room for name in of_rlsuite if (room := room_of(name))} == set(ROOMS)
-    assert not [line for name in of_rlsuite for line in room_offences(name, graph()[name])]
+    modules = [name for name in graph() if name.startswith("rlsuite.") and name != registry]
+    assert {room for name in modules if (room := room_of(name))} == set(ROOMS)
+    assert not [line for name in modules for line in room_offences(name, graph()[name])]
 
 
 def test_no_circle_of_imports() -> None:

@@ -261,18 +261,18 @@ def jax_losses(state: a2pr.State, batch: Batch, noises: Noises, hypers: a2pr.Hyp
     target = a2pr.q_target(nets, state.target_critics, batch, next_action, hypers)
     online = a2pr.q_target(nets, params.critics, batch, next_action, hypers)
     with_aux = functools.partial(jax.value_and_grad, has_aux=True)
-    (of_critic, _), critic_grads = with_aux(a2pr.critic_loss)(params.critics, nets, batch, target)
-    (of_value, v), value_grads = with_aux(a2pr.value_loss)(params.value, nets, batch, jnp.minimum(online, target))
+    (critic_loss, _), critic_grads = with_aux(a2pr.critic_loss)(params.critics, nets, batch, target)
+    (value_loss, v), value_grads = with_aux(a2pr.value_loss)(params.value, nets, batch, jnp.minimum(online, target))
     q_data = first_q(nets.td3.critic, params.critics, batch.obs, batch.action)
     weight = hypers.vae_weight * (q_data > v)
-    (of_vae, _), vae_grads = with_aux(vaes.loss)(params.vae, nets.vae, batch.obs, batch.action, noises.vae, weight)
-    of_actor = {
+    (vae_loss, _), vae_grads = with_aux(vaes.loss)(params.vae, nets.vae, batch.obs, batch.action, noises.vae, weight)
+    actor_losses = {
         form: jax.value_and_grad(a2pr.actor_loss)(
             params.actor, config, nets, state, batch, q_data, v, noises.candidate, hypers
         )
         for form, config in FORMS.items()
     }
-    return (of_critic, critic_grads), (of_value, value_grads), (of_vae, vae_grads), of_actor, (target, online)
+    return (critic_loss, critic_grads), (value_loss, value_grads), (vae_loss, vae_grads), actor_losses, (target, online)
 
 
 @functools.cache
@@ -302,9 +302,9 @@ def test_losses_and_gradients(dtype: Any, tolerance: float) -> None:
 
 
 def test_the_three_forms_differ_where_they_should() -> None:
-    of_forms = want_losses(0)[3]
-    loss = {form: of_forms[form][0] for form in FORMS}
-    grads = {form: of_forms[form][1]["params"]["Dense_0"]["kernel"] for form in FORMS}
+    form_losses = want_losses(0)[3]
+    loss = {form: form_losses[form][0] for form in FORMS}
+    grads = {form: form_losses[form][1]["params"]["Dense_0"]["kernel"] for form in FORMS}
     assert loss["detached"] == loss["authors' code"] != loss["sampled"]
     size = np.max(np.abs(grads["detached"]))
     for a, b in (("detached", "authors' code"), ("detached", "sampled"), ("authors' code", "sampled")):

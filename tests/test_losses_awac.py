@@ -135,7 +135,7 @@ def state_of(nets: Nets, dtype: Any) -> awac.State:
 def jax_losses(state: awac.State, batch: Batch, noise: Any, own_noise: Any, hypers: awac.Hypers) -> Any:
     """Both losses with gradients and metrics, and the gradients by what should be constant in them."""
     params = params_of(state)
-    (of_critics, critic_metrics), critic_grads = jax.value_and_grad(awac.critic_loss, has_aux=True)(
+    (critic_loss, critic_metrics), critic_grads = jax.value_and_grad(awac.critic_loss, has_aux=True)(
         params.critics, NETWORKS, state, batch, noise, hypers
     )
 
@@ -144,10 +144,10 @@ def jax_losses(state: awac.State, batch: Batch, noise: Any, own_noise: Any, hype
         return awac.critic_loss(params.critics, NETWORKS, other, batch, noise, hypers)[0]
 
     target_grads = jax.grad(by_targets, (0, 1))(params.actor, params.target_critics)
-    (of_actor, actor_metrics), actor_grads = jax.value_and_grad(awac.actor_loss, (0, 2), has_aux=True)(
+    (actor_loss, actor_metrics), actor_grads = jax.value_and_grad(awac.actor_loss, (0, 2), has_aux=True)(
         params.actor, NETWORKS, params.critics, batch, own_noise, hypers
     )
-    return (of_critics, critic_grads), target_grads, (of_actor, actor_grads), critic_metrics | actor_metrics
+    return (critic_loss, critic_grads), target_grads, (actor_loss, actor_grads), critic_metrics | actor_metrics
 
 
 @functools.cache
@@ -258,8 +258,8 @@ def test_whole_updates(name: str) -> None:
         return clipped(perceptron(nets.actor.net["params"], obs, "relu"))
 
     # Evaluation plays the mean, clipped to the box.
-    for place, of_place in zip(places, evaluated, strict=True):
-        assert_evaluates(of_place, best, nets.critics, config.normalize_obs, place)
+    for place, evaluation in zip(places, evaluated, strict=True):
+        assert_evaluates(evaluation, best, nets.critics, config.normalize_obs, place)
     assert np.any(np.abs(best(shown(places[1][None], config.normalize_obs))) == 1.0)
 
 

@@ -131,9 +131,9 @@ def corrected_reference(
         both = score(obs, action)
         if "forward" in nets.dynamics:
             change = predicted(nets.dynamics, obs, action)
-            there = obs + change
-            of_state = score(there, policy(there))[:, :OBS_DIM]
-            steered = invert(change + hypers.state_eta * of_state) - invert(change)
+            next_obs = obs + change
+            state_score = score(next_obs, policy(next_obs))[:, :OBS_DIM]
+            steered = invert(change + hypers.state_eta * state_score) - invert(change)
         else:
             steered = invert(hypers.state_eta * both[:, :OBS_DIM])
         moved = action + hypers.action_coef * sigma**2 * both[:, OBS_DIM:] + hypers.state_coef * steered
@@ -172,9 +172,11 @@ def jax_losses(nets: Any, samples: Any) -> tuple[tuple[Any, Tree], tuple[Any, Tr
     empty = jnp.zeros(BATCH)
     batch = datasets.Batch(samples.obs, samples.action, empty, samples.next_obs, samples.action, empty, empty)
     x = jnp.concatenate([samples.obs, samples.action], axis=-1)
-    of_score = jax.value_and_grad(denoisers.score_loss)(nets.score, NETWORKS.score, x, samples.sigma, samples.noise)
+    score_loss, score_grads = jax.value_and_grad(denoisers.score_loss)(
+        nets.score, NETWORKS.score, x, samples.sigma, samples.noise
+    )
     (loss, _), grads = jax.value_and_grad(dynamics.loss, has_aux=True)(nets.dynamics, NETWORKS.dynamics, batch)
-    return of_score, (loss, grads)
+    return (score_loss, score_grads), (loss, grads)
 
 
 @functools.cache
@@ -341,9 +343,9 @@ def test_two_whole_updates(name: str) -> None:
             want = Nets(score, ema, dynamics)
 
             assert float(metrics["score_loss"]) == pytest.approx(score_loss, rel=1e-8)
-            of_models = [metrics[name] for name in ("inverse_loss", "forward_loss") if name in metrics]
-            assert float(sum(of_models)) == pytest.approx(dynamics_loss, rel=1e-8)
-            assert len(of_models) == 1 + CASES[name].forward_model
+            model_losses = [metrics[name] for name in ("inverse_loss", "forward_loss") if name in metrics]
+            assert float(sum(model_losses)) == pytest.approx(dynamics_loss, rel=1e-8)
+            assert len(model_losses) == 1 + CASES[name].forward_model
     assert_moved(Nets(*params_of(state.models)), want, nets, 1e-8)
 
 

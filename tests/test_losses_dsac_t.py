@@ -88,8 +88,7 @@ def targets_of(nets: Nets, batch: Transition, noise: FloatArray, z: FloatArray) 
     samples = next_mean + np.minimum(np.maximum(z, -3.0), 3.0) * next_std
     entropy_part = np.exp(nets.log_alpha) * log_prob
     target, noisy_target = (
-        bellman(batch, HYPERS.discount, np.where(first_smaller, *of_both) - entropy_part)
-        for of_both in (next_mean, samples)
+        bellman(batch, HYPERS.discount, np.where(first_smaller, *pair) - entropy_part) for pair in (next_mean, samples)
     )
     mean, std = valued(nets.critics, batch.obs, batch.action)
     now = np.mean(std, axis=1)
@@ -270,9 +269,9 @@ def test_with_a_constant_std_and_a_wide_bound_the_mean_learns_plain_td_errors() 
         return grads["params"]["Dense_2"]["bias"]
 
     with computing(np.float64):
-        of_samples = jax.jit(jax.vmap(grads_of_last_bias, (None, 0, 0, 1)))
+        sample_grads = jax.jit(jax.vmap(grads_of_last_bias, (None, 0, 0, 1)))
         samples = cast(batch, jnp.float64)
-        got = np.asarray(of_samples(learner(nets, jnp.float64), samples, *cast((noise, z), jnp.float64)))
+        got = np.asarray(sample_grads(learner(nets, jnp.float64), samples, *cast((noise, z), jnp.float64)))
     target = targets_of(nets, batch, noise, z).target
     mean, std = valued(nets.critics, batch.obs, batch.action)
     assert np.all(np.ptp(std, axis=1) == 0.0)

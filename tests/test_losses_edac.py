@@ -124,21 +124,21 @@ def jax_losses(state: edac.State, batch: Any, noise: Any, hypers: Any, diversity
     """The losses of the learner and their gradients, and the gradient of the critics' loss by all else."""
     params = params_of(state)
 
-    def of_critics(critics: Tree, others: edac.State) -> Any:
+    def loss_by_critics(critics: Tree, others: edac.State) -> Any:
         return edac.critic_loss(critics, NETWORKS, others, batch, noise, diversity, hypers)
 
-    (critic_loss, _), critic_grads = jax.value_and_grad(of_critics, has_aux=True)(params.critics, state)
+    (critic_loss, _), critic_grads = jax.value_and_grad(loss_by_critics, has_aux=True)(params.critics, state)
     (actor_loss, _), actor_grads = jax.value_and_grad(squashed_policy.actor_loss, has_aux=True)(
         params.actor, *NETWORKS, params.critics, params.log_alpha, batch.obs, noise
     )
 
-    def of_alpha(log_alpha: Any, actor: Tree) -> Any:
+    def loss_by_alpha(log_alpha: Any, actor: Tree) -> Any:
         _, log_prob = NETWORKS.policy.draw(actor, batch.obs, noise)
         return squashed_policy.alpha_loss(log_alpha, log_prob, -hypers.target_entropy_scale * ACTION_DIM)
 
-    alpha, by_actor = jax.value_and_grad(of_alpha, (0, 1))(params.log_alpha, params.actor)
+    alpha, by_actor = jax.value_and_grad(loss_by_alpha, (0, 1))(params.log_alpha, params.actor)
     constant = jax.grad(
-        lambda actor, targets, log_alpha: of_critics(
+        lambda actor, targets, log_alpha: loss_by_critics(
             params.critics,
             state._replace(
                 actor=state.actor._replace(params=actor),

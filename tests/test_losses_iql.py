@@ -138,18 +138,18 @@ NETWORKS = offline_td3.Networks(MLP((*HIDDEN, ACTION_DIM)), MLP((*HIDDEN, 1)))
 def jax_losses(nets: Nets, batch: datasets.Batch, hypers: iql.Hypers) -> Any:
     """Every loss and its gradient, with the gradient by what should be constant beside it, and the advantage."""
     q = min_q(NETWORKS.critic, nets.target_critics, batch.obs, batch.action)
-    (of_value, advantage), value_grads = jax.value_and_grad(iql.value_loss, (0, 2), has_aux=True)(
+    (value_loss, advantage), value_grads = jax.value_and_grad(iql.value_loss, (0, 2), has_aux=True)(
         nets.value, NETWORKS, q, batch, hypers
     )
     next_value = iql.state_value(NETWORKS, nets.value, batch.next_obs)
-    (of_critics, metrics), critic_grads = jax.value_and_grad(iql.critic_loss, (0, 2), has_aux=True)(
+    (critic_loss, metrics), critic_grads = jax.value_and_grad(iql.critic_loss, (0, 2), has_aux=True)(
         nets.critics, NETWORKS, next_value, batch, hypers
     )
-    of_actor = [
+    actor_losses = [
         jax.value_and_grad(iql.actor_loss, (0, 2))(nets.actor, NETWORKS, advantage, batch, hypers, deterministic)
         for deterministic in (False, True)
     ]
-    return advantage, (of_value, value_grads), (of_critics, critic_grads), of_actor, metrics
+    return advantage, (value_loss, value_grads), (critic_loss, critic_grads), actor_losses, metrics
 
 
 @functools.cache
@@ -323,9 +323,9 @@ def test_settings_are_those_of_corl() -> None:
     assert iql.Config() == iql.Config(256, (256, 256), False, True, False)
     assert iql.Hypers() == (3e-4, 3e-4, 3e-4, 0.99, 0.005, 0.7, 3.0, 100.0, 0.0)
     spec = AlgorithmSpec(iql.Config, iql.Hypers, iql.make, iql.TRIAL, presets=iql.PRESETS, offline=True)
-    of_hopper = dataclasses.replace(iql.Config(), deterministic=True, normalize_reward=True)
+    hopper_config = dataclasses.replace(iql.Config(), deterministic=True, normalize_reward=True)
     for dataset_id in ("mujoco/hopper/medium-v0", "hopper_medium-v2.hdf5", "hopper_medium_replay-v2.hdf5"):
-        assert spec.preset("", dataset_id)[:2] == (of_hopper, iql.Hypers(tau=0.001))
+        assert spec.preset("", dataset_id)[:2] == (hopper_config, iql.Hypers(tau=0.001))
     assert spec.preset("", "hopper_medium_expert-v2.hdf5")[:2] == (iql.Config(), iql.Hypers(expectile=0.5, beta=6.0))
     antmaze = iql.Hypers(expectile=0.9, beta=10.0, reward_shift=-1.0)
     assert spec.preset("", "D4RL/antmaze/large-diverse-v1")[:2] == (iql.Config(), antmaze)

@@ -160,16 +160,16 @@ def learner(nets: Nets, dtype: Any) -> mdpo.Learner:
 def jax_losses(state: mdpo.Learner, batch: Transition, noise: Any, kl_weight: Any, hypers: mdpo.Hypers) -> Any:
     """The three losses of the learner, their gradients and metrics."""
     networks, params = mdpo.networks_of(CONFIG, Toy()), params_of(state)
-    of_critics = jax.value_and_grad(mdpo.critic_loss, has_aux=True)(
+    critic_results = jax.value_and_grad(mdpo.critic_loss, has_aux=True)(
         params.critics, networks, state.target_value, batch, hypers.discount
     )
-    of_value = jax.value_and_grad(mdpo.value_loss, has_aux=True)(
+    value_results = jax.value_and_grad(mdpo.value_loss, has_aux=True)(
         params.value, networks, state, batch.obs, noise, hypers
     )
-    of_actor = jax.value_and_grad(mdpo.actor_loss, has_aux=True)(
+    actor_results = jax.value_and_grad(mdpo.actor_loss, has_aux=True)(
         params.actor, networks, state, batch.obs, noise, kl_weight, hypers
     )
-    return of_critics, of_value, of_actor
+    return critic_results, value_results, actor_results
 
 
 @functools.cache

@@ -505,14 +505,14 @@ def test_whole_updates_in_the_order_of_the_paper(name: str) -> None:
             )
             stops += [taken < of for taken, of in zip(want.ppo_steps, possible, strict=True)]
             if case.behavior == "props":
-                of_rounds = [0.0] + [
+                round_shares = [0.0] + [
                     taken / (config.behavior_epochs * n)
                     for taken, n in zip(want.behavior_steps, (1, 2, 2, 2, 2), strict=True)
                 ]
                 assert [share for _, share in shares] == pytest.approx(
-                    np.reshape(of_rounds, (-1, case.rounds)).mean(axis=1)
+                    np.reshape(round_shares, (-1, case.rounds)).mean(axis=1)
                 )
-                stops += [0.0 < share < 1.0 for share in of_rounds[1:]]
+                stops += [0.0 < share < 1.0 for share in round_shares[1:]]
     assert any(stops) and not all(stops)
     terminated, truncated = np.array(ends).swapaxes(0, 1)
     for ended in (terminated & ~truncated, truncated & ~terminated, ~terminated & ~truncated):

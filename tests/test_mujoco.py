@@ -111,10 +111,10 @@ def test_reference_returns_have_their_source(env_id: str) -> None:
     if reference.high_source == THRESHOLD:
         assert reference.high == theirs.reward_threshold
     # as the specification of datasets gives them, from ml-jku/OfflineRL, d4rl_results/loader.py
-    of_d4rl = {"Hopper": (-20.272305, 3234.3), "HalfCheetah": (-280.178953, 12135.0), "Walker2d": (1.629008, 4592.3)}
+    returns = {"Hopper": (-20.272305, 3234.3), "HalfCheetah": (-280.178953, 12135.0), "Walker2d": (1.629008, 4592.3)}
     name = env_id.removeprefix("mujoco/").split("-")[0]
-    if name in of_d4rl:
-        assert (reference.low, reference.high, reference.low_source) == (*of_d4rl[name], D4RL)
+    if name in returns:
+        assert (reference.low, reference.high, reference.low_source) == (*returns[name], D4RL)
 
 
 @every_task

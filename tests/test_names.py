@@ -1,4 +1,4 @@
-"""Identifiers are nouns of the field: none starts with `of_`, see House style in CONTRIBUTING.md."""
+"""Identifiers are nouns of the field: none starts with `of_`. CONTRIBUTING.md has the rule under House style."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("analysis", "benchmarks", "envs", "experiments", "rlsuite")
+FOLDERS = ("analysis", "benchmarks", "envs", "experiments", "rlsuite", "tests")
 
 
 def identifiers(tree: ast.AST) -> Iterator[tuple[str, int]]:

@@ -179,14 +179,14 @@ def test_blocks_hold_every_row_once_inside_their_boxes() -> None:
     _, groups, members = blocks.low.shape
     assert groups * members == len(held) and 1 < groups <= members
     low, high = (np.asarray(x).reshape(len(held[0, 0]), -1) for x in (blocks.low, blocks.high))
-    for i, of_block in enumerate(held):
-        inside = of_block[real[i]] if real[i].any() else of_block  # a block of padding alone
+    for i, block in enumerate(held):
+        inside = block[real[i]] if real[i].any() else block  # a block of padding alone
         np.testing.assert_array_equal(inside.min(axis=0), low[:, i])
         np.testing.assert_array_equal(inside.max(axis=0), high[:, i])
-    of_groups = held.reshape(groups, -1, held.shape[-1]), real.reshape(groups, -1)
-    for i, (of_group, there) in enumerate(zip(*of_groups, strict=True)):
-        np.testing.assert_array_equal(of_group[there].min(axis=0), np.asarray(blocks.group_low)[:, i])
-        np.testing.assert_array_equal(of_group[there].max(axis=0), np.asarray(blocks.group_high)[:, i])
+    group_parts = held.reshape(groups, -1, held.shape[-1]), real.reshape(groups, -1)
+    for i, (group, is_row) in enumerate(zip(*group_parts, strict=True)):
+        np.testing.assert_array_equal(group[is_row].min(axis=0), np.asarray(blocks.group_low)[:, i])
+        np.testing.assert_array_equal(group[is_row].max(axis=0), np.asarray(blocks.group_high)[:, i])
 
 
 def test_the_best_episodes_alone_have_no_blocks_of_the_others() -> None:

@@ -48,12 +48,12 @@ def run_pytest(variables: dict[str, str], *arguments: str) -> str:
 @pytest.mark.xdist_group("a2c")
 def test_contract_tests_cover_a_new_algorithm(contributed: dict[str, str]) -> None:
     listed = re.findall(r"^\S+::(\w+)\[(\S+)\]$", run_pytest(contributed, "--collect-only", *CONTRACT_TESTS), re.M)
-    of_a2c = {(test, case) for test, case in listed if "a2c" in case.split("-")}
-    of_ppo = {(test, case.replace("ppo", "a2c")) for test, case in listed if "ppo" in case.split("-")}
-    assert {test for test, _ in of_a2c} == {test for test, _ in listed}
+    a2c_tests = {(test, case) for test, case in listed if "a2c" in case.split("-")}
+    ppo_tests = {(test, case.replace("ppo", "a2c")) for test, case in listed if "ppo" in case.split("-")}
+    assert {test for test, _ in a2c_tests} == {test for test, _ in listed}
     # PPO takes every kind of action, A2C discrete ones.
-    assert of_a2c <= of_ppo
-    assert all(case.endswith("/continuous") for _, case in of_ppo - of_a2c)
+    assert a2c_tests <= ppo_tests
+    assert all(case.endswith("/continuous") for _, case in ppo_tests - a2c_tests)
 
 
 @pytest.mark.xdist_group("a2c")
@@ -61,8 +61,8 @@ def test_the_command_on_the_page_leaves_out_no_contract_test(contributed: dict[s
     (options,) = re.findall(r"`\.venv-[\d.]+/bin/python -m pytest (.* a2c)`", PAGE)
     chosen = run_pytest(contributed, "--collect-only", *CONTRACT_TESTS, *options.split()).splitlines()
     everything = run_pytest(contributed, "--collect-only", *CONTRACT_TESTS).splitlines()
-    of_a2c = [line for line in everything if re.search(r"[\[-]a2c[\]-]", line)]
-    assert len(of_a2c) > 90 and set(of_a2c) <= set(chosen)
+    a2c_lines = [line for line in everything if re.search(r"[\[-]a2c[\]-]", line)]
+    assert len(a2c_lines) > 90 and set(a2c_lines) <= set(chosen)
 
 
 @pytest.mark.xdist_group("a2c")
@@ -71,7 +71,7 @@ def test_contract_tests_run_on_a_new_algorithm(contributed: dict[str, str]) -> N
     assert "3 passed" in run_pytest(contributed, "tests/test_contracts.py", "-k", "a2c")
 
 
-def of_a2c(listed: str) -> set[str]:
+def a2c_lines(listed: str) -> set[str]:
     """The tests that are about it, of those that pytest has listed."""
     return set(re.findall(r"^\S+::\w+\[(?:\S+-)?a2c(?:-\S+)?\]$", listed, re.M))
 
@@ -145,11 +145,11 @@ def test_contract_tests_cover_an_algorithm_of_another_package(contributed: dict[
     """As many as cover one of our own, in every file that asks which algorithms there are."""
     asks = re.compile(r"algorithms\.registered\(\)")
     files = [str(file) for file in (ROOT / "tests").glob("test_*.py") if asks.search(file.read_text("utf-8"))]
-    of_our_own = of_a2c(run_pytest(contributed, "--collect-only", *files, "-k", "a2c"))
+    own_lines = a2c_lines(run_pytest(contributed, "--collect-only", *files, "-k", "a2c"))
     collected = process(packaged, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--collect-only", *files, "-k", "a2c")
     assert collected.returncode == 0, collected.stdout + collected.stderr
-    assert of_a2c(collected.stdout) == of_our_own
-    assert {name.split("::")[0] for name in of_our_own} >= {*CONTRACT_TESTS, "tests/test_conditionals.py"}
+    assert a2c_lines(collected.stdout) == own_lines
+    assert {name.split("::")[0] for name in own_lines} >= {*CONTRACT_TESTS, "tests/test_conditionals.py"}
 
 
 def rlsuite(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -316,7 +316,7 @@ def test_placed_once_it_stays_where_it_is() -> None:
     task = batch.place(Task(envs.make(ENV), probe_dataset(ENV)), jax.local_devices()[:2])
     again = batch.place(task, jax.local_devices()[:2])
     shards = [t.dataset.rows.addressable_shards for t in (task, again)]
-    pointers = [[shard.data.unsafe_buffer_pointer() for shard in of_one] for of_one in shards]
+    pointers = [[shard.data.unsafe_buffer_pointer() for shard in task_shards] for task_shards in shards]
     # Two devices of one processor may share NumPy's own memory, so only that nothing moves is certain.
     assert pointers[0] == pointers[1]
     assert [shard.data.shape for shard in shards[0]] == 2 * [task.dataset.rows.shape]

@@ -185,14 +185,14 @@ def test_sac_in_both_forms(name: str, cleanrl: bool) -> None:
     )
     params = on_device(sac_params(case, "init"))
     learner = with_adam(sac.Learner(**params))
-    of_actor = [case["noise/action"], case["noise/alpha"]] if cleanrl else [case["noise/action"]]
+    actor_noises = [case["noise/action"], case["noise/alpha"]] if cleanrl else [case["noise/action"]]
     states = learned(
         sac.make(config),
         Task(Original(tuple(case["hyper/high"].tolist()))),
         off_policy.State(**online(learner)),
         hypers,
         replayed(case),
-        [case["noise/next_action"], np.stack(of_actor, axis=1)],
+        [case["noise/next_action"], np.stack(actor_noises, axis=1)],
         first_update=1,
     )
     assert_equal_to(states[-1].learner, sac_params(case, "out5"))
@@ -340,10 +340,10 @@ def test_off_policy_mdpo_per_sample_differs_from_the_code_in_the_value_alone() -
     case = load("mdpo_off_policy")
     (first, *_) = mdpo_states(case, False)
     want = mdpo_params(case, "out1")
-    of_value = {name: want.pop(name) for name in ("value", "target_value")}
+    value_params = {name: want.pop(name) for name in ("value", "target_value")}
     assert_equal_to(first.learner, want)
     with pytest.raises(AssertionError, match="is off by"):
-        assert_equal_to(first.learner, of_value, 1e-3)
+        assert_equal_to(first.learner, value_params, 1e-3)
 
 
 def test_what_off_policy_mdpo_leaves_out_of_the_loss_of_the_code_is_a_variance() -> None:
@@ -356,12 +356,12 @@ def test_what_off_policy_mdpo_leaves_out_of_the_loss_of_the_code_is_a_variance()
     def losses(learner: Any, obs: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
         drawn = mdpo_off_policy.draw(networks.policy, learner.actor.params, obs, noise)
         log_prob = mdpo_off_policy.log_q_prob(drawn.log_density, hypers.tsallis_q)
-        of_mean = mdpo_off_policy.value_loss(learner.value.params, networks, learner, obs, noise, hypers, True)[0]
-        return of_mean, 0.5 * jnp.var(hypers.entropy_coef * log_prob)
+        mean_loss = mdpo_off_policy.value_loss(learner.value.params, networks, learner, obs, noise, hypers, True)[0]
+        return mean_loss, 0.5 * jnp.var(hypers.entropy_coef * log_prob)
 
-    of_mean, constant = losses(learner, jnp.asarray(case["in/obs"][0]), jnp.asarray(case["noise/action"][0]))
+    mean_loss, constant = losses(learner, jnp.asarray(case["in/obs"][0]), jnp.asarray(case["noise/action"][0]))
     assert constant > 0.01
-    assert float(of_mean + constant) == pytest.approx(case["loss/value_loss"][0], rel=TOLERANCE)
+    assert float(mean_loss + constant) == pytest.approx(case["loss/value_loss"][0], rel=TOLERANCE)
 
 
 # --- Offline ----------------------------------------------------------------------------------------------------------

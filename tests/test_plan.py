@@ -132,11 +132,11 @@ def test_speeds_are_those_on_one_dataset() -> None:
     small = probe_dataset("probe/action/continuous")
     large = dataclasses.replace(small, rows=np.tile(np.asarray(small.rows), (2, 1)))
     other = dataclasses.replace(small, id="other")
-    of_probe = work(64)
-    tasks = [of_probe.task._replace(dataset=dataset) for dataset in (None, small, large, other)]
-    paths = [plan.speeds_path(of_probe._replace(task=task), 1) for task in tasks]
+    probe_work = work(64)
+    tasks = [probe_work.task._replace(dataset=dataset) for dataset in (None, small, large, other)]
+    paths = [plan.speeds_path(probe_work._replace(task=task), 1) for task in tasks]
     assert len(set(paths)) == 4
-    assert plan.speeds_path(of_probe._replace(task=tasks[1]), 1) == paths[1]
+    assert plan.speeds_path(probe_work._replace(task=tasks[1]), 1) == paths[1]
 
 
 def test_a_width_that_takes_too_much_memory_is_not_chosen(machine: Callable[..., list[int]]) -> None:

@@ -62,7 +62,9 @@ def test_the_iqm_of_counts_is_that_of_the_runs_drawn() -> None:
     rng = np.random.default_rng(2)
     tasks = [rng.normal(size=7), rng.integers(0, 3, 5).astype(float)]
     counts = [rng.multinomial(13, np.full(task.size, 1 / task.size), size=20) for task in tasks]
-    drawn = [[np.repeat(task, of_task[i]) for task, of_task in zip(tasks, counts, strict=True)] for i in range(20)]
+    drawn = [
+        [np.repeat(task, task_counts[i]) for task, task_counts in zip(tasks, counts, strict=True)] for i in range(20)
+    ]
     expected = [bootstrap.estimate(each, bootstrap.iqm) for each in drawn]
     np.testing.assert_allclose(power._iqm(tasks, 13)(counts), expected, rtol=1e-12)
 

@@ -58,8 +58,8 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     """A folder with two packages: one brings the algorithm `a2c`, the other the environment `point/Regulate`."""
     folder = tmp_path / "site"
     folder.mkdir()
-    of_algorithms = functools.partial(contributing.install, group="rlsuite.algorithms")
-    of_algorithms(
+    install_algorithms = functools.partial(contributing.install, group="rlsuite.algorithms")
+    install_algorithms(
         folder, "my_algorithms", entry_points={"a2c": "my_algorithms.a2c:SPEC"}, a2c=template(), parts="LOSS = 1"
     )
     contributing.install(
@@ -323,8 +323,8 @@ def test_what_was_begun_without_a_record_goes_on_and_says_so(
     local.run([one], store, at_once(2))
     printed = capsys.readouterr().out
     assert "  goes on; which rlsuite and JAX it was begun with is not recorded, --retrain starts it over\n" in printed
-    of_package = "  which code of 'my-algorithms' it was begun with is not recorded; --retrain starts it over\n"
-    assert (of_package in printed) == (algorithm == "a2c")
+    package_line = "  which code of 'my-algorithms' it was begun with is not recorded; --retrain starts it over\n"
+    assert (package_line in printed) == (algorithm == "a2c")
     first, second = store.open(one).manifest()["sessions"]
     assert "rlsuite_sources" not in first and second["rlsuite_sources"] == provenance.own_sources()
     assert made_up.updates[0][0] == 2

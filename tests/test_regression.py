@@ -61,7 +61,7 @@ def verdicts(new: TaskScores, reference: TaskScores = REFERENCE) -> dict[str, Ve
     return {**found, "cell": one.verdict}
 
 
-def of_cell(new: TaskScores, reference: TaskScores = REFERENCE) -> Verdict:
+def cell_verdict(new: TaskScores, reference: TaskScores = REFERENCE) -> Verdict:
     return verdicts(new, reference)["cell"]
 
 
@@ -79,26 +79,26 @@ def of_cell(new: TaskScores, reference: TaskScores = REFERENCE) -> Verdict:
     ],
 )
 def test_shift(shift: float, runs: int, verdict: Verdict, seed: int) -> None:
-    assert of_cell(task(runs, shift=shift, seed=100 + seed)) is verdict
+    assert cell_verdict(task(runs, shift=shift, seed=100 + seed)) is verdict
 
 
 def test_few_noisy_runs_are_inconclusive_whatever_they_score() -> None:
     for shift in (-0.2, 0.0, 0.03):
-        assert of_cell(task(8, shift=shift, spread=0.6, seed=7)) is Verdict.INCONCLUSIVE
+        assert cell_verdict(task(8, shift=shift, spread=0.6, seed=7)) is Verdict.INCONCLUSIVE
     # Not significant is no pass; certain of many runs, it is one.
-    assert of_cell(task(2048, spread=0.2, seed=7), task(2048, spread=0.2)) is Verdict.PASS
+    assert cell_verdict(task(2048, spread=0.2, seed=7), task(2048, spread=0.2)) is Verdict.PASS
 
 
 def test_a_loss_within_the_margin_passes_even_beyond_chance() -> None:
     """With hundreds of runs a loss of 2 % is certain, and may be."""
     reference, new = task(512), task(512, shift=-0.02, seed=1)
     assert all(claim.worse < 1e-6 for claim in regression.claims(reference, new)[:2])
-    assert of_cell(new, reference) is Verdict.PASS
+    assert cell_verdict(new, reference) is Verdict.PASS
 
 
 def test_a_loss_as_large_as_the_margin_is_not_passed_by_many_runs() -> None:
     for seed in range(5):
-        assert of_cell(task(256, shift=-0.06, seed=seed + 1), task(256)) is not Verdict.PASS
+        assert cell_verdict(task(256, shift=-0.06, seed=seed + 1), task(256)) is not Verdict.PASS
 
 
 def test_the_margin_of_a_cell() -> None:
@@ -113,27 +113,27 @@ def test_the_margin_of_a_cell() -> None:
 def test_identical_curves_pass_at_once_however_few() -> None:
     for runs in (1, 2, 16):
         same = REFERENCE.select_runs(slice(runs))
-        assert of_cell(same) is Verdict.PASS
+        assert cell_verdict(same) is Verdict.PASS
         # Off by the last bit of one evaluation, or of other seeds: these are other runs.
         other = same.curves.copy()
         other[0, -1] = np.nextafter(other[0, -1], 0.0)
         assert not regression.are_identical(REFERENCE, dataclasses.replace(same, curves=other))
         assert not regression.are_identical(REFERENCE, dataclasses.replace(same, seeds=same.seeds + 1000))
         if runs < regression.MINIMUM_RUNS:
-            assert of_cell(dataclasses.replace(same, curves=other)) is Verdict.INCONCLUSIVE
+            assert cell_verdict(dataclasses.replace(same, curves=other)) is Verdict.INCONCLUSIVE
 
 
 @pytest.mark.parametrize("shift", [-0.9, 0.0])
 def test_one_seed_is_inconclusive(shift: float) -> None:
-    assert of_cell(task(1, shift=shift, seed=1)) is Verdict.INCONCLUSIVE
+    assert cell_verdict(task(1, shift=shift, seed=1)) is Verdict.INCONCLUSIVE
 
 
 def test_all_runs_at_the_ceiling() -> None:
     """No spread on either side is no reason to be uncertain, except of one or two runs."""
     reference = task(64, spread=0.0)
-    assert of_cell(task(16, spread=0.0, first_seed=500), reference) is Verdict.PASS
-    assert of_cell(task(16, spread=0.0, first_seed=500, shift=-0.2), reference) is Verdict.FAIL
-    assert of_cell(task(2, spread=0.0, first_seed=500, shift=-0.2), reference) is Verdict.INCONCLUSIVE
+    assert cell_verdict(task(16, spread=0.0, first_seed=500), reference) is Verdict.PASS
+    assert cell_verdict(task(16, spread=0.0, first_seed=500, shift=-0.2), reference) is Verdict.FAIL
+    assert cell_verdict(task(2, spread=0.0, first_seed=500, shift=-0.2), reference) is Verdict.INCONCLUSIVE
 
 
 # --- Claims -----------------------------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ def test_diverged_with_a_last_score_that_is_good_is_diverged_all_the_same() -> N
     new = task(48, seed=5)
     late = dataclasses.replace(new, diverged=np.arange(48) < 12)
     assert verdicts(late)["final"] is Verdict.PASS
-    assert of_cell(late) is Verdict.FAIL
+    assert cell_verdict(late) is Verdict.FAIL
 
 
 def test_runs_without_any_finite_score_count_as_the_lowest_of_the_reference() -> None:
@@ -210,15 +210,15 @@ def test_missing_evaluations_are_refused() -> None:
     lacking = task(16, seed=1)
     lacking.evaluated[3, -1] = False
     with pytest.raises(ResultsError, match="1 of 16 new runs lack evaluations; run the same command again"):
-        of_cell(lacking)
+        cell_verdict(lacking)
     with pytest.raises(ResultsError, match="1 of 16 reference runs lack evaluations; refresh the reference"):
-        of_cell(REFERENCE, lacking)
+        cell_verdict(REFERENCE, lacking)
 
 
 def test_other_evaluations_are_refused() -> None:
     new = dataclasses.replace(task(16, seed=1), steps=STEPS * 2)
     with pytest.raises(ResultsError, match=r"evaluated at steps 0, 200, 400, ... 2000, but its reference at 0, 100"):
-        of_cell(new)
+        cell_verdict(new)
 
 
 # --- Several cells and several looks ----------------------------------------------------------------------------------
@@ -272,11 +272,11 @@ def test_rates_of_error_on_normal_scores() -> None:
     failed = passed = 0
     for _ in range(100):
         reference, new = (task(runs, spread=0.08, seed=int(rng.integers(1 << 30))) for runs in (128, 32))
-        of_claims = regression.claims(reference, new, repetitions=200)
-        failed += Verdict.FAIL in regression.decide([of_claims], looks=1)[0]
+        cell_claims = regression.claims(reference, new, repetitions=200)
+        failed += Verdict.FAIL in regression.decide([cell_claims], looks=1)[0]
         lost = new.curves - regression.MARGIN * LEARNED
-        of_claims = regression.claims(reference, dataclasses.replace(new, curves=lost), repetitions=200)
-        passed += regression.decide([of_claims], looks=1)[0][0] is Verdict.PASS
+        cell_claims = regression.claims(reference, dataclasses.replace(new, curves=lost), repetitions=200)
+        passed += regression.decide([cell_claims], looks=1)[0][0] is Verdict.PASS
     assert failed < 4
     assert passed < 4
 
@@ -284,20 +284,20 @@ def test_rates_of_error_on_normal_scores() -> None:
 # --- Files and figures ------------------------------------------------------------------------------------------------
 
 
-def write(folder: Path, shard: str, of_task: TaskScores, **manifest: object) -> None:
+def write(folder: Path, shard: str, scores: TaskScores, **manifest: object) -> None:
     """A finished shard of these curves, as `rlsuite` writes it."""
     folder.mkdir(exist_ok=True)
-    runs, points = of_task.curves.shape
+    runs, points = scores.curves.shape
     same = {"experiment": "check", "label": "learner", "algorithm": "sac", "environment": "task", "config_hash": "0abc"}
-    facts = {"format": 1, "shard": shard, **same, "steps": 1000, "seeds": of_task.seeds.tolist()}
+    facts = {"format": 1, "shard": shard, **same, "steps": 1000, "seeds": scores.seeds.tolist()}
     columns = {
         **{name: [value] * (runs * points) for name, value in same.items()},
         "run": np.tile(np.arange(runs), points),
-        "seed": np.tile(of_task.seeds, points),
-        "step": np.repeat(of_task.steps, runs),
-        "wall_seconds": np.repeat(of_task.steps / 10.0, runs),
-        "return_mean": of_task.curves.T.ravel(),
-        "diverged": np.tile(of_task.diverged, points),
+        "seed": np.tile(scores.seeds, points),
+        "step": np.repeat(scores.steps, runs),
+        "wall_seconds": np.repeat(scores.steps / 10.0, runs),
+        "return_mean": scores.curves.T.ravel(),
+        "diverged": np.tile(scores.diverged, points),
     }
     pq.write_table(pa.table(columns), folder / f"{shard}.parquet")
     (folder / f"{shard}.json").write_text(json.dumps(facts | manifest))

@@ -613,10 +613,10 @@ class TestBrowser:
             "]);"
         )
         assert len(found) == 4
-        for left, right, of_names, of_values, markers in found:
-            assert all(left <= box[0] for box in of_names)
-            assert {box[2] for box in of_names} >= {"WWWW MMMM", "ppo"}
-            for name, value, marker in zip(of_names, of_values, markers, strict=True):
+        for left, right, name_boxes, value_boxes, markers in found:
+            assert all(left <= box[0] for box in name_boxes)
+            assert {box[2] for box in name_boxes} >= {"WWWW MMMM", "ppo"}
+            for name, value, marker in zip(name_boxes, value_boxes, markers, strict=True):
                 assert value[1] <= right and name[1] <= value[0]
                 assert left <= marker[0] and marker[1] <= right
                 # Wide, all is on one line: name, interval, numbers.

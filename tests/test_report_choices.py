@@ -66,10 +66,10 @@ def test_several_tasks_in_common_are_averaged_and_named(folder: Path) -> None:
     scores = read(folder)
     assert scores.pairs() == {("ppo", "sac"): ["a", "b"], ("ppo", "td3"): ["a", "b", "c"], ("sac", "td3"): ["a", "b"]}
     summary = summarise(scores, repetitions=40)
-    of_pair = summary[(summary["against"] == "td3") & (summary["label"] == "ppo") & (summary["score"] == "auc")].iloc[0]
+    pair = summary[(summary["against"] == "td3") & (summary["label"] == "ppo") & (summary["score"] == "auc")].iloc[0]
     x, y = ([scores.tasks[label, each].auc for each in "abc"] for label in ("ppo", "td3"))
-    assert of_pair["estimate"] == bootstrap.improvement(x, y, repetitions=40).estimate
-    assert of_pair["tasks"] == "a; b; c"
+    assert pair["estimate"] == bootstrap.improvement(x, y, repetitions=40).estimate
+    assert pair["tasks"] == "a; b; c"
     # Aggregates stay on what all have in common, and say so.
     assert set(summary.loc[summary["section"] == "aggregate", "tasks"]) == {"a; b"}
 
@@ -181,9 +181,9 @@ def test_a_label_with_several_settings_has_a_table_of_them(folder: Path, capsys:
     assert main([str(folder), "--repetitions", "40"]) == 0
     printed = capsys.readouterr().out
     csv = pd.read_csv(folder / "report.csv")
-    of_settings = csv[csv["section"] == "setting"]
-    assert of_settings["setting"].tolist() == ["lr 0.2", "lr 0.3", "lr 0.1"], "the best first; what varies alone"
-    for _, row in of_settings.iterrows():
+    setting_rows = csv[csv["section"] == "setting"]
+    assert setting_rows["setting"].tolist() == ["lr 0.2", "lr 0.3", "lr 0.1"], "the best first; what varies alone"
+    for _, row in setting_rows.iterrows():
         runs = returns[rates == float(row["setting"].split()[1]), 2]
         assert row["estimate"] == pytest.approx(metrics.aggregate_iqm(runs[:, None]))
         assert row["runs"] == 8 and row["low"] < row["estimate"] < row["high"]
@@ -204,6 +204,6 @@ def test_the_printed_settings_are_bounded_and_count_the_others(
     assert len(re.findall(r"lr 0\.?\d* +1 +[\d.]+ \*", printed)) == 5
     assert "Settings not shown, which are in report.csv: 7 of 'ppo' on a." in printed
     csv = pd.read_csv(folder / "report.csv")
-    of_settings = csv[csv["section"] == "setting"]
-    assert len(of_settings) == 12 and of_settings["estimate"].is_monotonic_decreasing
-    assert of_settings["low"].isna().all() and set(of_settings["no_interval"]) == {bootstrap.FEW_RUNS}
+    setting_rows = csv[csv["section"] == "setting"]
+    assert len(setting_rows) == 12 and setting_rows["estimate"].is_monotonic_decreasing
+    assert setting_rows["low"].isna().all() and set(setting_rows["no_interval"]) == {bootstrap.FEW_RUNS}

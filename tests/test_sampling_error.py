@@ -131,8 +131,8 @@ def trained(env_id: str, config: props.Config | ros.Config, step_sizes: tuple[fl
         after = train.segment(algorithm, task, before, seed, hypers, zero, updates, updates, zero)
         return Trained(before.state.learner.params, after.state, after.sums)
 
-    of_runs = jax.vmap(jax.vmap(run, (None, 0)), (0, None))
-    return jax.jit(of_runs)(jnp.asarray(step_sizes, jnp.float32), jnp.arange(RUNS, dtype=jnp.uint32))
+    all_runs = jax.vmap(jax.vmap(run, (None, 0)), (0, None))
+    return jax.jit(all_runs)(jnp.asarray(step_sizes, jnp.float32), jnp.arange(RUNS, dtype=jnp.uint32))
 
 
 def with_ros(env_id: str) -> Trained:
@@ -182,9 +182,9 @@ def assert_target_stayed(trained: Trained) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("env_id", STEP_SIZES)
 def test_ros_lowers_it_and_its_reverse_raises_it(env_id: str) -> None:
-    of_ros = with_ros(env_id)
-    assert_target_stayed(of_ros)
-    target, ros, reverse = exact_errors(env_id, of_ros).mean(axis=1)
+    ros_runs = with_ros(env_id)
+    assert_target_stayed(ros_runs)
+    target, ros, reverse = exact_errors(env_id, ros_runs).mean(axis=1)
     # The target's own error is about parameters / (2 transitions), with a standard error of an eighth or less.
     assert ros < 0.75 * target
     assert reverse > 1.25 * target
@@ -193,23 +193,23 @@ def test_ros_lowers_it_and_its_reverse_raises_it(env_id: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("env_id", STEP_SIZES)
 def test_props_lowers_it(env_id: str) -> None:
-    of_props = trained(env_id, CONFIG)
-    assert_target_stayed(of_props)
+    props_runs = trained(env_id, CONFIG)
+    assert_target_stayed(props_runs)
     target = exact_errors(env_id, with_ros(env_id))[0].mean()
-    assert exact_errors(env_id, of_props).mean() < 0.75 * target
+    assert exact_errors(env_id, props_runs).mean() < 0.75 * target
 
 
 @pytest.mark.parametrize("env_id", STEP_SIZES)
 def test_the_metric_is_the_exact_error_and_is_held_between_measurements(env_id: str) -> None:
-    of_ros = with_ros(env_id)
-    last = np.asarray(of_ros.state.sampling_error)
-    np.testing.assert_allclose(last[:2], exact_errors(env_id, of_ros)[:2], rtol=0.1, atol=5e-4)
+    ros_runs = with_ros(env_id)
+    last = np.asarray(ros_runs.state.sampling_error)
+    np.testing.assert_allclose(last[:2], exact_errors(env_id, ros_runs)[:2], rtol=0.1, atol=5e-4)
     # The first value counts seven times. It is four times the last on average, from 64 of then 256 transitions.
-    first = (np.asarray(of_ros.sums["sampling_error"]) - last)[0] / 7
+    first = (np.asarray(ros_runs.sums["sampling_error"]) - last)[0] / 7
     assert 2.0 < np.mean(first) / np.mean(last[0]) < 8.0
 
 
 def test_there_is_no_such_metric_unless_asked_for() -> None:
-    of_props = trained("probe/action/discrete", CONFIG)
-    assert of_props.state.sampling_error is None
-    assert "sampling_error" not in of_props.sums
+    props_runs = trained("probe/action/discrete", CONFIG)
+    assert props_runs.state.sampling_error is None
+    assert "sampling_error" not in props_runs.sums

@@ -109,8 +109,8 @@ def test_a_changed_byte_asks_what_imports_it_and_no_other(root: Path, path: str,
     before = digests(root)
     append(root, path)
     after = digests(root)
-    of_none = [] if path == "tests/test_other.py" else ["none"]
-    assert [name for name in before if after[name] != before[name]] == [*asked.split(), *of_none]
+    no_method = [] if path == "tests/test_other.py" else ["none"]
+    assert [name for name in before if after[name] != before[name]] == [*asked.split(), *no_method]
 
 
 def test_a_new_method_asks_no_other_one(root: Path) -> None:

@@ -528,7 +528,7 @@ def test_a_finished_shard_gets_the_reference_that_its_cell_has_now(
 ) -> None:
     store, [one, two, _] = Store(tmp_path), three_shards()
     local.run([one, two], store, at_once(4))
-    before, rows, of_two = (
+    before, rows, second_manifest = (
         store.open(one).manifest(),
         store.open(one).path.read_bytes(),
         store.open(two).manifest_path.read_bytes(),
@@ -544,7 +544,7 @@ def test_a_finished_shard_gets_the_reference_that_its_cell_has_now(
         ]
         assert store.open(one).manifest() == {**before, "reference": reference and reference._asdict()}
     assert store.open(one).path.read_bytes() == rows
-    assert store.open(two).manifest_path.read_bytes() == of_two
+    assert store.open(two).manifest_path.read_bytes() == second_manifest
     assert len(made_up.started) == 2
     assert names_in(tmp_path) == {f"{each.name}{suffix}" for each in (one, two) for suffix in (".parquet", ".json")}
 
