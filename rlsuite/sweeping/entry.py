@@ -370,7 +370,7 @@ def runs_of(ranges: Iterable[tuple[int, int]]) -> list[int]:
 
 
 def read_policies(path: Path) -> pa.Table:
-    """What `Store.write_policies` or `finish` wrote there; the arrays stay on the disk until they are looked at.
+    """The table that `Entry.write_policies` or `finish` wrote; the arrays stay on the disk until they are looked at.
 
     Raises:
         UserError: the file is damaged.
