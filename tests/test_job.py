@@ -97,8 +97,7 @@ class Remote:
 def worker(packed: bytes, first: int, stop: int, sink: Remote, resumed: Training | None = None) -> None:
     """A machine that has nothing but the job."""
     one = pickle.loads(packed)
-    given = chunk.given_to(one)
-    work = chunk.work_of(one, given.dataset if given else None)
+    work = chunk.work_of(one, chunk.given_to(one))
     compiled = plan.compile_for(work, 3, 1)
     chunk.run(one, work, compiled.programs, first, stop, sink, resumed)
 

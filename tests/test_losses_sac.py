@@ -33,6 +33,7 @@ from trained_states import params_of, with_adam
 
 from rlsuite.algorithms.off_policy import sac
 from rlsuite.core import Clock, Task, Transition
+from rlsuite.pieces import squashed as squashed_policy
 
 HIDDEN = (6, 5)
 SEEDS = range(5)
@@ -87,8 +88,8 @@ def jax_losses(state: sac.Learner, batch: Transition, noise: Any, discount: Any,
     (critic_loss, _), critic_grads = jax.value_and_grad(sac.critic_loss, has_aux=True)(
         params.critics, networks, state, batch, noise, discount
     )
-    (actor_loss, log_prob), actor_grads = jax.value_and_grad(sac.actor_loss, has_aux=True)(
-        params.actor, networks, params.critics, params.log_alpha, batch.obs, noise
+    (actor_loss, log_prob), actor_grads = jax.value_and_grad(squashed_policy.actor_loss, has_aux=True)(
+        params.actor, *networks, params.critics, params.log_alpha, batch.obs, noise
     )
     alpha = jax.value_and_grad(sac.alpha_loss)(params.log_alpha, log_prob, target_entropy)
     return (critic_loss, critic_grads), (actor_loss, actor_grads, log_prob), alpha

@@ -30,10 +30,18 @@ def template() -> str:
 def contributed(tmp_path: Path) -> dict[str, str]:
     """The variables of a process in which the `toy_plugin` registers `a2c`."""
     assert any('"on_policy.a2c",' in block and "METHODS" in block for block in blocks("python"))
-    (tmp_path / "a2c.py").write_text(template())
-    # What the line in METHODS does, for a module that lies in no room.
-    (tmp_path / "toy_plugin.py").write_text("from rlsuite import algorithms\nalgorithms.MODULES['a2c'] = 'a2c'\n")
-    paths = [str(tmp_path), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    path = tmp_path / "a2c.py"
+    path.write_text(template())
+    return registering(path)
+
+
+def registering(module: Path) -> dict[str, str]:
+    """The variables of a process in which the module's method is registered, as by its line in METHODS."""
+    name = module.stem
+    (module.parent / "toy_plugin.py").write_text(
+        f"from rlsuite import algorithms\nalgorithms.MODULES['{name}'] = '{name}'\n"
+    )
+    paths = [str(module.parent), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTEST_ADDOPTS": "-p toy_plugin -p no:cacheprovider"}
 
 
@@ -91,17 +99,9 @@ def variant(tmp_path: Path) -> Path:
     return path
 
 
-def with_variant(path: Path) -> dict[str, str]:
-    """The variables of a process in which the file is registered."""
-    line = f"from rlsuite import algorithms\nalgorithms.MODULES['{VARIANT}'] = '{VARIANT}'\n"
-    (path.parent / "toy_plugin.py").write_text(line)
-    paths = [str(path.parent), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTEST_ADDOPTS": "-p toy_plugin -p no:cacheprovider"}
-
-
 def test_a_variant_is_one_file_that_the_contracts_cover(variant: Path) -> None:
     """No dead field, and its base to the bit; those that plain `pytest` leaves out are listed for it too."""
-    variables = with_variant(variant)
+    variables = registering(variant)
     assert "4 passed" in run_pytest(variables, "tests/test_contracts.py", "-k", VARIANT)
     listed = run_pytest(variables, "--collect-only", *CONTRACT_TESTS, "-k", VARIANT)
     assert len(re.findall(rf"\b{VARIANT}\b", listed)) > 40
@@ -120,7 +120,7 @@ def test_the_contracts_turn_red_on_a_variant(variant: Path, right: str, wrong: s
     assert right in source
     variant.write_text(source.replace(right, wrong))
     command = [sys.executable, "-m", "pytest", "-q", "tests/test_contracts.py", "-k", f"{VARIANT} and {test}"]
-    done = subprocess.run(command, cwd=ROOT, env=with_variant(variant), capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=registering(variant), capture_output=True, text=True)
     assert done.returncode == 1 and "1 failed" in done.stdout, done.stdout
 
 

@@ -51,8 +51,7 @@ def measure(job: Job) -> Speed:
     Raises:
         UserError: as `chunk.given_to` and `chunk.work_of`.
     """
-    given = chunk.given_to(job)
-    work = chunk.work_of(job, given.dataset if given else None)
+    work = chunk.work_of(job, chunk.given_to(job))
     hypers, total = work.hypers, work.total_updates
     device = jax.local_devices()[0]
     task = batch.place(work.task, [device])

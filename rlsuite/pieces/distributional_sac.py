@@ -66,9 +66,7 @@ def step_policy(
     learner = learner._replace(actor=actor, target_actor=target_actor)
     if not config.learn_alpha:
         return learner
-    target_entropy = -hypers.target_entropy_scale * noise.shape[-1]
-    grad = jax.grad(squashed.alpha_loss)(before.log_alpha.params, log_prob, target_entropy)
-    return learner._replace(log_alpha=before.log_alpha.step(grad, optax.adam(hypers.alpha_learning_rate)))
+    return learner._replace(log_alpha=squashed.learn_alpha(before.log_alpha, log_prob, noise.shape[-1], hypers))
 
 
 def make(config: DistributionalSAC, method: off_policy.Method) -> Algorithm:

@@ -6,7 +6,7 @@ A method fills four slots; its actions are in units of the action box.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,19 +18,11 @@ from envs.datasets import Batch
 from rlsuite.core import Algorithm, Clock, Metrics, Task
 from rlsuite.errors import check_positive
 from rlsuite.pieces import offline, squashed
+from rlsuite.pieces.settings import Offline
 from rlsuite.pieces.trained import Trained
 
 Array = jax.Array
 Params = Any
-
-
-class Config(Protocol):
-    """The fields of a method's `Config` that the loop reads; their texts are there."""
-
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def normalize_obs(self) -> bool: ...
 
 
 class Networks(NamedTuple):
@@ -75,14 +67,7 @@ class Method(NamedTuple):
     """(config, key, task, networks, state, obs `[obs_dim]` as the networks see it) -> `Algorithm.value`"""
 
 
-def learn_alpha(state: State, log_prob: Array, action_dim: int, hypers: Any) -> Trained:
-    """The temperature after a step towards the target entropy; `log_prob` is `[batch]`."""
-    target_entropy = -hypers.target_entropy_scale * action_dim
-    grad = jax.grad(squashed.alpha_loss)(state.log_alpha.params, log_prob, target_entropy)
-    return state.log_alpha.step(grad, optax.adam(hypers.alpha_learning_rate))
-
-
-def make(config: Config, method: Method, num_keys: int) -> Algorithm:
+def make(config: Offline, method: Method, num_keys: int) -> Algorithm:
     """The algorithm of a method whose update takes `num_keys` keys. Raises UserError if a size is not positive."""
     check_positive(batch_size=config.batch_size)
 

@@ -6,7 +6,7 @@ A method fills four slots. Networks see actions in units of the action box, that
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,23 +20,11 @@ from rlsuite.pieces import offline
 from rlsuite.pieces.critics import init_critics
 from rlsuite.pieces.deterministic import Networks, State, acting, actor_loss, choose, critic_loss, step_actor
 from rlsuite.pieces.networks import MLP
+from rlsuite.pieces.settings import OfflineTD3
 from rlsuite.pieces.trained import Trained
 
 Array = jax.Array
 Params = Any
-
-
-class Config(Protocol):
-    """The fields of a method's `Config` that the loop reads; their texts are there."""
-
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def hidden_sizes(self) -> tuple[int, ...]: ...
-    @property
-    def policy_delay(self) -> int: ...
-    @property
-    def normalize_obs(self) -> bool: ...
 
 
 class Method(NamedTuple):
@@ -53,17 +41,17 @@ class Method(NamedTuple):
     """(actor, networks, critics, obs `[batch, obs_dim]`, anchor `[batch, action_dim]`, hypers) -> loss `[]`"""
 
 
-def networks(config: Config, action_dim: int) -> Networks:
+def networks(config: OfflineTD3, action_dim: int) -> Networks:
     """Plain networks with the config's hidden layers."""
     return Networks(MLP((*config.hidden_sizes, action_dim)), MLP((*config.hidden_sizes, 1)))
 
 
-def recorded_action(config: Config, task: Task, recorded: Batch, action: Array, hypers: Any) -> Array:
+def recorded_action(config: OfflineTD3, task: Task, recorded: Batch, action: Array, hypers: Any) -> Array:
     """The dataset's own action: `[batch, action_dim]`."""
     return recorded.action
 
 
-def make(config: Config, method: Method) -> Algorithm:
+def make(config: OfflineTD3, method: Method) -> Algorithm:
     """The algorithm of a method. Raises UserError if a size is not positive."""
     check_positive(batch_size=config.batch_size, policy_delay=config.policy_delay)
 

@@ -37,16 +37,12 @@ def gelu(x: Array) -> Array:
     return jax.nn.gelu(x, approximate=False)
 
 
-def clip_log_std(log_std: Array) -> Array:
-    """The policy's bound of its log standard deviation: `[...]`."""
-    return jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)
-
-
 def networks_of(hidden_sizes: tuple[int, ...], env: Env) -> Networks:
     """The architectures for this environment, which has `Box` actions; the registry keeps others away."""
     assert isinstance(env.action_space, Box)
     actor = MLP((*hidden_sizes, 2 * env.action_space.dim), gelu)
-    return Networks(squashed.Policy.of(actor, env, clip_log_std), MLP((*hidden_sizes, 2), gelu))
+    policy = squashed.Policy.of(actor, env, squashed.clipped(LOG_STD_MIN, LOG_STD_MAX))
+    return Networks(policy, MLP((*hidden_sizes, 2), gelu))
 
 
 def return_distribution(networks: Networks, critic: Params, obs: Array, action: Array) -> tuple[Array, Array]:

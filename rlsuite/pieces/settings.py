@@ -84,3 +84,21 @@ class RolloutBuffer(OnPolicy, PPOLosses, Protocol):
     def sampling_error_epochs(self) -> int: ...
     @property
     def sampling_error_interval(self) -> int: ...
+
+
+class Offline(Protocol):
+    """Batches and normalisation of a loop on a dataset."""
+
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def normalize_obs(self) -> bool: ...
+
+
+class OfflineTD3(Offline, Protocol):
+    """Those of the loop of TD3 on a dataset."""
+
+    @property
+    def hidden_sizes(self) -> tuple[int, ...]: ...
+    @property
+    def policy_delay(self) -> int: ...

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import linen as nn
 
 from envs.core import Box, Env
 from rlsuite.pieces import distributions
 from rlsuite.pieces.critics import min_q
+from rlsuite.pieces.trained import Trained
 
 Array = jax.Array
 Params = Any
@@ -92,12 +94,24 @@ def alpha_loss(log_alpha: Array, log_prob: Array, target_entropy: Array | float)
     return -jnp.mean(log_alpha * jax.lax.stop_gradient(log_prob + target_entropy))
 
 
+def clipped(low: float, high: float) -> Callable[[Array], Array]:
+    """The bound that clips the log standard deviation to these values: `[...]` -> `[...]`."""
+    return lambda log_std: jnp.clip(log_std, low, high)
+
+
 def actor_loss(
     actor: Params, policy: Policy, critic: nn.Module, critics: Params, log_alpha: Array, obs: Array, noise: Array
 ) -> tuple[Array, Array]:
     """SAC's mean(alpha log pi - min Q), its eq. 7: (loss `[]`, log-probabilities `[batch]`)."""
     action, log_prob = policy.draw(actor, obs, noise)
     return jnp.mean(jnp.exp(log_alpha) * log_prob - min_q(critic, critics, obs, action)), log_prob
+
+
+def learn_alpha(log_alpha: Trained, log_prob: Array, action_dim: int, hypers: Any) -> Trained:
+    """The temperature after a step towards the target entropy; `log_prob` is `[batch]`."""
+    target_entropy = -hypers.target_entropy_scale * action_dim
+    grad = jax.grad(alpha_loss)(log_alpha.params, log_prob, target_entropy)
+    return log_alpha.step(grad, optax.adam(hypers.alpha_learning_rate))
 
 
 def temperature(learner: Any) -> dict[str, Array]:

@@ -34,15 +34,11 @@ class Drawn(NamedTuple):
     """of each component of the action, scaled to [-1, 1]"""
 
 
-def clip_log_std(log_std: Array) -> Array:
-    """The policy's bound of its log standard deviation: `[...]`."""
-    return jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)
-
-
 def policy_of(hidden_sizes: tuple[int, ...], env: Env) -> squashed.Policy:
     """The policy for an environment with `Box` actions; the registry keeps others away."""
     assert isinstance(env.action_space, Box)
-    return squashed.Policy.of(MLP((*hidden_sizes, 2 * env.action_space.dim)), env, clip_log_std)
+    actor = MLP((*hidden_sizes, 2 * env.action_space.dim))
+    return squashed.Policy.of(actor, env, squashed.clipped(LOG_STD_MIN, LOG_STD_MAX))
 
 
 def log_density(z: Array, log_std: Array, u: Array) -> Array:

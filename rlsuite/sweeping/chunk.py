@@ -61,8 +61,8 @@ def given_to(job: Job) -> Given | None:
     return Given(found, found.read(env, cell.sampling, cell.clip_actions))
 
 
-def work_of(job: Job, dataset: Dataset | None) -> Work:
-    """What a job trains on which task.
+def work_of(job: Job, given: Given | None) -> Work:
+    """What a job trains on which task, with the dataset that `given_to` gives.
 
     Raises:
         UserError: as `sweep.make_env`.
@@ -70,7 +70,7 @@ def work_of(job: Job, dataset: Dataset | None) -> Work:
     cell = job.cell
     spec = algorithms.get(cell.algorithm)
     config = spec.fit(job.config, cell.steps)
-    task = Task(env_of(cell), None if dataset is None else spec.prepare(dataset))
+    task = Task(env_of(cell), None if given is None else spec.prepare(given.dataset))
     return Work(
         cell.algorithm,
         config,

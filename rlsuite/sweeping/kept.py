@@ -47,14 +47,11 @@ def begun_with_other_code(entry: Entry) -> bool:
     return unfinished and not provenance.same(entry.job.packages, entry.manifest())
 
 
-def check_checksum(entry: Entry, dataset: Dataset) -> None:
-    """Raise UserError if the shard was begun, and perhaps finished, with other data of the same name."""
-    done = entry.finished()
-    if not (done or entry.begun()):
-        return
+def check_checksum(entry: Entry, dataset: Dataset, finished: bool) -> None:
+    """Raise UserError if the shard, which is begun or `finished`, has learned from other data of the same name."""
     before = entry.manifest().get("dataset_checksum", dataset.checksum)
     if before != dataset.checksum:
-        what, there = ("trained", entry.path) if done else ("begun", entry.partial)
+        what, there = ("trained", entry.path) if finished else ("begun", entry.partial)
         raise UserError(
             f"dataset '{dataset.id}' has changed (checksum {dataset.checksum}, was {before}) since "
             f"'{entry.job.name}' was {what}; restore it, or delete '{there}' to begin again"
@@ -91,7 +88,7 @@ def look_at_dataset(entry: Entry, before: dict[str, Any], dataset_id: str) -> di
     except UserError as error:
         say(f"  whether dataset '{dataset_id}' has changed since '{job.name}' was trained cannot be told: {error}")
         return {}
-    check_checksum(entry, dataset)
+    check_checksum(entry, dataset, finished=True)
     return {"dataset_files": found.fingerprint, "reference": job.reference(dataset.reference)}
 
 

@@ -143,8 +143,9 @@ def take(entry: Entry, title: str, again: bool, news: dict[str, Any], settings: 
     if entry.finished():
         say_kept(title, entry)
         if news:
-            kept.tell_reference(entry.manifest(), news)
-            entry.write_manifest({**entry.manifest(), **news})
+            before = entry.manifest()
+            kept.tell_reference(before, news)
+            entry.write_manifest({**before, **news})
     else:
         say(f"{title} x {quantity(entry.job.cell.steps)} steps")
         run_shard(entry, settings, signals)
@@ -181,12 +182,13 @@ def run_shard(entry: Entry, settings: Settings, signals: Signals) -> None:
     """Train all runs of one shard that this process has claimed, chunk after chunk, and merge their rows."""
     job = entry.job
     num_runs = len(job.runs)
-    if entry.begun():
+    begun = entry.begun()
+    if begun:
         kept.check_resumed(entry)
     given = chunk.given_to(job)
-    if given:
-        kept.check_checksum(entry, given.dataset)
-    claimed = Claimed(entry, chunk.work_of(job, given.dataset if given else None), settings, signals)
+    if given and begun:
+        kept.check_checksum(entry, given.dataset, finished=False)
+    claimed = Claimed(entry, chunk.work_of(job, given), settings, signals)
     dataset_facts = manifest.facts_of_dataset(job, given.found, given.dataset) if given else {}
     del given  # the work has the dataset, prepared
     began = time.perf_counter()

@@ -115,17 +115,15 @@ def networks_of(config: Config, env: Env) -> Networks:
     """The architectures for this environment. SAC is for `Box` actions; the registry says so to the caller."""
     assert isinstance(env.action_space, Box)
     actor = MLP((*config.hidden_sizes, 2 * env.action_space.dim))
-    bound, extra_slope = (rescale, CLEANRL_EXTRA_SLOPE) if config.cleanrl else (clip, 0.0)
-    return Networks(squashed.Policy.of(actor, env, bound, extra_slope), MLP((*config.hidden_sizes, 1)))
-
-
-def clip(log_std: Array) -> Array:
-    """Stable-Baselines3's bound of the log standard deviation: `[...]`."""
-    return jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)
+    if config.cleanrl:
+        policy = squashed.Policy.of(actor, env, rescale, CLEANRL_EXTRA_SLOPE)
+    else:
+        policy = squashed.Policy.of(actor, env, squashed.clipped(LOG_STD_MIN, LOG_STD_MAX))
+    return Networks(policy, MLP((*config.hidden_sizes, 1)))
 
 
 def rescale(log_std: Array) -> Array:
-    """CleanRL's: `[...]`."""
+    """CleanRL's bound of the log standard deviation: `[...]`."""
     return CLEANRL_LOG_STD_MIN + 0.5 * (LOG_STD_MAX - CLEANRL_LOG_STD_MIN) * (jnp.tanh(log_std) + 1.0)
 
 
@@ -141,15 +139,6 @@ def critic_loss(
     next_value = next_q - jnp.exp(learner.log_alpha.params) * next_log_prob
     target = bellman_target(batch.reward, discount, batch.terminated, next_value)
     return squared_error(q_values(networks.critic, critics, batch.obs, batch.action), target)
-
-
-def actor_loss(
-    actor: Params, networks: Networks, critics: Params, log_alpha: Array, obs: Array, noise: Array
-) -> tuple[Array, Array]:
-    """mean(alpha log pi - min Q) (eq. 7): (loss `[]`, log-probabilities `[batch]`)."""
-    action, log_prob = networks.policy.draw(actor, obs, noise)
-    q = min_q(networks.critic, critics, obs, action)
-    return jnp.mean(jnp.exp(log_alpha) * log_prob - q), log_prob
 
 
 def alpha_loss(log_alpha: Array, log_prob: Array, target_entropy: Array | float, cleanrl: bool = False) -> Array:
@@ -188,8 +177,8 @@ def learn_actor(
     hypers: Hypers,
 ) -> Learner:
     """One step of the actor, then of the temperature; `alpha_noise` is CleanRL's draw for the latter."""
-    grads, log_prob = jax.grad(actor_loss, has_aux=True)(
-        learner.actor.params, networks, learner.critics.params, learner.log_alpha.params, obs, noise
+    grads, log_prob = jax.grad(squashed.actor_loss, has_aux=True)(
+        learner.actor.params, *networks, learner.critics.params, learner.log_alpha.params, obs, noise
     )
     learner = learner._replace(actor=learner.actor.step(grads, optax.adam(hypers.actor_learning_rate)))
     if not config.learn_alpha:

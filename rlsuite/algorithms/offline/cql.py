@@ -160,12 +160,7 @@ def networks_of(config: Config, action_dim: int) -> Networks:
     gains = (*(2.0**0.5 for _ in config.critic_hidden_sizes), 0.01)
     critic = MLP((*config.critic_hidden_sizes, 1), gains=gains)
     actor = ScaledGaussian(config.actor_hidden_sizes, action_dim)
-    return Networks(squashed.Policy.in_units(actor, action_dim, clip), critic)
-
-
-def clip(log_std: Array) -> Array:
-    """The bound of the log standard deviation: `[...]`."""
-    return jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)
+    return Networks(squashed.Policy.in_units(actor, action_dim, squashed.clipped(LOG_STD_MIN, LOG_STD_MAX)), critic)
 
 
 def start(
@@ -209,7 +204,7 @@ def learn(
         target_critics=optax.incremental_update(critics.params, state.target_critics, hypers.tau),
     )
     if config.learn_alpha:
-        new = new._replace(log_alpha=offline_sac.learn_alpha(state, log_prob, shape[-1], hypers))
+        new = new._replace(log_alpha=squashed.learn_alpha(state.log_alpha, log_prob, shape[-1], hypers))
     if config.lagrange:
         grad = jax.grad(multiplier_loss)(state.own.params, difference, hypers)
         new = new._replace(own=state.own.step(grad, optax.adam(hypers.multiplier_learning_rate)))

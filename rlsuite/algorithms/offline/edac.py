@@ -136,12 +136,8 @@ def critic_loss(
 def networks_of(config: Config, action_dim: int) -> Networks:
     """Plain networks; the actor gives mean and log standard deviation."""
     actor = MLP((*config.hidden_sizes, 2 * action_dim))
-    return Networks(squashed.Policy.in_units(actor, action_dim, clip), MLP((*config.hidden_sizes, 1)))
-
-
-def clip(log_std: Array) -> Array:
-    """The bound of the log standard deviation: `[...]`."""
-    return jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)
+    bound = squashed.clipped(LOG_STD_MIN, LOG_STD_MAX)
+    return Networks(squashed.Policy.in_units(actor, action_dim, bound), MLP((*config.hidden_sizes, 1)))
 
 
 def start(
@@ -161,7 +157,7 @@ def learn(
     shape = batch.action.shape
     if config.learn_alpha:
         _, log_prob = networks.policy.draw(state.actor.params, batch.obs, jax.random.normal(alpha_key, shape))
-        state = state._replace(log_alpha=offline_sac.learn_alpha(state, log_prob, shape[-1], hypers))
+        state = state._replace(log_alpha=squashed.learn_alpha(state.log_alpha, log_prob, shape[-1], hypers))
 
     noise = jax.random.normal(actor_key, shape)
     grads, _ = jax.grad(squashed.actor_loss, has_aux=True)(
