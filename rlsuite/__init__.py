@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from envs.core import Reference
     from rlsuite.commands.api import Policy, Run, load_policy, report, run, sweep
     from rlsuite.errors import Stopped, UserError
-    from rlsuite.sweeping.local import Settings
+    from rlsuite.sweeping.settings import Settings
     from rlsuite.sweeping.sweep import Cell, Experiment
     from rlsuite.training.plan import Limits
 
@@ -41,7 +41,7 @@ _MODULES = {
     "Policy": "rlsuite.commands.api",
     "Reference": "envs.core",
     "Run": "rlsuite.commands.api",
-    "Settings": "rlsuite.sweeping.local",
+    "Settings": "rlsuite.sweeping.settings",
     "Stopped": "rlsuite.errors",
     "UserError": "rlsuite.errors",
     "load_policy": "rlsuite.commands.api",

@@ -19,6 +19,7 @@ from rlsuite.core import Task
 from rlsuite.sweeping import local
 from rlsuite.sweeping.entry import Entry
 from rlsuite.sweeping.job import resolve
+from rlsuite.sweeping.settings import Settings
 from rlsuite.sweeping.store import Store
 from rlsuite.sweeping.sweep import Cell
 from rlsuite.training import batch
@@ -185,7 +186,7 @@ def test_one_compile_however_many_chunks(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Entry, "write_rows", write_rows)
     jax.monitoring.register_event_duration_secs_listener(compiles)
     store = Store(tmp_path / "chunks")
-    local.run([sharded], store, local.Settings(Limits(width=2, devices=1)))
+    local.run([sharded], store, Settings(Limits(width=2, devices=1)))
     assert events.count("rows") == 4 * 4
     assert events.count("compile") >= 3, "the event has another name in this version of JAX"
     assert "compile" not in events[events.index("rows") :]

@@ -20,6 +20,7 @@ from rlsuite.commands.check_speed import Speed
 from rlsuite.errors import UserError
 from rlsuite.pieces import returns
 from rlsuite.sweeping import job, local, manifest
+from rlsuite.sweeping.settings import Settings
 from rlsuite.sweeping.store import Store
 from rlsuite.sweeping.sweep import Cell, Experiment
 from rlsuite.training.plan import Limits
@@ -54,7 +55,7 @@ def useless_gae(*arguments: Any) -> jax.Array:
 
 
 # The program that `check_speed` measures too, so that it is compiled once.
-SETTINGS = local.Settings(Limits(width=8, devices=1))
+SETTINGS = Settings(Limits(width=8, devices=1))
 
 
 @pytest.fixture(autouse=True)
@@ -201,7 +202,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[str, int, int]]]
     """(name, first seed, seeds) of the shards of each call of the executor, which trains none."""
     calls: list[list[tuple[str, int, int]]] = []
 
-    def run(shards: list[job.Job], store: Store, settings: local.Settings) -> None:
+    def run(shards: list[job.Job], store: Store, settings: Settings) -> None:
         calls.append([(checking.reference_name(s), s.cell.first_seed, s.cell.seeds) for s in shards])
 
     monkeypatch.setattr(local, "run", run)

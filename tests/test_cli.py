@@ -33,7 +33,7 @@ from rlsuite.commands.options import Parser, add_options, field_texts
 from rlsuite.core import Preset
 from rlsuite.errors import Stopped
 from rlsuite.sweeping import chunk, extend, job, local, provenance, sweep
-from rlsuite.sweeping.local import Settings
+from rlsuite.sweeping.settings import Settings
 from rlsuite.training import batch, plan
 from rlsuite.training.plan import Limits
 from rlsuite.training.train import Pause
@@ -864,7 +864,7 @@ def test_a_crash_keeps_what_was_computed_and_a_rerun_completes_it(
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="fell over"):
         patch.setattr(chunk, "train", crashing)
         cli.main([*TINY, "--results", str(tmp_path)])
-    assert set(partial(tmp_path / "run", finished.shard)) == {part(0), "layout.json", "lock", "snapshot"}
+    assert set(partial(tmp_path / "run", finished.shard)) == {part(0), "layout.json", "lock", "snapshot000000-000001"}
     clock = ["wall_seconds"]
     kept = pq.read_table(tmp_path / "run" / f"{finished.shard}.partial" / part(0))
     shared = [name for name in COLUMNS if not name.startswith("metric/") and name not in clock]
@@ -911,7 +911,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
         went_on += map(int, re.findall(r"^  runs 0-1 go on from update (\d+) of 6000$", printed, re.MULTILINE))
         assert "100%" not in printed
         [running] = (here / "results" / "run").glob("*.partial")
-        assert [folder for folder in (running / "snapshot").iterdir() if folder.is_dir()] != []
+        assert [folder for folder in (running / "snapshot000000-000001").iterdir() if folder.is_dir()] != []
         assert list((here / "results" / "run").glob("*.parquet")) == []
     printed = run_here([*LONG, "--results", str(here / "results")])
     went_on += map(int, re.findall(r"^  runs 0-1 go on from update (\d+) of 6000$", printed, re.MULTILINE))

@@ -26,6 +26,7 @@ from rlsuite.core import Task, dataset_name
 from rlsuite.errors import UserError
 from rlsuite.sweeping import catalogue, collect, job, kept, local, policies, sweep
 from rlsuite.sweeping.catalogue import Found
+from rlsuite.sweeping.settings import Settings
 from rlsuite.sweeping.store import Store
 from rlsuite.sweeping.sweep import Cell
 from rlsuite.training import batch
@@ -199,7 +200,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
             for label, how in (("all", "uniform"), ("best", "top=0.5"))
         ]
         store = Store(folder / "mine")
-        local.run(shards, store, local.Settings(save_policies=True))
+        local.run(shards, store, Settings(save_policies=True))
         yield store, shards, dataset
 
 

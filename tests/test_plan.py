@@ -22,6 +22,7 @@ from rlsuite.core import Task
 from rlsuite.errors import UserError
 from rlsuite.sweeping import local
 from rlsuite.sweeping.job import resolve
+from rlsuite.sweeping.settings import Settings
 from rlsuite.sweeping.store import Store
 from rlsuite.sweeping.sweep import Cell
 from rlsuite.training import batch, memory, plan
@@ -285,7 +286,7 @@ def test_a_refused_chunk_is_halved_and_no_row_is_lost_or_doubled(
 ) -> None:
     refuse_above(2, monkeypatch)
     store, sharded = Store(tmp_path / "halved"), resolve("halved", CELL)
-    local.run([sharded], store, local.Settings(Limits(width=4, devices=1)))
+    local.run([sharded], store, Settings(Limits(width=4, devices=1)))
     printed = capsys.readouterr().out
     assert "the device refused 4 runs at once; going on with 2" in printed
     table = pq.read_table(store.open(sharded).path)
@@ -297,5 +298,5 @@ def test_a_refused_chunk_is_halved_and_no_row_is_lost_or_doubled(
 def test_a_device_without_memory_for_one_run_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refuse_above(0, monkeypatch)
     with pytest.raises(UserError, match="no memory for even one run") as raised:
-        local.run([resolve("none", CELL)], Store(tmp_path / "none"), local.Settings(Limits(width=1, devices=1)))
+        local.run([resolve("none", CELL)], Store(tmp_path / "none"), Settings(Limits(width=1, devices=1)))
     assert "\n" not in str(raised.value)

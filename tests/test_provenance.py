@@ -30,7 +30,7 @@ from rlsuite.errors import Stopped
 from rlsuite.sweeping import extend, job, local, policies, provenance
 from rlsuite.sweeping.entry import BEFORE, Entry
 from rlsuite.sweeping.job import Job
-from rlsuite.sweeping.local import Settings
+from rlsuite.sweeping.settings import Settings
 from rlsuite.sweeping.store import Store
 from rlsuite.sweeping.sweep import Cell
 

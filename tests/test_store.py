@@ -418,8 +418,8 @@ def test_a_finished_shard_is_all_that_is_left(entry: Entry) -> None:
         entry.write_manifest({})
         write_all(entry)
         (entry.partial / f".{Part(0, 1, 1).file_name}.tmp").write_bytes(b"half")
-        (entry.partial / "snapshot" / "7").mkdir(parents=True)
-        (entry.partial / "snapshot" / "7" / "array").write_bytes(b"state")
+        (entry.snapshots(0, 2) / "7").mkdir(parents=True)
+        (entry.snapshots(0, 2) / "7" / "array").write_bytes(b"state")
         entry.finish((0, 1, 2))
     assert set(entry.folder.rglob("*")) == {entry.path, entry.manifest_path}
 

@@ -35,8 +35,8 @@ from rlsuite.sweeping import catalogue, checks, chunk, job, local, manifest, pol
 from rlsuite.sweeping.catalogue import Found
 from rlsuite.sweeping.entry import Entry
 from rlsuite.sweeping.job import Job
-from rlsuite.sweeping.local import Settings
 from rlsuite.sweeping.rows import Part
+from rlsuite.sweeping.settings import Settings
 from rlsuite.sweeping.store import Store
 from rlsuite.sweeping.sweep import Cell, Experiment, Reference
 from rlsuite.training import batch, memory, plan, progress
@@ -801,7 +801,7 @@ def test_a_signal_stops_after_saving_and_the_rest_is_done_later(
     assert [signal.getsignal(other) for other in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert f"{number.name}: finishing the segment and saving; once more to leave at once\n" in capsys.readouterr().out
     assert [part for part in store.open(one).parts() if part.first == 2] == [Part(2, 4, 0), Part(2, 4, 4)]
-    assert names_in(store.open(one).partial / "snapshot") == {"1"}
+    assert names_in(store.open(one).snapshots(2, 4)) == {"1"}
 
     made_up.before_update = lambda first_seed, index: None
     local.run([one], store, at_once(2))
@@ -935,27 +935,59 @@ def test_a_snapshot_without_its_rows_is_not_resumed(
     assert rows_of(store, one, clock=True) == undisturbed
 
 
-def test_a_snapshot_of_other_runs_is_not_resumed(
-    tmp_path: Path, made_up: MadeUp, undisturbed: list[dict[str, Any]]
-) -> None:
-    """The first chunk leaves one early in its updates; the second one crashes later than that, before its own."""
+def crashed(store: Store, made_up: MadeUp) -> None:
+    """The first chunk has left a snapshot early in its updates, and rows of later ones."""
 
     def slow_then_crash(first_seed: int, index: int) -> None:
         if (first_seed, index) == (0, 1):
             made_up.clock.now += 100
-        if (first_seed, index) == (2, 9):
+        if (first_seed, index) == (0, 9):
             raise RuntimeError("the device fell over")
 
     made_up.before_update = slow_then_crash
-    store, one = Store(tmp_path), long_shard()
     with pytest.raises(RuntimeError, match="fell over"):
-        local.run([one], store, at_once(2, save_every=50.0))
-    assert names_in(store.open(one).partial / "snapshot") == {"1"}
+        local.run([long_shard()], store, at_once(2, save_every=50.0))
+    assert names_in(store.open(long_shard()).snapshots(0, 2)) == {"1"}
     made_up.before_update = lambda first_seed, index: None
     made_up.updates.clear()
-    local.run([one], store, at_once(2))
-    assert made_up.updates == [(first_seed, index) for first_seed in (2, 4) for index in range(12)]
-    assert rows_of(store, one) == [{n: row[n] for n in row if n != "wall_seconds"} for row in undisturbed]
+
+
+def test_a_snapshot_of_other_runs_is_not_resumed(
+    tmp_path: Path, made_up: MadeUp, undisturbed: list[dict[str, Any]]
+) -> None:
+    store, entry = Store(tmp_path), Store(tmp_path).open(long_shard())
+    crashed(store, made_up)
+    entry.snapshots(0, 2).rename(entry.snapshots(2, 4))
+    local.run([long_shard()], store, at_once(2))
+    assert made_up.updates == [(first_seed, index) for first_seed in (0, 2, 4) for index in range(12)]
+    assert rows_of(store, long_shard()) == [{n: row[n] for n in row if n != "wall_seconds"} for row in undisturbed]
+
+
+def test_a_snapshot_where_earlier_versions_put_it_is_resumed(
+    tmp_path: Path, made_up: MadeUp, undisturbed: list[dict[str, Any]]
+) -> None:
+    store, entry = Store(tmp_path), Store(tmp_path).open(long_shard())
+    crashed(store, made_up)
+    entry.snapshots(0, 2).rename(entry.old_snapshots())
+    local.run([long_shard()], store, at_once(2))
+    first_seed, index = made_up.updates[0]
+    assert first_seed == 0 and 0 < index < 9
+    assert made_up.updates[-24:] == [(first_seed, index) for first_seed in (2, 4) for index in range(12)]
+    assert rows_of(store, long_shard()) == [{n: row[n] for n in row if n != "wall_seconds"} for row in undisturbed]
+
+
+def test_runs_that_an_orphan_trains_are_waited_for(
+    tmp_path: Path, made_up: MadeUp, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker of a driver that has died has the lock of its runs alone."""
+    store, entry = Store(tmp_path), Store(tmp_path).open(long_shard())
+    entry.partial.mkdir(parents=True)
+    orphan = contextlib.ExitStack()
+    assert orphan.enter_context(entry.claim_runs(2, 4))
+    monkeypatch.setattr(local.time, "sleep", lambda seconds: orphan.close())
+    local.run([long_shard()], store, at_once(2))
+    assert capsys.readouterr().out.count("a worker of a cluster still trains runs 2-3; waiting for it") == 1
+    assert made_up.started == [(0, 1), (2, 3), (4,)]
 
 
 def test_a_shard_goes_on_with_the_width_it_was_begun_with(

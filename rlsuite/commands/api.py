@@ -26,7 +26,7 @@ from rlsuite.errors import UserError, check_positive, hint
 from rlsuite.sweeping import extend, job, local, policies, search
 from rlsuite.sweeping import sweep as sweeps
 from rlsuite.sweeping.job import Job
-from rlsuite.sweeping.local import Settings
+from rlsuite.sweeping.settings import Settings, check_settings
 from rlsuite.sweeping.store import Store
 from rlsuite.sweeping.sweep import Cell, EvaluationPhysics, Experiment
 from rlsuite.training.device import prepare_jax
@@ -271,7 +271,7 @@ def _train(jobs: Sequence[Job], folder: Path, settings: Settings | None) -> Run:
     """Train what the folder lacks of these jobs. The shards of the result hold the same runs, some under other names
     where a call with fewer seeds has trained them."""
     settings = settings or Settings(save_policies=True)
-    local.check_settings(settings)
+    check_settings(settings)
     store = Store(folder)
     wanted = extend.extending(jobs, store)
     local.run(wanted, store, settings)

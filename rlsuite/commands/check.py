@@ -22,6 +22,7 @@ from rlsuite.commands.report import missing_extra
 from rlsuite.errors import MOST_RUNS, UserError, check_at_most, check_positive
 from rlsuite.sweeping import catalogue, local, manifest, sweep
 from rlsuite.sweeping.job import Job, resolve, resolve_all
+from rlsuite.sweeping.settings import Settings
 from rlsuite.sweeping.store import Store
 from rlsuite.sweeping.sweep import Experiment
 from rlsuite.training.device import prepare_jax
@@ -29,7 +30,7 @@ from rlsuite.training.plan import Limits
 from rlsuite.training.progress import say
 
 FILE = "experiments/check.py"
-SETTINGS = local.Settings(Limits(width=8))
+SETTINGS = Settings(Limits(width=8))
 """The width is fixed: what was measured fastest may differ from day to day, and with it the order of sums."""
 
 

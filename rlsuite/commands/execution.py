@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlsuite.commands.options import Parser, flag
-from rlsuite.sweeping.local import Settings, check_settings
+from rlsuite.sweeping.settings import Settings, check_settings
 from rlsuite.training.plan import Limits
 
 

@@ -4,9 +4,10 @@ While a shard runs, `<folder>/<shard>.partial/` holds
 
 runs000000-000063.update000000001000.parquet   the rows of one evaluation of one chunk of runs, written as it comes
 layout.json                                    how many runs train at once, so that a resumed shard does the same
-snapshot/                                      see rlsuite/training/checkpoint.py
+snapshot000000-000063/                         of these runs, see rlsuite/training/checkpoint.py
 policies000000-000063.arrow                    what these runs have learned, if policies are saved
 lock                                           held by the process that runs the shard; no process, no lock
+lock000000-000063                              held by the process that trains these runs, maybe another one
 
 When the last chunk is done, and every run has its row at every evaluation, the policies are merged into
 `<folder>/<shard>.policies.arrow`, the rows into `<folder>/<shard>.parquet`, and the partial folder is removed. What was
@@ -27,6 +28,7 @@ import os
 import platform
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,23 +124,41 @@ class Entry:
         """
         folder = self.partial
         path = folder / "lock"
+        with self._locked(path) as ours:
+            try:
+                yield ours
+            finally:
+                if ours and self.path.exists():
+                    shutil.rmtree(folder, ignore_errors=True)
+                elif ours and [path.name for path in folder.glob("*")] == ["lock"]:  # nothing has been begun
+                    with contextlib.suppress(OSError):
+                        path.unlink()
+                        folder.rmdir()
+
+    @contextlib.contextmanager
+    def claim_runs(self, first: int, stop: int) -> Iterator[bool]:
+        """Whether this process may train the runs first, ..., stop - 1 of a shard that it, or the process that gives it
+        work, has claimed. A worker may outlive that process, and then meets the worker of the next one here."""
+        path = self.partial / f"lock{_named(first, stop)}"
+        with self._locked(path) as ours:
+            try:
+                yield ours
+            finally:
+                if ours:
+                    path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _locked(self, path: Path) -> Iterator[bool]:
+        """Whether this process holds the lock for as long as the context lasts."""
         try:
             lock = self._lock(path)
         except OSError as error:
-            raise _cannot_write(folder, error) from error
-        if lock is None:
-            yield False
-            return
+            raise _cannot_write(path.parent, error) from error
         try:
-            yield True
+            yield lock is not None
         finally:
-            if self.path.exists():
-                shutil.rmtree(folder, ignore_errors=True)
-            elif [path.name for path in folder.glob("*")] == ["lock"]:  # nothing has been begun
-                with contextlib.suppress(OSError):
-                    path.unlink()
-                    folder.rmdir()
-            os.close(lock)
+            if lock is not None:
+                os.close(lock)
 
     def _lock(self, path: Path) -> int | None:
         """A file descriptor that holds the lock; None if another process holds it."""
@@ -217,6 +237,14 @@ class Entry:
                 found.append(part)
         return found
 
+    def snapshots(self, first: int, stop: int) -> Path:
+        """The folder of snapshots of the runs first, ..., stop - 1 while they train."""
+        return self.partial / f"snapshot{_named(first, stop)}"
+
+    def old_snapshots(self) -> Path:
+        """Where versions before there was a folder for each chunk have put the snapshots of all."""
+        return self.partial / "snapshot"
+
     def learned(self) -> list[tuple[int, int]]:
         """(first, stop) of the runs whose policies are there and whole, in order."""
         found = []
@@ -271,11 +299,13 @@ class Entry:
         before, partial = self.folder / BEFORE, self.partial
         parts = before / partial.name
         try:
-            shutil.rmtree(partial / "snapshot", ignore_errors=True)
+            for snapshots in partial.glob("snapshot*"):
+                shutil.rmtree(snapshots, ignore_errors=True)
             if (parts / "layout.json").exists():  # the last to come: it is not what a killed process has begun to move
                 shutil.rmtree(parts)
             parts.mkdir(parents=True, exist_ok=True)
-            part_files = [path for path in sorted(partial.iterdir()) if path.name not in ("lock", "layout.json")]
+            stays = re.compile(r"lock[-\d]*|layout\.json")
+            part_files = [path for path in sorted(partial.iterdir()) if not stays.fullmatch(path.name)]
             manifest = self.manifest_path
             if manifest.exists():
                 shutil.copyfile(manifest, before / manifest.name)
@@ -335,7 +365,7 @@ class Entry:
         self._replace(self.path, merge)
 
     def _policies_part(self, first: int, stop: int) -> Path:
-        return self.partial / f"policies{first:06}-{stop - 1:06}.arrow"
+        return self.partial / f"policies{_named(first, stop)}.arrow"
 
     def _check_all(self, what: str, there: Sequence[tuple[int, int]]) -> None:
         """Raise UserError unless every run is in just one of these ranges."""
@@ -351,7 +381,8 @@ class Entry:
 
         Elsewhere is the partial folder, so that nothing stays of what a killed process was writing.
         """
-        temporary = self.partial / ".tmp"  # no longer than any other name: those of shards may be as long as can be
+        # Of this process and thread alone, since several may write; short, since names of shards may be long.
+        temporary = self.partial / f".tmp-{platform.node()[:64]}-{os.getpid()}-{threading.get_ident()}"
         try:
             write(str(temporary))
             with open(temporary, "rb") as written:
@@ -362,6 +393,11 @@ class Entry:
         finally:
             with contextlib.suppress(OSError):  # it would hide the error above
                 temporary.unlink(missing_ok=True)
+
+
+def _named(first: int, stop: int) -> str:
+    """The runs first, ..., stop - 1 in the name of a file."""
+    return f"{first:06}-{stop - 1:06}"
 
 
 def runs_of(ranges: Iterable[tuple[int, int]]) -> list[int]:
