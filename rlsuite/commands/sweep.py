@@ -5,9 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlsuite.commands import report
-from rlsuite.commands.execution import add_execution_options, add_retrain_option, execution_settings
+from rlsuite.commands.execution import (
+    add_cluster_options,
+    add_execution_options,
+    add_retrain_option,
+    execution_settings,
+    pool_of,
+)
 from rlsuite.commands.options import Parser, add_results_option, path
-from rlsuite.sweeping import extend, job, local, sweep
+from rlsuite.sweeping import cluster, extend, job, local, sweep
 from rlsuite.sweeping.store import Store
 from rlsuite.training.device import prepare_jax
 
@@ -26,6 +32,7 @@ def main(arguments: list[str]) -> int:
     add_results_option(parser)
     add_execution_options(parser)
     add_retrain_option(parser)
+    add_cluster_options(parser)
     options = parser.parse_args(arguments)
     settings = execution_settings(vars(options))
     prepare_jax()
@@ -34,7 +41,11 @@ def main(arguments: list[str]) -> int:
     store = Store(Path(options.results) / experiment.name)
     shards = extend.extending(wanted, store)
     print(f"{experiment.name}: {experiment.description}", flush=True)
-    local.run(shards, store, settings)
+    pool = pool_of(vars(options), store.folder)
+    if pool is None:
+        local.run(shards, store, settings)
+    else:
+        cluster.run(shards, store, settings, pool)
     if others := store.others(shards):
         names = ", ".join([*others[:MOST_NAMES], *(["..."] if len(others) > MOST_NAMES else [])])
         print(

@@ -22,6 +22,7 @@ from rlsuite.sweeping.shard import (
     finished_parts,
     first_gap,
     layout_of,
+    opened,
     resumed_here,
     runs_in,
     seconds_of,
@@ -80,12 +81,7 @@ def run_shard(entry: Entry, settings: Settings, signals: Signals) -> None:
     """Train all runs of one shard that this process has claimed, chunk after chunk, and merge their rows."""
     job = entry.job
     num_runs = len(job.runs)
-    begun = entry.begun()
-    if begun:
-        kept.check_resumed(entry)
-    given = chunk.given_to(job)
-    if given and begun:
-        kept.check_checksum(entry, given.dataset, finished=False)
+    given = opened(entry)
     claimed = Claimed(entry, chunk.work_of(job, given), settings, signals)
     dataset_facts = manifest.facts_of_dataset(job, given.found, given.dataset) if given else {}
     del given  # the work has the dataset, prepared

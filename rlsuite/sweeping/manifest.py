@@ -22,12 +22,13 @@ from rlsuite.training.device import describe_device
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "brax", "mujoco", "mujoco-mjx", "gymnasium", "gymnax", "numpy")
 
 
-def facts_of(entry: Entry, devices: int) -> dict[str, Any]:
-    """What the manifest says of this process, which trains on `devices` devices, and of those before it."""
+def facts_of(entry: Entry, devices: int, device: str | None = None) -> dict[str, Any]:
+    """What the manifest says of this process, which trains on `devices` devices, and of those before it; `device` in
+    words is that of its workers, if it has some."""
     job = entry.job
     session = {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "device": describe_device(),
+        "device": device or describe_device(),
         "git_revision": git_revision(),
     }
     return {

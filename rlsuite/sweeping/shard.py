@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from rlsuite.sweeping import chunk, kept
+from rlsuite.sweeping.chunk import Given
 from rlsuite.sweeping.entry import Entry
 from rlsuite.sweeping.rows import Part
 from rlsuite.training.checkpoint import Snapshots
@@ -40,6 +42,21 @@ def layout_of(entry: Entry, width: int | None) -> Layout | None:
         begun = layout["width"]
         say(f"  goes on with {begun} runs a device, as it was begun; --width {width} is for shards begun later")
     return Layout(**layout)
+
+
+def opened(entry: Entry) -> Given | None:
+    """The dataset of a shard that this process has claimed, once it is clear that the shard may go on if it was begun.
+
+    Raises:
+        UserError: as `chunk.given_to`, `kept.check_resumed` and `kept.check_checksum`.
+    """
+    begun = entry.begun()
+    if begun:
+        kept.check_resumed(entry)
+    given = chunk.given_to(entry.job)
+    if given and begun:
+        kept.check_checksum(entry, given.dataset, finished=False)
+    return given
 
 
 def finished_parts(entry: Entry, policies: bool) -> list[Part]:

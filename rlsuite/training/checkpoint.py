@@ -36,12 +36,16 @@ class Snapshot(NamedTuple):
     training: Training
 
 
+class CannotSave(UserError):
+    """A snapshot cannot be written; those written before stay."""
+
+
 class Snapshots:
-    """The snapshots of one shard, in a folder of their own.
+    """The snapshots of one chunk, in a folder of their own.
 
     Raises:
-        UserError: a snapshot cannot be written; those written before stay. A failure in the background is raised by the
-            next `save` or by `wait`.
+        CannotSave: a snapshot cannot be written; those written before stay. A failure in the background is raised by
+            the next `save` or by `wait`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -136,9 +140,9 @@ class Snapshots:
         training = Training(jax.tree.unflatten(structure, found), evaluation=evaluation, **facts["training"])
         return Snapshot(facts["first"], facts["stop"], training)
 
-    def _cannot_write(self, error: Exception) -> UserError:
+    def _cannot_write(self, error: Exception) -> CannotSave:
         reason = " ".join(str(error).split())[:200]
-        return UserError(
+        return CannotSave(
             f"snapshot in '{self.folder}' cannot be written ({reason}); what was saved before is intact. "
             "Free some space or choose another folder with --results, then run the same command again"
         )

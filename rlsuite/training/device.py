@@ -13,9 +13,10 @@ from rlsuite.errors import UserError
 from rlsuite.training import memory, plan
 
 
-def prepare_jax() -> None:
+def prepare_jax(cores: int | None = None) -> None:
     """Keep compiled programs in a user folder, so that the same sweep started again does not compile again, and show
-    every processor core as a device, so that runs train side by side where there is no accelerator.
+    every processor core, or as many as are given, as a device, so that runs train side by side where there is no
+    accelerator.
 
     JAX_COMPILATION_CACHE_DIR chooses another folder, JAX_NUM_CPU_DEVICES another number. Where the folder cannot be
     written, nothing is kept, and one line says so in place of JAX' warnings.
@@ -35,7 +36,7 @@ def prepare_jax() -> None:
     if not already and "JAX_NUM_CPU_DEVICES" not in os.environ:
         # Refused once JAX has started, as in a notebook; then there is as much as there is.
         with contextlib.suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", memory.num_cores())
+            jax.config.update("jax_num_cpu_devices", cores or memory.num_cores())
 
 
 def describe_device() -> str:
