@@ -275,7 +275,7 @@ class Shard:
                 self.nodes[ticket] = message.node
                 self._hear_began(message)
             case worker.Paused():
-                self.moved += (message.step - self.steps[ticket]) * (order.stop - order.first)
+                self.moved += (message.step - self.steps.get(ticket, message.step)) * (order.stop - order.first)
                 self.steps[ticket] = message.step
                 self._peak = max(self._peak, message.peak_memory)
                 if message.evaluated:
@@ -371,7 +371,8 @@ class Shard:
         say(f"  {what} of {self.title}: {text}; another worker goes on")
 
     def _write_manifest(self) -> None:
-        assert self.layout is not None
+        if not self._facts or self.layout is None:  # all chunks were trained by workers of an earlier driver
+            return
         nodes = {"nodes": sorted(self._nodes)}
         sessions = self._facts["sessions"]
         known = {

@@ -26,7 +26,7 @@ from rlsuite.sweeping import chunk, provenance
 from rlsuite.sweeping.chunk import Given
 from rlsuite.sweeping.entry import Entry
 from rlsuite.sweeping.job import Job
-from rlsuite.sweeping.shard import Layout, resumed, resumed_here
+from rlsuite.sweeping.shard import Layout, finished_parts, resumed, resumed_here
 from rlsuite.training import memory
 from rlsuite.training import plan as planning
 from rlsuite.training.batch import Compiled
@@ -392,6 +392,9 @@ def in_folder(order: Train, folder: Path, given: Given | None, tell: Tell, asked
     with entry.claim_runs(order.first, order.stop) as ours:
         if not ours:
             raise Held
+        finished = finished_parts(entry, order.save_policies)
+        if any((part.first, part.stop) == (order.first, order.stop) for part in finished):
+            return  # by the worker of a driver that has died
         train(order, given, Folder(entry, order), tell, asked)
 
 
