@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rlsuite.errors import UserError
 from rlsuite.sweeping import worker
 from rlsuite.sweeping.chunk import Given
-from rlsuite.sweeping.cluster import Lost
+from rlsuite.sweeping.cluster import ENDS, Lost
 from rlsuite.sweeping.entry import Entry
 from rlsuite.sweeping.worker import Message, Order
 from rlsuite.training.device import prepare_jax
@@ -149,7 +149,7 @@ class RayPool:
                 self._began.add(ticket)
             if message is None:  # after its last message
                 continue
-            if isinstance(message, (worker.Measured, worker.Done, worker.Left, worker.Refused, worker.Failed, Lost)):
+            if isinstance(message, ENDS):
                 del self._tasks[ticket]
                 self._began.discard(ticket)
             yield ticket, message
