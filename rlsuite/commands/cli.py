@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except Stopped as stopped:
         again = "the same command" + (" without --retrain" if "--retrain" in arguments else "")
-        print(f"rlsuite: {stopped}; all is saved, {again} goes on from here", file=sys.stderr)
+        print(f"rlsuite: {stopped.signal_name}; all is saved, {again} goes on from here", file=sys.stderr)
         return 128 + stopped.number
     except KeyboardInterrupt:
         print("rlsuite: interrupted; evaluations and snapshots are kept, the same command goes on", file=sys.stderr)
