@@ -48,8 +48,9 @@ class Run:
     """The results of a call: some shards in a folder."""
 
     folder: Path
+    """of the experiment"""
     shards: tuple[str, ...]
-    """names of files without their endings"""
+    """names of files in it, without their endings"""
 
     def table(self) -> pd.DataFrame:
         """A row for each run and evaluation, with the columns of docs/results.md.
@@ -87,11 +88,13 @@ class Policy:
     """What one run has learned, on the environment that it has learned it on."""
 
     env: Env
+    """with the time limit of the run"""
     seed: int
     """of the run"""
     update: int
     """updates that it has learned for"""
     trained: policies.Trained = dataclasses.field(repr=False)
+    """what all runs of the shard have learned"""
     state: State = dataclasses.field(repr=False)
     """a state that acts as the run did; see `policies.Trained.state`"""
 
@@ -114,7 +117,14 @@ class Policy:
         return np.asarray(self._act(self.state, jax.random.key(seed), obs))
 
     def play(self, episodes: int = 16, seed: int = 0) -> Episodes:
-        """Complete episodes on `env`, all `[episodes]`.
+        """Complete episodes on `env`.
+
+        Args:
+            episodes: how many, side by side.
+            seed: of the starts, the environment's randomness and the policy's own.
+
+        Returns:
+            Returns (sums of rewards) and lengths (steps), with whether each has ended: all `[episodes]`.
 
         Raises:
             UserError: fewer than one episode, or one that does not end.

@@ -13,6 +13,7 @@ from rlsuite.commands.options import Parser
 from rlsuite.errors import Stopped, UserError, hint
 
 COMMANDS = {
+    "demo": ("demo", "see a small comparison and its report, in half a minute"),
     "run": ("run", "train one algorithm on one environment at many seeds"),
     "sweep": ("sweep", "run every cell of an experiment file that has no results yet"),
     "collect": ("collect", "train an agent and record datasets for offline learners"),

@@ -21,12 +21,15 @@ class ChunkEvaluation:
     """
 
     experiment: str
+    """its name, which is that of its folder"""
     shard: str
     """the name of the shard's file without its ending"""
     label: str
     """the name of its curve in reports"""
     algorithm: str
+    """its name in the registry"""
     environment: str
+    """its id"""
     runs: np.ndarray
     """`[runs]` int32 positions in the shard, which is the column `run` of the results"""
     seeds: np.ndarray
