@@ -66,15 +66,21 @@ def test_it_is_told_every_evaluation_of_every_chunk_in_order(tmp_path: Path, mad
     assert {bool(row["diverged"]) for row in rows} == {False, True}
 
 
-def test_what_it_is_told_is_its_own(tmp_path: Path, made_up: MadeUp, undisturbed: list[dict[str, Any]]) -> None:
+def test_what_it_is_told_is_its_own(tmp_path: Path, made_up: MadeUp) -> None:
+    """Runs that diverge show again what they showed before, which is where a change would be seen."""
+    made_up.diverging = 1
+
     def change(told: ChunkEvaluation) -> None:
         for array in (told.runs, told.seeds, told.returns, told.lengths, told.mean_returns, told.diverged):
             array[...] = 1
         for array in (*told.metrics.values(), *told.hypers.values()):
-            array[...] = np.nan
+            array[...] = 7
 
-    local.run([long_shard()], Store(tmp_path), at_once(2), change)
-    assert rows_of(Store(tmp_path), long_shard(), clock=True) == undisturbed
+    stores = Store(tmp_path / "alone"), Store(tmp_path / "changed")
+    local.run([long_shard()], stores[0], at_once(2))
+    local.run([long_shard()], stores[1], at_once(2), change)
+    alone, changed = (comparable(rows_of(store, long_shard(), clock=True)) for store in stores)
+    assert alone == changed
 
 
 def test_rows_are_written_before(tmp_path: Path, made_up: MadeUp) -> None:
