@@ -28,10 +28,11 @@ SLOW = -n 2 --dist loadgroup -m slow --slow-contracts $(if $(ALL),all,changed)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup sweep datasets report test browser learning check exhaustive soak lint pages bench clean
+.PHONY: help setup demo sweep datasets report test browser learning check exhaustive soak lint pages bench clean
 
 help:
 	@echo 'make setup      create the virtual environment (every target below does so by itself)'
+	@echo 'make demo       a first look: train and report a small comparison, in half a minute'
 	@echo 'make sweep      train and compare; SWEEP=$(SWEEP) by default'
 	@echo 'make datasets   train agents and record the datasets of experiments/offline.py'
 	@echo 'make report     statistics, figures and page of RESULTS=$(RESULTS)'
@@ -62,6 +63,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(INSTALL) -qq setuptools wheel || $(INSTALL) setuptools wheel
 	@$(INSTALL) -qq --no-build-isolation -e '.[dev]' || $(INSTALL) --no-build-isolation -e '.[dev]'
 	@touch $@
+
+demo: $(INSTALLED)
+	@$(BIN)/rlsuite demo
 
 sweep: $(INSTALLED)
 	@echo 'sweeping $(SWEEP) ...'

@@ -100,9 +100,13 @@ class Reference(NamedTuple):
     """The two returns that a normalised score is measured between: (return - low) / (high - low)."""
 
     low: float
+    """in units of the return"""
     high: float
+    """in units of the return, above `low`"""
     low_source: str
+    """where `low` is from, in words"""
     high_source: str
+    """where `high` is from, in words"""
 
 
 class TaskInfo(NamedTuple):

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from envs.core import Reference
     from rlsuite.commands.api import Policy, Run, load_policy, report, run, sweep
     from rlsuite.errors import Stopped, UserError
+    from rlsuite.sweeping.callback import ChunkEvaluation
     from rlsuite.sweeping.settings import Settings
     from rlsuite.sweeping.sweep import Cell, Experiment
     from rlsuite.training.plan import Limits
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Cell",
+    "ChunkEvaluation",
     "Experiment",
     "Limits",
     "Policy",
@@ -36,6 +38,7 @@ __all__ = [
 
 _MODULES = {
     "Cell": "rlsuite.sweeping.sweep",
+    "ChunkEvaluation": "rlsuite.sweeping.callback",
     "Experiment": "rlsuite.sweeping.sweep",
     "Limits": "rlsuite.training.plan",
     "Policy": "rlsuite.commands.api",

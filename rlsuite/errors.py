@@ -21,9 +21,20 @@ class UserError(ValueError):
 class Stopped(Exception):
     """A signal has asked this process to leave, and everything is saved."""
 
+    number: int
+    """of the signal"""
+
     def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
+        super().__init__(number)
         self.number = number
+
+    def __str__(self) -> str:
+        return f"{self.signal_name}; all is saved, the same call goes on from here"
+
+    @property
+    def signal_name(self) -> str:
+        """Such as `SIGINT`."""
+        return signal.Signals(self.number).name
 
 
 def hint(name: str, known: Iterable[str]) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +20,10 @@ import rlsuite
 from analysis import Scores
 from rlsuite.algorithms.on_policy import ppo
 from rlsuite.commands import api
+from rlsuite.commands.options import field_texts
 from rlsuite.sweeping import local
 
+ROOT = Path(__file__).resolve().parent.parent
 CONFIG = {"num_envs": 2, "num_steps": 4, "num_epochs": 1, "num_minibatches": 1, "hidden_sizes": (4,)}
 SETTINGS = rlsuite.Settings(rlsuite.Limits(width=2, devices=1), save_policies=True)
 ENV = "probe/constant/discrete"
@@ -63,6 +68,29 @@ def test_type_checkers_see_the_names_that_programs_import() -> None:
 def test_there_is_no_other_name() -> None:
     with pytest.raises(AttributeError, match="'rlsuite' has no attribute 'nosuch'"):
         _ = rlsuite.nosuch
+
+
+@pytest.mark.parametrize("name", rlsuite.__all__)
+def test_every_public_name_says_what_it_is(name: str) -> None:
+    """A record each of its fields; a function each of its arguments, but for those of a cell, and what it raises."""
+    thing = getattr(rlsuite, name)
+    assert inspect.getdoc(thing)
+    if inspect.isclass(thing):
+        fields = {*getattr(thing, "__dataclass_fields__", ()), *getattr(thing, "_fields", ())}
+        assert fields == {field for field in fields if field_texts(thing).get(field)}
+    shown = [thing] if inspect.isfunction(thing) else [vars(thing)[key] for key in vars(thing) if key[0] != "_"]
+    for function in filter(inspect.isfunction, shown):
+        text = inspect.getdoc(function) or ""
+        elsewhere = {"self", *(rlsuite.Cell.__dataclass_fields__ if "See `Cell`" in text else ())}
+        assert {*inspect.signature(function).parameters} - elsewhere <= {*re.findall(r"\w+", text)}
+        assert "Raises:" in text
+
+
+@pytest.mark.parametrize("package", ["analysis", "envs", "experiments", "rlsuite"])
+def test_type_checkers_read_the_types_of_each_package(package: str) -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+    assert settings["package-data"]["*"] == ["py.typed"] and package in settings["packages"]
+    assert (ROOT / package / "py.typed").read_text() == ""
 
 
 # --- Training ---------------------------------------------------------------------------------------------------------
@@ -123,6 +151,31 @@ def test_run_works_in_a_thread(tmp_path: Path) -> None:
     thread.start()
     thread.join()
     assert len(found[0].table()) == 2 * 3
+
+
+@pytest.mark.parametrize("call", ["run", "sweep"])
+def test_a_call_tells_every_evaluation_and_goes_on_after_an_error(call: str, tmp_path: Path) -> None:
+    cell = rlsuite.Cell("ppo", ENV, 32, 2, config=ppo.Config(**CONFIG), evaluations=2, eval_episodes=2)  # type: ignore[arg-type]
+    told: list[rlsuite.ChunkEvaluation] = []
+
+    def tell(evaluation: rlsuite.ChunkEvaluation) -> None:
+        told.append(evaluation)
+        if len(told) == 2:
+            raise RuntimeError("enough")
+
+    def again() -> rlsuite.Run:
+        if call == "run":
+            return train(tmp_path, on_evaluation=tell)
+        experiment = rlsuite.Experiment("run", "one cell", (cell,))
+        return rlsuite.sweep(experiment, results=tmp_path, settings=SETTINGS, on_evaluation=tell)
+
+    with pytest.raises(RuntimeError, match="enough"):
+        again()
+    table = again().table()
+    assert [one.update for one in told] == [0, 2, 4] and told[1].seeds.tolist() == [0, 1]
+    assert np.concatenate([one.mean_returns for one in told]).tolist() == table["return_mean"].tolist()
+    assert told[2].returns.shape == (2, 2) and told[2].metrics["policy_loss"].shape == (2,)
+    assert told[2].hypers["learning_rate"].tolist() == table["hyper/learning_rate"].tolist()[-2:]
 
 
 def test_an_interrupted_call_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -965,6 +965,7 @@ def test_what_the_machine_does_not_have_leaves_nothing(
 # --- Homes and folders ------------------------------------------------------------------------------------------------
 
 FILES = {
+    "demo": ["--results"],
     "run": ["--results"],
     "sweep": ["experiment", "--results"],
     "evaluate": ["run", "--video"],

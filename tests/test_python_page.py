@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import rlsuite
@@ -21,10 +22,11 @@ def programs(page: Path) -> list[str]:
     return found
 
 
-def names_after(program: str, page: Path) -> dict[str, Any]:
-    """What a program has defined once it has run."""
-    names: dict[str, Any] = {}
-    exec(compile(program, str(page), "exec"), names)
+def names_after(program: str, page: Path, before: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What a program has defined once it has run, where others were defined before."""
+    names = dict(before or {})
+    # As its own text: the module here says how annotations are read.
+    exec(compile(program, str(page), "exec", dont_inherit=True), names)
     return names
 
 
@@ -32,7 +34,7 @@ def test_the_program_of_the_page_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    short, low = programs(PAGE)
+    short, _, _, low = programs(PAGE)
     above = names_after(short, PAGE)
     assert above["page"] == Path("results/mine/report.html") and above["page"].exists()
     assert int(above["action"]) in (0, 1)
@@ -54,6 +56,29 @@ def test_the_program_of_the_page_runs(
     assert episodes.returns.tolist() == episodes.lengths.tolist() and len(episodes.returns) == 3
     assert (tmp_path / "results" / "mine" / "report.html").exists()
     assert "Final evaluation" in capsys.readouterr().out
+
+
+def test_the_programs_with_callbacks_run(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, logging_program, thread_program, _ = programs(PAGE)
+    with caplog.at_level("INFO", "mine"):
+        names = names_after(logging_program, PAGE)
+    table = pd.read_parquet(next((tmp_path / "results" / "logged").glob("*.parquet")))
+    assert len(caplog.messages) == len(table) == 8 * 5
+    said = {
+        f"run {run}, seed {seed}: {value:.1f} after {step} steps"
+        for run, seed, value, step in table[["run", "seed", "return_mean", "step"]].itertuples(index=False)
+    }
+    assert set(caplog.messages) == said
+    assert "all is saved" not in capsys.readouterr().out
+    assert not names_after(thread_program, PAGE, names)["thread"].is_alive()
+    assert capsys.readouterr().out.endswith("all is saved, the same call goes on\n")
+    assert len(list((tmp_path / "results" / "stopped").glob("*/runs*.parquet"))) == 1
 
 
 def test_the_program_of_the_readme_runs(

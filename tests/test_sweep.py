@@ -797,7 +797,7 @@ def test_a_signal_stops_after_saving_and_the_rest_is_done_later(
     capsys.readouterr()
     with pytest.raises(Stopped) as raised:
         local.run([one], store, at_once(2))
-    assert (raised.value.number, str(raised.value)) == (number, number.name)
+    assert (raised.value.number, raised.value.signal_name) == (number, number.name)
     assert [signal.getsignal(other) for other in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert f"{number.name}: finishing the segment and saving; once more to leave at once\n" in capsys.readouterr().out
     assert [part for part in store.open(one).parts() if part.first == 2] == [Part(2, 4, 0), Part(2, 4, 4)]

@@ -1,6 +1,6 @@
 """What commands do, as functions of Python: `rlsuite.run`, `rlsuite.sweep`, `rlsuite.report`, `rlsuite.load_policy`.
 
-Each raises `UserError` with one line for what a user can fix. Training prints its progress and may run in any thread:
+Each raises `UserError` with one line for what a user can fix. Training shows its progress and may run in any thread:
 signals are noted in the main one alone. See docs/python.md.
 """
 
@@ -25,6 +25,7 @@ from rlsuite.core import State
 from rlsuite.errors import UserError, check_positive, hint
 from rlsuite.sweeping import extend, job, local, policies, search
 from rlsuite.sweeping import sweep as sweeps
+from rlsuite.sweeping.callback import OnEvaluation
 from rlsuite.sweeping.job import Job
 from rlsuite.sweeping.settings import Settings, check_settings
 from rlsuite.sweeping.store import Store
@@ -47,8 +48,9 @@ class Run:
     """The results of a call: some shards in a folder."""
 
     folder: Path
+    """of the experiment"""
     shards: tuple[str, ...]
-    """names of files without their endings"""
+    """names of files in it, without their endings"""
 
     def table(self) -> pd.DataFrame:
         """A row for each run and evaluation, with the columns of docs/results.md.
@@ -86,11 +88,13 @@ class Policy:
     """What one run has learned, on the environment that it has learned it on."""
 
     env: Env
+    """with the time limit of the run"""
     seed: int
     """of the run"""
     update: int
     """updates that it has learned for"""
     trained: policies.Trained = dataclasses.field(repr=False)
+    """what all runs of the shard have learned"""
     state: State = dataclasses.field(repr=False)
     """a state that acts as the run did; see `policies.Trained.state`"""
 
@@ -113,7 +117,14 @@ class Policy:
         return np.asarray(self._act(self.state, jax.random.key(seed), obs))
 
     def play(self, episodes: int = 16, seed: int = 0) -> Episodes:
-        """Complete episodes on `env`, all `[episodes]`.
+        """Complete episodes on `env`.
+
+        Args:
+            episodes: how many, side by side.
+            seed: of the starts, the environment's randomness and the policy's own.
+
+        Returns:
+            Returns (sums of rewards) and lengths (steps), with whether each has ended: all `[episodes]`.
 
         Raises:
             UserError: fewer than one episode, or one that does not end.
@@ -151,6 +162,7 @@ def run(
     name: str = "run",
     results: PathLike = "results",
     settings: Settings | None = None,
+    on_evaluation: OnEvaluation | None = None,
 ) -> Run:
     """Train one algorithm on one environment at many seeds, as `rlsuite run`: `run("ppo", "gymnax/CartPole-v1")`.
 
@@ -162,11 +174,16 @@ def run(
         hypers: the algorithm's `Hypers`, a tuple of them, or a mapping of what differs from those for this environment;
             a tuple of values in the mapping is tried in every combination with the others.
         name: the experiment, a folder below `results`.
+        results: the folder of all results.
         settings: how the runs are executed; None is as the command does it, and keeps what each run has learned.
+        on_evaluation: called with a `ChunkEvaluation` whenever runs have been evaluated and their rows are written, the
+            first time before they learn; in the thread of this call, which waits for it. It is told of what this call
+            computes and of nothing that was there before. What it raises ends the call, after saving.
 
     Raises:
         UserError: an unknown name, or a value that cannot work.
         Stopped: by SIGINT or SIGTERM, after saving; the same call goes on.
+        Exception: what `on_evaluation` raises, after saving; the same call goes on after that evaluation.
     """
     prepare_jax()  # before an environment is made, which computes
     preset = algorithms.get(algorithm).preset(environment, dataset)
@@ -188,24 +205,30 @@ def run(
         clip_actions=clip_actions,
         reference=reference,
     )
-    return _train([job.resolve(name, cell)], _path(results) / name, settings)
+    return _train([job.resolve(name, cell)], _path(results) / name, settings, on_evaluation)
 
 
-def sweep(experiment: Experiment | PathLike, *, results: PathLike = "results", settings: Settings | None = None) -> Run:
+def sweep(
+    experiment: Experiment | PathLike,
+    *,
+    results: PathLike = "results",
+    settings: Settings | None = None,
+    on_evaluation: OnEvaluation | None = None,
+) -> Run:
     """Train every cell of an experiment that has no results yet, as `rlsuite sweep`.
 
     Args:
         experiment: an `Experiment`, or the path of a file that defines `EXPERIMENT`, or `file.py:NAME`.
         results: the folder of all results; those of this experiment are in one of its name below.
-        settings: as for `run`.
+        settings, on_evaluation: as for `run`.
 
     Raises:
-        UserError, Stopped: as `run`.
+        UserError, Stopped, Exception: as `run`.
     """
     prepare_jax()
     if not isinstance(experiment, Experiment):
         experiment = sweeps.load(_path(experiment))
-    return _train(job.resolve_all(experiment), _path(results) / experiment.name, settings)
+    return _train(job.resolve_all(experiment), _path(results) / experiment.name, settings, on_evaluation)
 
 
 def report(
@@ -267,14 +290,14 @@ def load_policy(run: Run | PathLike, *, seed: int | None = None) -> Policy:
     return Policy(trained.task.env, policy.seed, policy.update, trained, trained.state(policy.leaves))
 
 
-def _train(jobs: Sequence[Job], folder: Path, settings: Settings | None) -> Run:
+def _train(jobs: Sequence[Job], folder: Path, settings: Settings | None, on_evaluation: OnEvaluation | None) -> Run:
     """Train what the folder lacks of these jobs. The shards of the result hold the same runs, some under other names
     where a call with fewer seeds has trained them."""
     settings = settings or Settings(save_policies=True)
     check_settings(settings)
     store = Store(folder)
     wanted = extend.extending(jobs, store)
-    local.run(wanted, store, settings)
+    local.run(wanted, store, settings, on_evaluation)
     return Run(folder, tuple(one.name for one in wanted))
 
 

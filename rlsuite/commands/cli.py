@@ -13,6 +13,7 @@ from rlsuite.commands.options import Parser
 from rlsuite.errors import Stopped, UserError, hint
 
 COMMANDS = {
+    "demo": ("demo", "see a small comparison and its report, in half a minute"),
     "run": ("run", "train one algorithm on one environment at many seeds"),
     "sweep": ("sweep", "run every cell of an experiment file that has no results yet"),
     "collect": ("collect", "train an agent and record datasets for offline learners"),
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except Stopped as stopped:
         again = "the same command" + (" without --retrain" if "--retrain" in arguments else "")
-        print(f"rlsuite: {stopped}; all is saved, {again} goes on from here", file=sys.stderr)
+        print(f"rlsuite: {stopped.signal_name}; all is saved, {again} goes on from here", file=sys.stderr)
         return 128 + stopped.number
     except KeyboardInterrupt:
         print("rlsuite: interrupted; evaluations and snapshots are kept, the same command goes on", file=sys.stderr)

@@ -12,6 +12,7 @@ import jax
 
 from rlsuite.errors import UserError
 from rlsuite.sweeping import chunk, kept, manifest
+from rlsuite.sweeping.callback import Callback, OnEvaluation
 from rlsuite.sweeping.entry import Entry
 from rlsuite.sweeping.job import Job
 from rlsuite.sweeping.rows import Part
@@ -40,8 +41,13 @@ WAITING_SECONDS = 1.0
 """How often a shard that another process runs is looked at."""
 
 
-def run(jobs: Sequence[Job], store: Store, settings: Settings | None = None) -> None:
+def run(
+    jobs: Sequence[Job], store: Store, settings: Settings | None = None, on_evaluation: OnEvaluation | None = None
+) -> None:
     """Train the jobs whose shards the store does not hold yet, writing every evaluation as it comes.
+
+    `on_evaluation` is called with every evaluation of every chunk, in their order, once its rows are written. It is an
+    argument and no setting, since settings go to other machines.
 
     Shards that another process runs are left to it; when nothing else is left, this waits for them. With
     `Settings.retrain`, those that are finished now are set aside, each once it is this process' turn to run it, and run
@@ -51,9 +57,10 @@ def run(jobs: Sequence[Job], store: Store, settings: Settings | None = None) -> 
         UserError: the store cannot be written any more, a run does not fit, or the package that brings the algorithm or
             the environment of a shard has changed since; evaluations written before stay.
         Stopped: by SIGINT or SIGTERM, after saving.
+        Exception: what `on_evaluation` raises, after saving.
     """
     settings = settings or Settings()
-    turns = Turns(jobs, store, settings)
+    turns, callback = Turns(jobs, store, settings), Callback(on_evaluation)
     with Signals() as signals:
         while turns.waiting:
             before = len(turns.waiting)
@@ -61,8 +68,9 @@ def run(jobs: Sequence[Job], store: Store, settings: Settings | None = None) -> 
                 signals.check()
                 with contextlib.ExitStack() as claims:
                     if turns.take(entry, claims):
-                        run_shard(entry, settings, signals)
+                        run_shard(entry, settings, signals, callback)
                         memory.release()
+                callback.check()
             if len(turns.waiting) == before:
                 time.sleep(WAITING_SECONDS)
     turns.end()
@@ -75,14 +83,15 @@ class Claimed(NamedTuple):
     work: Work
     settings: Settings
     signals: Signals
+    callback: Callback
 
 
-def run_shard(entry: Entry, settings: Settings, signals: Signals) -> None:
+def run_shard(entry: Entry, settings: Settings, signals: Signals, callback: Callback) -> None:
     """Train all runs of one shard that this process has claimed, chunk after chunk, and merge their rows."""
     job = entry.job
     num_runs = len(job.runs)
     given = opened(entry)
-    claimed = Claimed(entry, chunk.work_of(job, given), settings, signals)
+    claimed = Claimed(entry, chunk.work_of(job, given), settings, signals, callback)
     dataset_facts = manifest.facts_of_dataset(job, given.found, given.dataset) if given else {}
     del given  # the work has the dataset, prepared
     began = time.perf_counter()
@@ -112,7 +121,7 @@ def run_shard(entry: Entry, settings: Settings, signals: Signals) -> None:
 def train_gaps(claimed: Claimed, plan: Plan, facts: dict[str, Any], finished: list[Part]) -> Plan:
     """Train all runs that are not `finished`, the last part of each chunk that is; gives the plan at the end, which is
     narrower where the device refused the one given. The manifest is kept up to date, with these `facts`."""
-    entry, work, _, signals = claimed
+    entry, work, _, signals, callback = claimed
     job, num_runs = entry.job, len(entry.job.runs)
     diverged = diverged_in(entry, finished)
     seconds = sum(seconds_of(entry, part) for part in finished)
@@ -121,6 +130,7 @@ def train_gaps(claimed: Claimed, plan: Plan, facts: dict[str, Any], finished: li
     while gap := first_gap(finished, num_runs):
         first, stop = gap[0], min(gap[1], gap[0] + plan.lanes)
         signals.check()
+        callback.check()
         try:
             train_chunk(claimed, plan, first, stop, progress)
             part = Part(first, stop, job.total_updates)
@@ -129,7 +139,7 @@ def train_gaps(claimed: Claimed, plan: Plan, facts: dict[str, Any], finished: li
             write_manifest(entry, plan, facts, seconds, progress.diverged)
             continue
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
-            if not memory.is_out_of_memory(error):
+            if error is callback.error or not memory.is_out_of_memory(error):
                 raise
             if plan.width == 1:
                 raise UserError(
@@ -150,7 +160,7 @@ def train_gaps(claimed: Claimed, plan: Plan, facts: dict[str, Any], finished: li
 
 def begin(claimed: Claimed) -> Plan:
     """The plan that the shard was begun with, else a new one, which it is begun with."""
-    entry, work, settings, _ = claimed
+    entry, work, settings = claimed[:3]
     limits = settings.limits
     layout = layout_of(entry, limits.width)
     if layout is None:
@@ -176,22 +186,35 @@ class Recorder:
         self.write_rows = claimed.entry.write_rows
         self.write_policies = claimed.entry.write_policies
         self._save_every, self._signals = claimed.settings.save_every, claimed.signals
+        self._job, self._callback = claimed.entry.job, claimed.callback
         self._first, self._count = first, stop - first
         self._snapshots, self._progress = snapshots, progress
         self._saved = time.perf_counter()
 
     def paused(self, pause: Pause) -> bool:
-        """Show it. A snapshot is due after a while, and at a signal."""
+        """Show it, and tell the user's callback. A snapshot is due after a while, and where the chunk ends early."""
         self._progress.pause(self._first, self._count, pause)
-        return self._signals.number is not None or time.perf_counter() - self._saved >= self._save_every
+        if pause.evaluated:
+            self._callback.tell(self._job, self._first, pause.training.evaluation)
+        return self._ends_early() or time.perf_counter() - self._saved >= self._save_every
 
     def save(self, snapshot: Snapshot) -> None:
-        """Write a snapshot, in the background unless a signal has come. Raises Stopped if one has."""
+        """Write a snapshot, in the background unless the chunk ends here.
+
+        Raises:
+            Stopped: a signal has come.
+            Exception: what the callback has raised.
+        """
         self._snapshots.save(snapshot)
         self._saved = time.perf_counter()
-        if self._signals.number is not None:
+        if self._ends_early():
             self._snapshots.wait()
+            self._callback.check()
             self._signals.check()
+
+    def _ends_early(self) -> bool:
+        """Whether a signal has come or the callback has raised."""
+        return self._signals.number is not None or self._callback.error is not None
 
 
 def train_chunk(claimed: Claimed, plan: Plan, first: int, stop: int, progress: Progress) -> None:

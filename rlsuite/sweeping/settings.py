@@ -18,6 +18,7 @@ class Settings(NamedTuple):
     """How shards run; none of it changes what a run computes, but for the order of floating-point sums."""
 
     limits: Limits = Limits()
+    """how many runs train at once, on how many devices, in how much memory"""
     save_every: float = 300.0
     """seconds between two snapshots of a running chunk; 0 saves at every pause"""
     save_policies: bool = False

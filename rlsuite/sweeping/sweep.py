@@ -29,6 +29,7 @@ class Cell:
     seeds: int = 32
     """runs of each setting of the hyperparameters, with seeds first_seed, first_seed + 1, ..."""
     first_seed: int = 0
+    """the first seed of each setting"""
     config: Any = None
     """the algorithm's `Config`; None is the one it has for this environment, or its default"""
     hypers: Any = None
@@ -60,7 +61,9 @@ class Experiment:
     name: str
     """the folder under `results/`"""
     description: str
+    """one line, which is printed before it is run"""
     cells: tuple[Cell, ...]
+    """at least one, in the order in which they are trained and reported"""
 
 
 def env_of(cell: Cell) -> Env:

@@ -1,4 +1,5 @@
-"""What a person sees while a sweep runs: a line that lives in a terminal, and lines that stay, there and in a log."""
+"""What a person sees while a sweep runs: a line that lives in a terminal, and lines that stay, there and in a log. In
+a notebook a bar lives in the cell instead."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from rlsuite.training import memory
+from rlsuite.training import memory, notebook
 from rlsuite.training.train import Evaluation, Pause
 
 QUIET_SECONDS = 60.0
@@ -24,7 +25,14 @@ def say(line: str) -> None:
 
 @contextlib.contextmanager
 def live(line: str) -> Iterator[None]:
-    """Show a line in a terminal for as long as the context lasts; in a log there is none."""
+    """Show a line in a terminal or a notebook for as long as the context lasts; in a log there is none."""
+    if notebook.running():
+        in_cell = notebook.Line(line.strip())
+        try:
+            yield
+        finally:
+            in_cell.clear()
+        return
     shown = sys.stdout.isatty()
     if shown:
         print(line, end="", flush=True)
@@ -61,10 +69,10 @@ def interquartile_mean(values: np.ndarray) -> float:
 
 
 class Progress:
-    """How far a shard is. In a terminal a live line follows every pause.
+    """How far a shard is. In a terminal a live line follows every pause, in a notebook a bar with the same line.
 
-    Lines that stay, there and in a log: one for each evaluation; where chunks are many, one for each chunk; and one
-    after a minute of silence.
+    Lines that stay, in a terminal and in a log: one for each evaluation; where chunks are many, one for each chunk; and
+    one after a minute of silence.
     """
 
     def __init__(self, runs: int, total_steps: int, done: int, diverged: int) -> None:
@@ -72,6 +80,7 @@ class Progress:
         self.runs, self.total_steps = runs, total_steps
         self.done, self.diverged = done, diverged
         self._live = sys.stdout.isatty()
+        self._cell = notebook.Line("") if notebook.running() else None
         self._began = time.perf_counter()
         self._said = self._began
         self._run_steps = 0
@@ -91,7 +100,11 @@ class Progress:
         diverged = self.diverged + int(evaluation.diverged.sum())
         if finished:
             self.done, self.diverged, step = self.done + count, diverged, 0
-        line = self._line(first, count, step, evaluation, diverged)
+        share = (self.done + count * step / self.total_steps) / self.runs
+        line = self._line(share, count, evaluation, diverged)
+        if self._cell is not None:
+            self._cell.show(line.strip(), share)
+            return
         now = time.perf_counter()
         if finished or (pause.evaluated and count == self.runs) or now - self._said > QUIET_SECONDS:
             self._said = now
@@ -100,8 +113,7 @@ class Progress:
             print(f"\r{CLEAR}{line}", end="", flush=True)
 
     @np.errstate(over="ignore", invalid="ignore")  # of runs that diverge
-    def _line(self, first: int, count: int, step: int, evaluation: Evaluation, diverged: int) -> str:
-        share = (self.done + count * step / self.total_steps) / self.runs
+    def _line(self, share: float, count: int, evaluation: Evaluation, diverged: int) -> str:
         line = f"  {share:4.0%}"
         if count < self.runs:
             line += f"  runs {self.done}/{self.runs} done"
