@@ -65,7 +65,7 @@ def sample_efficiency_curves(scores: Scores, *, repetitions: int = 2000, seed: i
         seed: of the bootstrap.
     """
     environments, _ = scores.comparable()
-    tasks = {key: _task_curve(task, repetitions, seed) for key, task in scores.tasks.items()}
+    tasks = {key: task_curve(task, repetitions, seed) for key, task in scores.tasks.items()}
     aggregate = {}
     if len(environments) > 1:
         for label in scores.labels:
@@ -99,7 +99,8 @@ def performance_profiles(scores: Scores, *, repetitions: int = 2000, seed: int =
     return profiles
 
 
-def _task_curve(task: TaskScores, repetitions: int, seed: int) -> Curve:
+def task_curve(task: TaskScores, repetitions: int, seed: int) -> Curve:
+    """One of `Curves.tasks`; arguments as for `sample_efficiency_curves`."""
     shown = np.isfinite(np.where(task.evaluated, task.curves, 0.0)).all(axis=0)
     steps, evaluated = task.steps[shown], task.evaluated[:, shown]
     band = CurveInterval(*np.full((len(CurveInterval._fields), steps.size), np.nan))

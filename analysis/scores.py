@@ -103,6 +103,12 @@ def manifests(path: str | Path) -> list[Manifest]:
     return [_read_manifest(shard.manifest) for shard in _shards(Path(path)) if shard.files()]
 
 
+def unfinished(path: str | Path) -> list[str]:
+    """Names of the shards below a folder that are still running or were interrupted, those too that `load` leaves out
+    because they have no evaluation yet. Raises ResultsError where there is no such folder, or no results in it."""
+    return [shard.name for shard in _shards(Path(path)) if not shard.finished.exists()]
+
+
 class _Shard(NamedTuple):
     """Where the files of one shard lie, finished or not."""
 
