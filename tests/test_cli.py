@@ -977,7 +977,7 @@ FILES = {
 }
 """Command -> its options and arguments that name files and folders."""
 NAMES = {"--env", "env", "--sampling", "--name", "--label", "--tiers", "--algorithm", "--gymnasium", "--against"}
-NAMES |= {"what", "room"}
+NAMES |= {"what", "room", "--wandb", "--address", "--partition", "--slurm"}
 NAMES |= {
     "--labels",
     "--tasks",

@@ -98,6 +98,12 @@ class Here:
         self._waiting.clear()
 
 
+@pytest.fixture(autouse=True)
+def a_new_process() -> None:
+    """No program of another test is kept."""
+    worker._programs.clear()
+
+
 @pytest.fixture(params=["folder", "parcel"])
 def seen(request: pytest.FixtureRequest, tmp_path: Path, made_up: MadeUp) -> Path | None:
     """The results folder, if workers see it."""
