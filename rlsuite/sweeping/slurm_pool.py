@@ -121,6 +121,8 @@ class SlurmPool:
                 self._folder.parent.rmdir()
 
     def _submit(self) -> None:
+        if not self._tasks:
+            return
         try:
             with self._executor.batch():
                 jobs = {ticket: self._executor.submit(task) for ticket, task in self._tasks.items()}
