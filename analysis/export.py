@@ -184,7 +184,7 @@ def _aggregates(frame: pd.DataFrame, scores: Scores, facts: dict[tuple[str, str]
         manifest = facts[shards[0]]
         steps = found.steps[complete]
         yield Series(
-            key=_digest("aggregate", found.planned, *identities),
+            key=_digest("aggregate", *identities),
             kind="aggregate",
             experiment=shards[0][0],
             label=label,

@@ -55,7 +55,8 @@ class Wandb:
     def send(self, part: Series, record: Record, doubtful: bool) -> Record:
         folders = record.get("folders", [])
         if doubtful:
-            for folder in self.folder.glob(f"offline-run-*-{part.key}"):
+            # W&B numbers the folders of one second.
+            for folder in self.folder.glob(f"offline-run-*-{part.key}*"):
                 if folder.name not in folders:
                     shutil.rmtree(folder)
         try:

@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rich.console import Console
 from rich.table import Table
 
 from analysis import load, manifests, score
 from analysis.curves import sample_efficiency_curves
 from analysis.export import HIGH, IQM, LOW, RETURNS, Target, export, look
-from analysis.tables import make_console
 
 Points = dict[tuple[str, str, str], list[tuple[str, int, float]]]
 """(label, task, name) of a series -> (name, step, value) of all its points, sorted"""
@@ -236,7 +236,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     options = parser.parse_args()
-    console = make_console()
+    console = Console(width=120)
     with tempfile.TemporaryDirectory() as place:
         results = Path(place) / "made_up"
         make_results(results, options.runs, options.evaluations, options.metrics)
@@ -270,7 +270,8 @@ def measured(name: str, folder: Path, results: Path, wanted: Points) -> list[str
         export(series, target)
         seconds.append(time.perf_counter() - began)
     target.close()
-    files = [file for file in folder.rglob("*") if file.is_file()]
+    # Each folder of W&B's has a link to one log of all.
+    files = [file for file in folder.rglob("*") if file.is_file() and not file.is_symlink()]
     began = time.perf_counter()
     found = read(folder)
     reading = time.perf_counter() - began
@@ -284,7 +285,7 @@ def measured(name: str, folder: Path, results: Path, wanted: Points) -> list[str
         *(f"{value:.1f} s" for value in seconds),
         f"{sum(file.stat().st_size for file in files):,}",
         f"{len(files):,}",
-        ", ".join(f"{count:,} {call}" for call, count in calls.items()),
+        "\n".join(f"{count:,} {call}" for call, count in calls.items()),
         f"{reading:.1f} s",
         f"{sum(map(len, found.values())):,}",
         str(differing),

@@ -78,7 +78,7 @@ def one_line(stderr: str) -> str:
 
 def test_the_command_line_answers_before_anything_heavy_is_imported() -> None:
     heavy = "('jax', 'numpy', 'pandas', 'pyarrow')"
-    light = "[cli.command(name) for name in ('list', 'report', 'power', 'tune')]"  # the other commands train
+    light = "[cli.command(name) for name in ('list', 'report', 'export', 'power', 'tune')]"  # the other commands train
     program = f"import sys; from rlsuite.commands import cli; {light}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

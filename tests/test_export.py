@@ -307,11 +307,14 @@ def test_an_export_that_was_killed_neither_loses_nor_doubles(
     name: str, place: int, after: bool, here: Path, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exporting, "BATCH", 3)
-    run_shard(results, [2] * 4 + [0] * 4)
+    run_shard(results, [1] * 4 + [0] * 4)
     owner, method = PLACES[name][place]
     with killed(owner, method, 3, after):
         export(look(results), make(name, here))
-    # It has gone on meanwhile, and the export is killed once more.
+    for evaluations in (1, 2):
+        run_shard(results, [evaluations] * 4 + [0] * 4)
+        export(look(results), make(name, here))
+    # It has gone on, and an export that adds to what is there is killed, too.
     run_shard(results, None)
     with killed(owner, method, 5, after):
         export(look(results), make(name, here))
@@ -468,10 +471,10 @@ def test_what_cannot_be_is_one_line(
 
 def test_the_benchmark_finds_no_difference(here: Path) -> None:
     results = here / "made_up"
-    benchmark.make_results(results, 32, 3, 2)
+    benchmark.make_results(results, 8, 3, 2)
     for name in TARGETS:
         row = benchmark.measured(name, here / name, results, benchmark.written_points(results))
-        assert int(row[-2].replace(",", "")) > 32 * 3 * 4 and row[-1] == "0", name
+        assert int(row[-2].replace(",", "")) > 8 * 3 * 4 and row[-1] == "0", name
     wanted = benchmark.written_points(results)
     wanted["ppo", "gymnax/CartPole-v1", "seed 0"].pop()
     (here / "again").mkdir()
