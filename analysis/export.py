@@ -139,7 +139,8 @@ def look(path: str | Path, *, runs: bool = True) -> list[Series]:
     frame, _ = by_task(frame, shown)
     shards = frame[["experiment", "shard"]].itertuples(index=False, name=None)
     begun = {shard: _begun(manifest) for shard, manifest in facts.items()}
-    frame = frame.assign(time=[begun[shard] for shard in shards] + frame["wall_seconds"])
+    # Curves that come from elsewhere may lack times.
+    frame = frame.assign(time=[begun[shard] for shard in shards] + frame["wall_seconds"].fillna(0.0))
     return [*_aggregates(frame, scores, facts), *(_runs(frame, facts) if runs else ())]
 
 
@@ -276,7 +277,7 @@ class State:
 
     def write(self) -> None:
         """Replace the file, by a whole one or not at all."""
-        draft = self.path.with_name(f".{self.path.name}.tmp")
+        draft = self.path.with_suffix(".tmp")
         with draft.open("w", encoding="utf-8") as file:
             json.dump({"sent": self.sent, "sending": sorted(self.doubtful)}, file)
             file.flush()
@@ -334,7 +335,7 @@ def _news(series: Series, state: State) -> Series | None:
 def _claimed(state: Path) -> Iterator[None]:
     """No other process exports to the same place until this one leaves or dies."""
     state.parent.mkdir(parents=True, exist_ok=True)
-    with state.with_name(f".{state.name}.lock").open("w") as lock:
+    with state.with_suffix(".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,8 +1,8 @@
 """Weights & Biases: a run there for each series, grouped by label and task, in a project.
 
 With `WANDB_MODE=offline` each export leaves a folder for each series that has something new, which `wandb sync` sends
-later, in the order of their names: each goes on with the run of the same id. W&B itself does not take a step twice, and
-says how far a run has come that it goes on with; of offline folders, those are removed that a killed export has begun.
+later, in the order of their names: each goes on with the run of the same id. A server says how far a run
+has come, and takes no step twice. Offline folders that a killed export has begun are removed.
 """
 
 from __future__ import annotations

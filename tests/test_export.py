@@ -201,6 +201,13 @@ def test_hyperparameters_and_manifest_in_mlflow(here: Path, results: Path) -> No
     assert (seed_3().data.tags["finished"], seed_3().info.status) == ("True", "FINISHED")
 
 
+@pytest.mark.parametrize("name", TARGETS)
+def test_curves_without_times_are_sent(name: str, here: Path, results: Path) -> None:
+    write_shard(results, "ppo", "a", ramp(2), extra={"wall_seconds": np.nan}, created="some day", sessions=[])
+    export(look(results), make(name, here))
+    assert found(name, here) == wanted(name, results)
+
+
 def test_calls_are_few_and_none_is_too_large(here: Path, results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = tuple(range(400))
     write_shard(results, "ppo", "a", np.zeros((2, 400)), steps=steps, budget=399)
@@ -402,7 +409,7 @@ def test_follow_leaves_at_ctrl_c_and_goes_on(
     command = ["export", str(results), "--tensorboard", "board", "--follow", "--every", "0.5"]
     assert cli.main(command) == 130
     shown = capsys.readouterr()
-    assert shown.out.endswith(" of 8 runs and 1 aggregates -> board\n")
+    assert shown.out.endswith(" points (runs: 8, aggregates: 1)\n")
     assert shown.err == "rlsuite: interrupted; the same command goes on with what is not sent yet\n"
     (here / "board").rename(here / "tensorboard")
     run_shard(results, None)
@@ -413,12 +420,26 @@ def test_follow_leaves_at_ctrl_c_and_goes_on(
 # --- The command ------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_says_what_it_sent(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_what_it_sent(
+    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE")  # without it, MLflow refuses a folder
     write_shard(results, "ppo", "a", ramp(8))
     command = ["export", str(results), "--mlflow", "runs", "--no-runs"]
     assert cli.main(command) == 0
     assert cli.main(command) == 0
-    assert capsys.readouterr().out == "9 points of 0 runs and 1 aggregates -> runs\nnothing new for runs\n"
+    assert capsys.readouterr().out == "runs: 9 points (runs: 0, aggregates: 1)\nruns: nothing new\n"
+
+
+def test_what_a_server_was_sent_is_known_in_the_results(here: Path, results: Path) -> None:
+    run_shard(results, None)
+    for sent in (9, 0):
+        target = to_mlflow.Mlflow(f"file://{here}/mlflow", results)
+        assert sum(export(look(results), target)[:2]) == sent
+    other = to_mlflow.Mlflow(f"file://{here}/other", results)
+    assert sum(export(look(results), other)[:2]) == 9
+    assert found("mlflow", here) == wanted("mlflow", results)
+    assert {file.suffix for file in results.glob(".export-mlflow-*")} == {".json", ".lock"}
 
 
 @pytest.mark.parametrize("name", TARGETS)

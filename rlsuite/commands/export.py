@@ -105,6 +105,6 @@ def target_of(name: str, place: str, results: Path) -> Target:
 def tell(sent: Sent, place: str, nothing: bool = False) -> None:
     """Say what was sent; where that is nothing, only if it is wanted."""
     if sent.runs or sent.aggregates:
-        print(f"{sent.points:,} points of {sent.runs:,} runs and {sent.aggregates:,} aggregates -> {place}", flush=True)
+        print(f"{place}: {sent.points:,} points (runs: {sent.runs:,}, aggregates: {sent.aggregates:,})", flush=True)
     elif nothing:
-        print(f"nothing new for {place}", flush=True)
+        print(f"{place}: nothing new", flush=True)
