@@ -53,8 +53,8 @@ def soak(kills: int, chance: random.Random, folder: Path, seconds: float) -> tup
     for _ in range(2):
         nodes.add_node(**NODE, num_cpus=1)
     in_a_process(folder / "undisturbed", UPDATES)
-    of_nodes = of_drivers = sweeps = 0
-    while of_nodes < kills:
+    node_kills = driver_kills = sweeps = 0
+    while node_kills < kills:
         results, seen = folder / f"killed{sweeps}", sweeps % 2 == 0
         results.mkdir()
         arguments = (results, nodes.address, seen)
@@ -67,24 +67,24 @@ def soak(kills: int, chance: random.Random, folder: Path, seconds: float) -> tup
             if chance.random() < 0.25:
                 driver.kill()
                 driver.join()
-                of_drivers += 1
+                driver_kills += 1
                 driver = spawn.Process(target=drive, args=arguments)
                 driver.start()
-            elif of_nodes < kills:
+            elif node_kills < kills:
                 nodes.remove_node(chance.choice(list(nodes.worker_nodes)), allow_graceful=False)
                 nodes.add_node(**NODE, num_cpus=1)
-                of_nodes += 1
+                node_kills += 1
         log = results.with_suffix(".log").read_text()
         assert driver.exitcode == 0, log
         check_equal(results, folder / "undisturbed")
         sweeps += 1
         print(
-            f"sweep {sweeps}, results {'seen' if seen else 'through the driver'}: {of_nodes} nodes and {of_drivers} "
+            f"sweep {sweeps}, results {'seen' if seen else 'through the driver'}: {node_kills} nodes and {driver_kills} "
             f"drivers killed so far; {log.count('another worker goes on')} chunks lost; rows are equal",
             flush=True,
         )
     nodes.shutdown()
-    return of_nodes, of_drivers, sweeps
+    return node_kills, driver_kills, sweeps
 
 
 def main() -> None:
@@ -98,8 +98,12 @@ def main() -> None:
     here = Path(__file__).resolve().parent
     os.environ["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parent)])
     with tempfile.TemporaryDirectory() as folder:
-        of_nodes, of_drivers, sweeps = soak(options.kills, random.Random(options.seed), Path(folder), options.seconds)
-    print(f"{of_nodes} nodes and {of_drivers} drivers killed in {sweeps} sweeps: rows are those of the local executor")
+        node_kills, driver_kills, sweeps = soak(
+            options.kills, random.Random(options.seed), Path(folder), options.seconds
+        )
+    print(
+        f"{node_kills} nodes and {driver_kills} drivers killed in {sweeps} sweeps: rows are those of the local executor"
+    )
 
 
 if __name__ == "__main__":
