@@ -79,8 +79,8 @@ def soak(kills: int, chance: random.Random, folder: Path, seconds: float) -> tup
         check_equal(results, folder / "undisturbed")
         sweeps += 1
         print(
-            f"sweep {sweeps}, results {'seen' if seen else 'through the driver'}: {node_kills} nodes and {driver_kills} "
-            f"drivers killed so far; {log.count('another worker goes on')} chunks lost; rows are equal",
+            f"sweep {sweeps}, results {'seen' if seen else 'through the driver'}: {node_kills} nodes and "
+            f"{driver_kills} drivers killed so far; {log.count('another worker goes on')} chunks lost; rows are equal",
             flush=True,
         )
     nodes.shutdown()
