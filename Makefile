@@ -40,7 +40,7 @@ help:
 	@echo 'make browser    the tests of the report in Chromium, which it installs as root on Debian'
 	@echo 'make learning   the slow tests that have changed since they last passed: train to known scores; ALL=1 for all'
 	@echo 'make check      train small cells and compare with the reference curves of earlier versions'
-	@echo 'make exhaustive the tests of environments that compile for long'
+	@echo 'make exhaustive the tests of environments that compile for long, and of a real Ray cluster'
 	@echo 'make soak       kill a sweep KILLS=$(KILLS) times at moments of SEED=$(SEED), resume, compare every row'
 	@echo 'make lint       ruff (lint and format) and mypy'
 	@echo 'make pages      write what docs/algorithms/ takes from the modules of the methods'

@@ -21,7 +21,7 @@ from rlsuite.sweeping import cluster, ray_pool
 from rlsuite.sweeping.ray_pool import RayPool, Resources
 from rlsuite.sweeping.store import Store
 
-pytestmark = pytest.mark.xdist_group("ray")
+pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.exhaustive]
 
 NODE = {"include_dashboard": False, "node_ip_address": "127.0.0.1", "object_store_memory": 100 * 1024**2}
 TESTS = str(Path(__file__).parent)

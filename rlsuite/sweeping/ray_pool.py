@@ -212,6 +212,8 @@ class RayPool:
 
     def _seen(self, folder: Path) -> bool:
         """Whether every node sees the results folder, by a file that lies there for a moment."""
+        for old in folder.glob(".seen-*"):  # of a driver that was killed
+            old.unlink(missing_ok=True)
         probe = folder.absolute() / f".seen-{uuid.uuid4().hex}"
         probe.touch()
         try:
@@ -222,7 +224,7 @@ class RayPool:
         except exceptions.RayError:  # a node has died meanwhile; messages reach the driver in any case
             return False
         finally:
-            probe.unlink()
+            probe.unlink(missing_ok=True)
 
 
 def connect(address: str | None, variables: dict[str, str]) -> None:
