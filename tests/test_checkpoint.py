@@ -155,9 +155,11 @@ def test_a_disk_that_fills_up_in_the_background_is_told_at_the_next_chance(tmp_p
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
-        with pytest.raises(UserError, match=r"cannot be written .*intact"):
+        with pytest.raises(UserError, match=r"cannot be written \(File too large\); .*intact"):
             writer.save(holding(jnp.asarray(np.random.default_rng(0).normal(size=(WIDTH, 250_000)))))
             writer.wait()
+        with pytest.raises(UserError, match=r"cannot be written \(File too large\)"):
+            writer.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert_same(Snapshots(tmp_path / "snapshot").newest(SHAPES)[0], snapshot(3))

@@ -216,6 +216,22 @@ def test_a_chunk_that_loses_every_worker_is_given_up(tmp_path: Path, seen: Path 
     assert rows_of(store, long_shard()) == without_clock(undisturbed)
 
 
+def test_workers_that_are_lost_at_the_same_place_again_and_again_are_given_up(tmp_path: Path, made_up: MadeUp) -> None:
+    """An evaluation that an earlier worker had too is no progress."""
+
+    def always(number: int, order: Order, messages: list[Message]) -> list[Any]:
+        first = next(
+            place
+            for place, one in enumerate(messages)
+            if isinstance(one, worker.Paused) and one.evaluated and one.update
+        )
+        return [*messages[: first + 1], Lost("the node has died")]
+
+    pool = Here(None, always)
+    message = refusal(lambda: sweep(tmp_path, pool, at_once(5)))
+    assert "5 workers in a row were lost" in message and len(pool.orders) == cluster.MOST_FAILURES
+
+
 def test_an_error_that_no_worker_can_help_ends_the_sweep_and_others_save(
     tmp_path: Path, seen: Path | None, undisturbed: Rows
 ) -> None:
@@ -240,7 +256,8 @@ def test_what_fails_on_one_node_is_done_elsewhere(
 
     def saving(self: Any, snapshot: Any) -> None:
         if full.pop() if full else False:
-            raise self._cannot_write(OSError(28, "No space left on device"))
+            with self._writing():
+                raise ValueError("RESOURCE_EXHAUSTED: Failed to write: No space left on device")
         save(self, snapshot)
 
     monkeypatch.setattr(worker.Snapshots, "save", saving)

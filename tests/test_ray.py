@@ -7,9 +7,9 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import cluster_sweep
+import numpy as np
 import pytest
 import ray
 from cluster_sweep import SETTINGS, check_equal, jobs
@@ -17,7 +17,7 @@ from ray._private import ray_constants
 from ray.cluster_utils import Cluster
 
 from rlsuite.errors import UserError
-from rlsuite.sweeping import cluster, ray_pool
+from rlsuite.sweeping import cluster, worker
 from rlsuite.sweeping.ray_pool import RayPool, Resources
 from rlsuite.sweeping.store import Store
 
@@ -37,7 +37,8 @@ def nodes() -> Iterator[Cluster]:
         # Ray would take this machine's other address for 127.0.0.1: here, and in the processes that it starts.
         patch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
         patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        made = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0})
+        head = {**NODE, "num_cpus": 0, "_system_config": {"local_fs_capacity_threshold": 0.0001}}
+        made = Cluster(initialize_head=True, head_node_args=head)
         for _ in range(2):
             made.add_node(**NODE, num_cpus=1)
         yield made
@@ -90,15 +91,26 @@ def test_what_no_node_has_is_one_line(tmp_path: Path, nodes: Cluster) -> None:
         RayPool(tmp_path, nodes.address, Resources(cpus=64))
 
 
-def test_an_object_store_that_is_too_small_is_one_line(
+def test_a_node_on_which_something_is_wrong_gets_no_more_work(
     tmp_path: Path, nodes: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Such as a full disk: the second of two nodes that say so ends the sweep."""
     pool = RayPool(tmp_path, nodes.address, Resources())
+    full = worker.Failed("the disk is full", elsewhere=True)
+    first, second = (node["NodeID"] for node in pool._nodes() if pool._fitting(node))
+    assert pool._avoiding(first, worker.Done()) == worker.Done() and pool.workers() == 2
+    assert pool._avoiding(first, full) == full and pool.workers() == 1
+    entry = Store(tmp_path).open(jobs()[0])
+    for ticket in range(3):
+        pool.submit(ticket, worker.Measure(jobs()[0], SETTINGS.limits, 1, {}), entry, None)  # another code's: refused
+    assert {ray.get(next(task))[0] for task in pool._tasks.values()} == {second}
+    assert pool._avoiding(second, full) == full._replace(elsewhere=False)
+    pool.close()
 
-    def put(value: Any) -> None:
-        raise ray.exceptions.ObjectStoreFullError("the store is full")
 
-    monkeypatch.setattr(ray_pool.ray, "put", put)
-    with pytest.raises(UserError, match="cannot take a dataset"):
-        pool.share(object())  # type: ignore[arg-type]
+def test_an_object_store_that_is_too_small_is_one_line(tmp_path: Path, nodes: Cluster) -> None:
+    """Ray may not use this machine's disk in its place here, see `nodes`."""
+    pool = RayPool(tmp_path, nodes.address, Resources())
+    with pytest.raises(UserError, match="object store cannot take a dataset .*--object-store-memory"):
+        pool.share(np.zeros(150 * 1024**2, np.uint8))  # type: ignore[arg-type]
     pool.close()

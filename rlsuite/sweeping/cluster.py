@@ -200,6 +200,8 @@ class Shard:
         self._nodes: set[str] = set()
         """all that have worked on it"""
         self._failures: dict[tuple[int, int], int] = {}
+        """runs -> workers lost in a row, none of which has got further than those before"""
+        self._furthest: dict[tuple[int, int], int] = {}
         self._held: dict[tuple[int, int], float] = {}
         self._pieces: dict[int, list[bytes]] = {}
 
@@ -278,7 +280,8 @@ class Shard:
                 self.moved += (message.step - self.steps.get(ticket, message.step)) * (order.stop - order.first)
                 self.steps[ticket] = message.step
                 self._peak = max(self._peak, message.peak_memory)
-                if message.evaluated:
+                if message.evaluated and message.update > self._furthest.get(runs, 0):
+                    self._furthest[runs] = message.update
                     self._failures.pop(runs, None)
             case worker.Rows(first, evaluation):
                 self.entry.write_rows(first, evaluation)

@@ -87,6 +87,8 @@ class RayPool:
         self._resources, self._most = resources, workers
         self.devices = resources.gpus or resources.cpus
         self._tasks: dict[int, Any] = {}
+        self._avoided: set[str] = set()
+        """ids of nodes on which something is wrong, such as a full disk"""
         self._began: set[int] = set()
         self._looked, self._found = -LOOK_SECONDS, 1
         started = not ray.is_initialized()
@@ -129,6 +131,7 @@ class RayPool:
             num_cpus=self._resources.cpus,
             num_gpus=self._resources.gpus,
             num_returns="streaming",
+            label_selector={"ray.io/node-id": f"!in({','.join(sorted(self._avoided))})"} if self._avoided else None,
             max_retries=0,  # the driver knows where a chunk goes on
             _generator_backpressure_num_objects=UNREAD,
         )
@@ -170,8 +173,8 @@ class RayPool:
 
     def _next(self, task: Any) -> Message | Lost | None:
         try:
-            message: Message = ray.get(next(task))
-            return message
+            node, message = ray.get(next(task))
+            return self._avoiding(node, message)
         except StopIteration:
             return None
         except exceptions.TaskCancelledError:
@@ -183,6 +186,14 @@ class RayPool:
         except exceptions.RayError as error:
             return worker.Failed(" ".join(str(error).split())[:200], False, str(error))
 
+    def _avoiding(self, node: str, message: Message) -> Message:
+        """The message, after which nothing more goes to its node if something is wrong there."""
+        if not (isinstance(message, worker.Failed) and message.elsewhere):
+            return message
+        self._avoided.add(node)
+        self._looked = -LOOK_SECONDS
+        return message._replace(elsewhere=any(map(self._fitting, self._nodes())))
+
     def _put(self, value: Any, what: str) -> Any:
         try:
             return ray.put(value)
@@ -190,7 +201,7 @@ class RayPool:
             raise UserError(full(what, error)) from error
 
     def _nodes(self) -> list[dict[str, Any]]:
-        return [node for node in ray.nodes() if node["Alive"]]
+        return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in self._avoided]
 
     def _fitting(self, node: dict[str, Any]) -> int:
         """Workers that a node has room for."""
@@ -263,8 +274,9 @@ def follow(
     given: Given | None,
     resources: Resources,
     switch: Any,
-) -> Iterator[Message]:
-    """Do an order in a thread, and give its messages as they come."""
+) -> Iterator[tuple[str, Message]]:
+    """Do an order in a thread, and give this node's id with each message as it comes."""
+    node = ray.get_runtime_context().get_node_id()
     prepare_jax(resources.cpus)
     messages: queue.Queue[Message | None] = queue.Queue(maxsize=1)
     asked = asking(switch)
@@ -281,7 +293,7 @@ def follow(
 
     threading.Thread(target=work, daemon=True).start()
     while (message := messages.get()) is not None:  # no `yield from`: Ray wants a plain generator
-        yield message
+        yield node, message
 
 
 def asking(switch: Any) -> Callable[[], int]:

@@ -7,7 +7,11 @@ only when it is whole; the newest whole one wins, and older ones than the last t
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,10 +57,8 @@ class Snapshots:
         # Orbax logs, with a page of traceback each, the errors that it raises as well.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, cleanup_tmp_directories=True)
-        try:
+        with self._writing():
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
-        except (OSError, ValueError) as error:
-            raise self._cannot_write(error) from error
         self._number = max(self._manager.all_steps(), default=0)
 
     def save(self, snapshot: Snapshot) -> None:
@@ -79,17 +81,13 @@ class Snapshots:
         }
         self._number += 1
         parts = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), facts=ocp.args.JsonSave(facts))
-        try:
+        with self._writing():
             self._manager.save(self._number, args=parts, force=True)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise self._cannot_write(error) from error
 
     def wait(self) -> None:
         """Until nothing is being written."""
-        try:
+        with self._writing():
             self._manager.wait_until_finished()
-        except (OSError, ValueError, RuntimeError) as error:
-            raise self._cannot_write(error) from error
 
     def newest(self, learning: Learning) -> tuple[Snapshot | None, list[str]]:
         """The newest snapshot that can be read, and a line about each newer one that cannot.
@@ -107,8 +105,8 @@ class Snapshots:
 
     def close(self) -> None:
         """Finish writing and let go of the folder."""
-        self.wait()
-        self._manager.close()
+        with self._writing():  # Orbax raises here again what `wait` has raised
+            self._manager.close()
 
     def _read(self, number: int, learning: Learning) -> Snapshot:
         parts = ocp.args.Composite(arrays=ocp.args.StandardRestore(), facts=ocp.args.JsonRestore())
@@ -140,9 +138,19 @@ class Snapshots:
         training = Training(jax.tree.unflatten(structure, found), evaluation=evaluation, **facts["training"])
         return Snapshot(facts["first"], facts["stop"], training)
 
-    def _cannot_write(self, error: Exception) -> CannotSave:
-        reason = " ".join(str(error).split())[:200]
-        return CannotSave(
-            f"snapshot in '{self.folder}' cannot be written ({reason}); what was saved before is intact. "
-            "Free some space or choose another folder with --results, then run the same command again"
-        )
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CannotSave(
+                f"snapshot in '{self.folder}' cannot be written ({reason(error)}); what was saved before is intact. "
+                "Free some space or choose another folder with --results, then run the same command again"
+            ) from error
+
+
+def reason(error: Exception) -> str:
+    """Why a snapshot cannot be written, in a line: of a page of Orbax's, what the system has said."""
+    text = " ".join(str(error).split())
+    found = re.search(r"os_error_code='(\d+)'", text)
+    return os.strerror(int(found[1])) if found else text[:200]

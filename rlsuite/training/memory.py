@@ -94,8 +94,12 @@ def _free_in(group: ControlGroup) -> int | None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether this error means that a device, or the machine, has refused memory."""
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+    """Whether this error means that a device, or the machine, has refused memory.
+
+    Errors of snapshots on a full disk have the same word in their text.
+    """
+    refused = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    return refused or isinstance(error, MemoryError)
 
 
 def release() -> None:
