@@ -111,6 +111,6 @@ def test_a_node_on_which_something_is_wrong_gets_no_more_work(
 def test_an_object_store_that_is_too_small_is_one_line(tmp_path: Path, nodes: Cluster) -> None:
     """Ray may not use this machine's disk in its place here, see `nodes`."""
     pool = RayPool(tmp_path, nodes.address, Resources())
-    with pytest.raises(UserError, match="object store cannot take a dataset .*--object-store-memory"):
+    with pytest.raises(UserError, match=r"object store cannot take a dataset .*--object-store-memory"):
         pool.share(np.zeros(150 * 1024**2, np.uint8))  # type: ignore[arg-type]
     pool.close()
