@@ -584,6 +584,7 @@ def score(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> Scores:
         task = _task_scores(label, environment, rows, floors[environment], planned_here)
         tasks[label, environment] = task
         notes += _pooling_notes(rows, cell_manifests, where)
+        notes += _foreign_notes(cell_manifests, where)
         notes += _lost_episodes(rows, where)
         if task.offline:
             played.setdefault(_episodes_played(task, rows, shard_manifests), []).append(where)
@@ -738,11 +739,23 @@ def _code_notes(frame: pd.DataFrame, shard_manifests: Sequence[Manifest]) -> Ite
                 f"{version} for {_listed(sorted(version_labels))}" for version, version_labels in sorted(labels.items())
             ]
             yield f"results of several versions of {what} are compared: {_and(whose)}"
-    unrecorded = sum(not _is_code_recorded(manifest) for manifest in present)
+    ours = [manifest for manifest in present if "foreign" not in manifest]
+    unrecorded = sum(not _is_code_recorded(manifest) for manifest in ours)
     if unrecorded:
         yield (
-            f"which sources of rlsuite, and of other packages, computed {unrecorded} of {len(present)} shards is not "
+            f"which sources of rlsuite, and of other packages, computed {unrecorded} of {len(ours)} shards is not "
             "recorded; whether they are all of one version cannot be told"
+        )
+
+
+def _foreign_notes(cell_manifests: Sequence[Manifest], where: str) -> Iterator[str]:
+    """Whose numbers imported curves are, see `analysis.foreign`."""
+    for foreign in (manifest["foreign"] for manifest in cell_manifests if "foreign" in manifest):
+        source = f" from {foreign['source']}" if foreign["source"] else ""
+        names = _listed(list(foreign["files"])[:3]) + (" ..." if len(foreign["files"]) > 3 else "")
+        yield (
+            f"{where}: imported{source} ({names}), {foreign['returns']} returns of another program, "
+            f"{foreign['resampling']}"
         )
 
 

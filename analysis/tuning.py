@@ -106,7 +106,8 @@ def choose(
 ) -> Choice:
     """The best setting of each label by IQM on some seeds, and what it scores on the others.
 
-    Of settings that tie, the one with the higher mean is taken, then the first in the order of their values.
+    Of settings that tie, the one with the higher mean is taken, then the first in the order of their values. Imported
+    curves are left out: nobody knows their settings.
 
     Args:
         frame, shard_manifests: from `load` and `manifests`.
@@ -120,9 +121,13 @@ def choose(
     Raises:
         ResultsError: a seed that selects and reports; a label with too few runs of a setting at the selection seeds, or
             of the best one at the others; one that pools several configurations; with `over_tasks`, no task to compare,
-            or settings that differ between tasks.
+            or settings that differ between tasks; no label that is not imported.
         ValueError: another `kind`.
     """
+    shard_manifests = [manifest for manifest in shard_manifests if "foreign" not in manifest]
+    frame = frame[frame["shard"].isin([manifest["shard"] for manifest in shard_manifests])]
+    if frame.empty:
+        raise ResultsError("all labels are imported, and nobody knows their settings; give results of rlsuite")
     selection_seeds = sorted(set(selection_seeds))
     if report_seeds is not None:
         report_seeds = set(report_seeds)

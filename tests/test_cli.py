@@ -974,10 +974,11 @@ FILES = {
     "tune": ["results"],
     "check": ["check", "--references", "--results"],
     "bench": ["--output"],
+    "import": ["files", "--to"],
 }
 """Command -> its options and arguments that name files and folders."""
 NAMES = {"--env", "env", "--sampling", "--name", "--label", "--tiers", "--algorithm", "--gymnasium", "--against"}
-NAMES |= {"what", "room", "--wandb", "--address", "--partition", "--slurm"}
+NAMES |= {"--source", "what", "room", "--wandb", "--address", "--partition", "--slurm"}
 NAMES |= {
     "--labels",
     "--tasks",

@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 }
 
 # The exceptions: commands and functions that judge results ask analysis, which is an extra that may be missing.
-JUDGES = ("api", "check", "export", "power", "report", "tune")
+JUDGES = ("api", "check", "export", "import_curves", "power", "report", "tune")
 LAZY_EXCEPTIONS = {(f"rlsuite/commands/{name}.py", "analysis") for name in JUDGES}
 
 # Only the adapters know which library simulates a task.

@@ -20,6 +20,7 @@ COMMANDS = {
     "dataset": ("dataset", "measure a dataset: size, returns, quality and coverage"),
     "evaluate": ("evaluate", "play a trained policy in real Gymnasium, and film it"),
     "report": ("report", "compare the results in a folder: tables, figures and a page"),
+    "import": ("import_curves", "put curves of other programs next to ours, marked as imported"),
     "export": ("export", "send curves to TensorBoard, W&B or MLflow"),
     "power": ("power", "how many seeds a comparison needs, from pilot results"),
     "tune": ("tune", "choose the best setting by some seeds, and report it on others"),
