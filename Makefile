@@ -28,7 +28,7 @@ SLOW = -n 2 --dist loadgroup -m slow --slow-contracts $(if $(ALL),all,changed)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo sweep datasets report test browser learning check exhaustive soak lint pages bench clean
+.PHONY: help setup demo sweep datasets report test browser learning check exhaustive soak lint pages docs bench clean
 
 help:
 	@echo 'make setup      create the virtual environment (every target below does so by itself)'
@@ -44,6 +44,7 @@ help:
 	@echo 'make soak       kill a sweep KILLS=$(KILLS) times at moments of SEED=$(SEED), resume, compare every row'
 	@echo 'make lint       ruff (lint and format) and mypy'
 	@echo 'make pages      write what docs/algorithms/ takes from the modules of the methods'
+	@echo 'make docs       the documentation site, in site/'
 	@echo 'make bench      speed of this suite and of its peers; BENCH_ARGS="ppo sac --runs 1 16" to choose'
 	@echo 'make clean      remove environments, caches and build outputs; results/ stays'
 	@echo
@@ -115,6 +116,10 @@ pages: $(INSTALLED)
 	@echo 'writing the pages of the methods ...'
 	@$(BIN)/python benchmarks/method_pages.py
 
+docs: $(INSTALLED)
+	@echo 'building the documentation ...'
+	@$(BIN)/python benchmarks/documentation.py
+
 bench: $(INSTALLED) $(PEERS)/.installed
 	@echo 'measuring this suite beside its peers (about an hour) ...'
 	@$(BIN)/python benchmarks/peers/compare.py --python $(PEERS)/bin/python $(BENCH_ARGS)
@@ -129,5 +134,5 @@ $(PEERS)/.installed: benchmarks/peers/constraints.txt
 
 clean:
 	@echo 'removing environments, caches and build outputs; results/ stays'
-	@rm -rf .venv-* build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf .venv-* build *.egg-info .pytest_cache .mypy_cache .ruff_cache site
 	@find $(PACKAGES) tests -name __pycache__ -type d -prune -exec rm -rf {} +
