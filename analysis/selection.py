@@ -20,7 +20,8 @@ def select(
     """The rows of these labels, tasks and shards, with the manifests of their shards; of all where none are named.
 
     Args:
-        frame, shard_manifests: from `analysis.load` and `analysis.manifests`.
+        frame: from `analysis.load`.
+        shard_manifests: from `analysis.manifests`.
         labels: as they are called in the report.
         tasks: environments, or datasets of offline learners.
         shards: names of files without their endings. One that is not there is left out.

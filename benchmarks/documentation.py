@@ -87,8 +87,10 @@ def build(out: Path) -> None:
         command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:  # its warnings, without colours and the trace of its own that follows them
-            raise SystemExit(re.sub(r"\x1b\[[\d;]*m", "", done.stdout + done.stderr.partition("Traceback")[0]))
+        # Its warnings, without colours and the trace of its own that follows them. Those of docstrings do not stop it.
+        warnings = re.sub(r"\x1b\[[\d;]*m", "", done.stdout + done.stderr.partition("Traceback")[0])
+        if done.returncode or re.search(r"^\W*\d*griffe: ", warnings, re.M):
+            raise SystemExit(warnings)
         for page in (folder / "site").rglob("*.html"):
             page.write_text(with_mathml(page.read_text("utf-8")), "utf-8")
         shutil.rmtree(out, ignore_errors=True)

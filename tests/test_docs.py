@@ -20,6 +20,7 @@ from rlsuite.commands import cli
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TARGETS = set(re.findall(r"^([\w-]+):(?!=)", (ROOT / "Makefile").read_text("utf-8"), re.M))
 IDS = [page.relative_to(ROOT).as_posix() for page in PAGES]
 
 
@@ -52,10 +53,10 @@ def lines_of_code(text: str) -> Iterator[str]:
 
 
 def faulty_commands(text: str) -> list[str]:
-    """The commands of a page that name no command of `rlsuite`, none of its options, or no program of ours."""
+    """The commands of a page that name no command of `rlsuite` or option of it, no target of `make`, or no program."""
     found = []
     for line in lines_of_code(text):
-        command = re.match(r"(?:\w+=\S+ )*(rlsuite|(?:\S*/)?python3?) (.+)", line.partition(" #")[0].strip())
+        command = re.match(r"(?:\w+=\S+ )*(rlsuite|make|(?:\S*/)?python3?) (.+)", line.partition(" #")[0].strip())
         if command is None or "[" in command[2]:
             continue
         program, rest = command[1], shlex.split(command[2])
@@ -64,6 +65,8 @@ def faulty_commands(text: str) -> list[str]:
             options = {word.partition("=")[0] for word in rest[1:] if re.match(r"--\w", word)}
             if not known or (rest[0] in cli.COMMANDS and not options <= options_of(rest)):
                 found.append(line)
+        elif program == "make":
+            found += [line] * any(re.fullmatch(r"[\w-]+", word) and word not in TARGETS for word in rest)
         elif rest[0].endswith(".py") and not (ROOT / rest[0]).is_file():
             found.append(line)
     return found
@@ -103,6 +106,7 @@ def test_commands_exist(page: Path) -> None:
         "```\nrlsuite run ppo --env gymnax/CartPole-v1 --nosuch 3   # a comment\n```",
         "`rlsuite report results --metrics\nvalue_bias`",
         "`python benchmarks/nosuch.py`",
+        "```\nmake nosuch PYTEST_ARGS='-k ppo'\n```",
         "```bash\nA=1 .venv-3.11/bin/python docs/drift.py\n```",
     ],
 )

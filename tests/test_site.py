@@ -32,6 +32,8 @@ class Page(html.parser.HTMLParser):
         self.anchors: set[str] = set()
         self.text: list[str] = []
         self.equations = 0
+        self.macros: list[str] = []
+        """parts of equations that are still TeX"""
         self._within: list[str] = []
         self.feed(file.read_text("utf-8"))
 
@@ -56,6 +58,8 @@ class Page(html.parser.HTMLParser):
         """Text that a reader sees as such."""
         if not self._within:
             self.text.append(data)
+        elif "math" in self._within and "\\" in data:
+            self.macros.append(data)
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +142,7 @@ def test_markdown_is_rendered(site: dict[Path, Page]) -> None:
             found = re.search(left, text, re.M)
             assert found is None, (file.name, text[found.start() - 60 : found.end() + 60])
     assert site[top(site) / "docs/algorithms/a2pr.html"].equations > 20
+    assert {file.name: page.macros for file, page in site.items() if page.macros} == {}
 
 
 def test_a_broken_link_fails_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,4 +154,20 @@ def test_a_broken_link_fails_the_build(tmp_path: Path, monkeypatch: pytest.Monke
     page.write_text(page.read_text() + "\n[nowhere](nowhere.md)\n")
     monkeypatch.setattr(documentation, "ROOT", copy)
     with pytest.raises(SystemExit, match=r"\[nowhere\]\(nowhere.md\)"):
+        documentation.build(tmp_path / "site")
+
+
+def test_a_docstring_with_a_wrong_name_fails_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its parameter would have neither type nor default."""
+    copy = tmp_path / "copy"
+    for name in ("docs", "rlsuite", "envs", "analysis"):
+        shutil.copytree(ROOT / name, copy / name)
+    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        shutil.copy(ROOT / name, copy)
+    module = copy / "rlsuite/commands/api.py"
+    module.write_text(
+        module.read_text().replace("        metrics: training metrics", "        metric: training metrics")
+    )
+    monkeypatch.setattr(documentation, "ROOT", copy)
+    with pytest.raises(SystemExit, match="'metric' does not appear in the function signature"):
         documentation.build(tmp_path / "site")

@@ -220,7 +220,8 @@ def sweep(
     Args:
         experiment: an `Experiment`, or the path of a file that defines `EXPERIMENT`, or `file.py:NAME`.
         results: the folder of all results; those of this experiment are in one of its name below.
-        settings, on_evaluation: as for `run`.
+        settings: as for `run`.
+        on_evaluation: as for `run`.
 
     Raises:
         UserError, Stopped, Exception: as `run`.
@@ -245,10 +246,13 @@ def report(
     """Print the tables of a folder of results, write page and figures, and return the path of the page.
 
     Args:
-        labels, tasks, shards: the part that the report is of; all that is there without them.
+        labels: those that the report is of; all that are there without them.
+        tasks: as `labels`.
+        shards: as `labels`.
         metrics: training metrics to report too, such as `value_bias`.
         out: the folder to write into; the results' without it.
-        repetitions, seed: of the bootstrap.
+        repetitions: of the bootstrap.
+        seed: of the bootstrap.
 
     Raises:
         UserError: the results cannot be read, `out` cannot be written, or the analysis extra is missing.
