@@ -27,10 +27,11 @@ from envs import registry
 from envs.plugins import Package
 from rlsuite import algorithms
 from rlsuite.errors import Stopped
-from rlsuite.sweeping import extend, job, local, policies, provenance
+from rlsuite.sweeping import extend, job, local, policies, provenance, worker
 from rlsuite.sweeping.entry import BEFORE, Entry
 from rlsuite.sweeping.job import Job
 from rlsuite.sweeping.settings import Settings
+from rlsuite.sweeping.shard import Layout
 from rlsuite.sweeping.store import Store
 from rlsuite.sweeping.sweep import Cell
 
@@ -264,6 +265,25 @@ def test_what_other_code_has_begun_is_not_resumed(what: str, tmp_path: Path, mad
     assert session["rlsuite_sources"] == provenance.own_sources()
     set_aside = {name for name in snapshot_of(store.folder / BEFORE) if "runs000000-000001" in name}
     assert len(set_aside) == 4
+
+
+@pytest.mark.parametrize("package", PARTS)
+@pytest.mark.parametrize("what", EDITS)
+def test_a_worker_with_other_code_of_a_package_is_refused(what: str, package: str, installed: Path) -> None:
+    """On a node where another version of it is installed: the manifest names the driver's."""
+    part, changes = PARTS[package]
+    one = foreign(**changes)
+    session = provenance.session()
+    measure = worker.Measure(one, Settings().limits, 4, session)
+    train = worker.Train(one, 0, 4, Layout(4, 1), 60.0, False, session, frozenset())
+    worker.check_packages(one)
+    edit(installed, what, package)
+    for refused in (
+        refusal(lambda: worker.measure(measure, None)),
+        refusal(lambda: worker.train(train, None, None, print, int)),  # type: ignore[arg-type]
+    ):
+        assert f"other code than the driver: here the package of the {part} is " in refused
+        assert refused.endswith("there; install the same on all nodes")
 
 
 @pytest.mark.parametrize(

@@ -320,13 +320,22 @@ def check_session(session: dict[str, str]) -> None:
         )
 
 
+def check_packages(job: Job) -> None:
+    """Raise UserError unless the packages of others that a job needs are those of the driver, which the manifest
+    names."""
+    driver = {"algorithm": job.cell.algorithm, "environment": job.environment, "packages": job.packages}
+    if changed := provenance.changed_since(driver):
+        raise UserError(f"it runs other code than the driver: here {changed} there; install the same on all nodes")
+
+
 def measure(order: Measure, given: Given | None) -> Measured:
     """Choose how many runs train at once, for as many as a worker should train.
 
     Raises:
-        UserError: as `plan.choose` and `check_session`.
+        UserError: as `plan.choose`, `check_session` and `check_packages`.
     """
     check_session(order.session)
+    check_packages(order.job)
     work = chunk.work_of(order.job, given)._replace(num_runs=order.share)
     plan = planning.choose(work, order.limits)
     layout = Layout(plan.width, plan.devices)
@@ -338,10 +347,11 @@ def train(order: Train, given: Given | None, place: Place, tell: Tell, asked: Ca
     """Train a chunk to the end, or until the worker is `asked` to leave, by the number of a signal.
 
     Raises:
-        UserError: as `check_session` and `Snapshots`.
+        UserError: as `check_session`, `check_packages` and `Snapshots`.
         Stopped: asked to leave, after saving.
     """
     check_session(order.session)
+    check_packages(order.job)
     job, first, stop = order.job, order.first, order.stop
     work, compiled, seconds = programs(job, given, order.layout)
     peak = memory.peak_with(planning.bytes_of(compiled), order.layout.devices)
