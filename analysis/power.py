@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import norm
 
-from analysis import bootstrap
+from analysis import bootstrap, win_rate
 from analysis.bootstrap import Tasks
 from analysis.scores import Array, ResultsError, Scores, load, manifests, score
 
@@ -79,7 +79,7 @@ def power(pilot: Pilot, runs: int, *, confidence: float = 0.95, seed: int = 0) -
     Args:
         pilot: what to draw from.
         runs: of each side on each task.
-        confidence: of the percentile intervals.
+        confidence: of the intervals.
         seed: of the simulation.
     """
     sides = [[_thinned(task) for task in tasks] for tasks in (pilot.x, pilot.y)]
@@ -95,13 +95,16 @@ def power(pilot: Pilot, runs: int, *, confidence: float = 0.95, seed: int = 0) -
     for first in range(0, SIMULATIONS, block):
         rng = np.random.default_rng([seed, runs, first])
         comparisons = min(block, SIMULATIONS - first)
-        in_x, in_y = ([_resamples(rng, task.size, runs, comparisons) for task in tasks] for tasks in sides)
-        differences = x_iqm(in_x) - y_iqm(in_y)
-        won = [((x @ w) * y).sum(axis=-1) / runs**2 for x, y, w in zip(in_x, in_y, wins, strict=True)]
-        for index, (found, none) in enumerate(((differences, 0.0), (np.mean(won, axis=0), 0.5))):
-            # Unlike the default method, this one cuts a share of `tail` on average, however few resamples there are.
-            low, high = np.quantile(found, [tail, 1.0 - tail], axis=1, method="weibull")
-            seen[index] += np.sum(low > none) if pilot.difference > 0 else np.sum(high < none)
+        drawn = [[_draws(rng, task.size, runs, comparisons) for task in tasks] for tasks in sides]
+        in_x, in_y = ([_resamples(rng, counts, runs) for counts in side] for side in drawn)
+        # Unlike the default method, this one cuts a share of `tail` on average, however few resamples there are.
+        low, high = np.quantile(x_iqm(in_x) - y_iqm(in_y), [tail, 1.0 - tail], axis=1, method="weibull")
+        seen[0] += np.sum(low > 0.0) if pilot.difference > 0 else np.sum(high < 0.0)
+        rates = [win_rate.of_counts(w, x, y) for w, x, y in zip(wins, *drawn, strict=True)]
+        estimates, variances = (np.stack(each, axis=-1) for each in zip(*rates, strict=True))
+        sizes = np.full(len(wins), runs)
+        found = win_rate.excludes(win_rate.WinRate(estimates, variances, sizes, sizes), 0.5, confidence)
+        seen[1] += np.sum(found == np.sign(pilot.difference))
     return Row(runs, *(seen / SIMULATIONS).tolist())
 
 
@@ -111,11 +114,15 @@ def _thinned(task: Array) -> Array:
     return np.quantile(task, (np.arange(MOST_VALUES) + 0.5) / MOST_VALUES)
 
 
-def _resamples(rng: np.random.Generator, values: int, runs: int, comparisons: int) -> Array:
-    """`[comparisons, REPETITIONS, values]`: how often each resample of each comparison has each value."""
-    drawn = rng.multinomial(runs, np.full(values, 1.0 / values), size=comparisons)
+def _draws(rng: np.random.Generator, values: int, runs: int, comparisons: int) -> Array:
+    """`[comparisons, values]`: how many runs of each comparison have each value."""
+    return rng.multinomial(runs, np.full(values, 1.0 / values), size=comparisons).astype(np.float64)
+
+
+def _resamples(rng: np.random.Generator, drawn: Array, runs: int) -> Array:
+    """`[comparisons, REPETITIONS, values]`: the same of each resample of each comparison."""
     shares = drawn[:, None, :] / runs
-    return rng.multinomial(runs, shares, size=(comparisons, REPETITIONS)).astype(np.float64)
+    return rng.multinomial(runs, shares, size=(len(drawn), REPETITIONS)).astype(np.float64)
 
 
 def _iqm(tasks: Tasks, runs: int) -> Callable[[Sequence[Array]], Array]:
@@ -143,7 +150,7 @@ def approximate_runs(pilot: Pilot, wanted: float, confidence: float) -> int:
     # The spread of an IQM shrinks as one over the root of the runs: the bootstrap gives it at the pilot's number.
     variance = 0.0
     for tasks in (pilot.x, pilot.y):
-        found = bootstrap.interval(tasks, bootstrap.iqm, confidence=0.6827, withhold=False)
+        found = bootstrap.interval(tasks, bootstrap.iqm, confidence=0.6827, method="percentile", withhold=False)
         variance += ((found.high - found.low) / 2) ** 2 * float(np.mean([task.size for task in tasks]))
     z = norm.ppf((1 + confidence) / 2) + norm.ppf(wanted)
     runs = z**2 * variance / pilot.difference**2

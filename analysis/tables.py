@@ -34,9 +34,9 @@ COLUMNS = (
 MARKS = {bootstrap.FEW_RUNS: "*", bootstrap.NO_SPREAD: "="}
 """What stands behind an estimate without interval, by the reason."""
 MEANINGS = {
-    bootstrap.FEW_RUNS: f"no interval, fewer than {bootstrap.FEWEST_RUNS} runs on a task, or of means than "
-    f"{bootstrap.FEWEST_FOR_A_MEAN} on all: too few",
-    bootstrap.NO_SPREAD: "no interval, all resamples are alike: runs are equal, or all of X above all of Y",
+    bootstrap.FEW_RUNS: f"no interval, fewer than {bootstrap.FEWEST_RUNS} runs on a task (for P(X > Y) than "
+    f"{bootstrap.FEWEST_TO_COMPARE} of a label), or of means than {bootstrap.FEWEST_FOR_A_MEAN} on all: too few",
+    bootstrap.NO_SPREAD: "no interval, all resamples are alike, as runs are equal",
 }
 LAST = 5
 """Evaluations at the end of which the mean is reported too, beside the score of the last one."""

@@ -748,7 +748,7 @@ def test_intervals_agree_with_a_plain_loop(name: str) -> None:
         RLIABLE[name](np.stack([rng.choice(scores[:, task], 12) for task in range(3)], axis=1))
         for _ in range(repetitions)
     ]
-    found = bootstrap.interval(scores, AGGREGATES[name], repetitions=repetitions)
+    found = bootstrap.interval(scores, AGGREGATES[name], method="percentile", repetitions=repetitions)
     # The standard error of a 2.5 % quantile is sqrt(p(1-p)/n) / density; for a normal that is 2.67 sd / sqrt(n). Two
     # quantiles that are independent differ by less than 4 * sqrt(2) of it.
     tolerance = 4 * np.sqrt(2) * 2.67 * np.std(plain) / np.sqrt(repetitions)
@@ -763,7 +763,7 @@ def test_intervals_agree_with_rliable(name: str) -> None:
     _, expected = rly.get_interval_estimates(
         {"ppo": scores}, lambda of: np.array([RLIABLE[name](of)]), reps=repetitions
     )
-    found = bootstrap.interval(scores, AGGREGATES[name], repetitions=repetitions)
+    found = bootstrap.interval(scores, AGGREGATES[name], method="percentile", repetitions=repetitions)
     # As above: four standard errors of the difference of two quantiles, of a normal with this interval.
     tolerance = 4 * np.sqrt(2) * 2.67 * np.ptp(expected["ppo"]) / 3.92 / np.sqrt(repetitions)
     np.testing.assert_allclose(found[1:], expected["ppo"][:, 0], rtol=0, atol=tolerance)

@@ -148,6 +148,23 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_saved(tmp_path: Path, monkey
     assert_same(Snapshots(tmp_path / "snapshot").newest(SHAPES)[0], snapshot(3))
 
 
+@pytest.mark.parametrize("name", ["save", "wait_until_finished", "close"])
+def test_an_error_of_orbax_says_what_the_system_has_said(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At any time: what was written in the background may fail once more when the folder is let go of."""
+    writer = Snapshots(tmp_path / "snapshot")
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise ValueError("RESOURCE_EXHAUSTED: Error opening a driver: a page of text [os_error_code='28'] and more")
+
+    monkeypatch.setattr(writer._manager, name, full)
+    with pytest.raises(
+        UserError, match=r"cannot be written \(No space left on device\); what was saved before is intact"
+    ):
+        writer.close() if name == "close" else writer.save(snapshot(3))
+
+
 def test_a_disk_that_fills_up_in_the_background_is_told_at_the_next_chance(tmp_path: Path) -> None:
     writer = Snapshots(tmp_path / "snapshot")
     writer.save(snapshot(3))
@@ -158,8 +175,6 @@ def test_a_disk_that_fills_up_in_the_background_is_told_at_the_next_chance(tmp_p
         with pytest.raises(UserError, match=r"cannot be written \(File too large\); .*intact"):
             writer.save(holding(jnp.asarray(np.random.default_rng(0).normal(size=(WIDTH, 250_000)))))
             writer.wait()
-        with pytest.raises(UserError, match=r"cannot be written \(File too large\)"):
-            writer.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert_same(Snapshots(tmp_path / "snapshot").newest(SHAPES)[0], snapshot(3))

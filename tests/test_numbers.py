@@ -30,6 +30,7 @@ MANY = 1_000_000
 HUGE = (2**31, 2**63, 10**30)
 BEYOND_FLOAT32 = (3.5e38, 1e39, -1e39, 10**39, 10**400, float("inf"), float("nan"))
 
+CLUSTER = ["sweep", "experiments/quick.py", "--executor", "slurm"]
 RUN = ["run", "ppo", "--env", "probe/action/discrete"]
 
 
@@ -62,6 +63,7 @@ OPTIONS: dict[str, tuple[list[str], tuple[int, ...]]] = {
     "bench runs": (["bench"], (MANY + 1, *HUGE)),
     "power runs": (["power", "nosuch", "--label", "a", "--difference", "1"], (100_001, *HUGE)),
     "repetitions": (["report", "nosuch"], (MANY + 1, *HUGE)),
+    **{name: ([*CLUSTER], HUGE) for name in ("workers", "cpus", "gpus", "time", "mem")},
 }
 
 

@@ -129,7 +129,7 @@ def test_differences_are_in_shares_of_the_reference_or_in_returns(results: Path)
         (["--label", "ppo", "--return-difference", "5"], "needs one task of a, b; choose it with --env"),
         (["--label", "ppo", "--difference", "1", "--return-difference", "5"], "not allowed with"),
         (["--label", "ppo", "--difference", "1", "--power", "80"], "'80' must be a share between 0 and 1"),
-        (["--label", "ppo", "--difference", "1", "--runs", "2"], "--runs 2 must be at least 8"),
+        (["--label", "ppo", "--difference", "1", "--runs", "2"], "--runs 2 must be at least 5"),
         (["--label", "ppo", "--difference", "1", "--seed", "-1"], "--seed -1 must be 0 or more"),
     ],
 )

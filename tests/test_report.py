@@ -341,7 +341,7 @@ def test_latex_without_a_comparable_task_or_an_interval(tmp_path: Path) -> None:
     text = latex(scores, summarise(scores, repetitions=40))
     assert text.count(r"\begin{tabular}") == 1
     assert r"a & ppo & 1 & {3.000 *} & {2.500 *} \\" in text
-    assert "% * no interval, fewer than 8 runs on a task" in text
+    assert "% * no interval, fewer than 5 runs on a task" in text
 
 
 def test_pdf_figures_have_embedded_fonts(folder: Path) -> None:

@@ -12,6 +12,10 @@ from rlsuite.sweeping.settings import Settings, check_settings
 from rlsuite.training.plan import Limits
 
 
+BOUNDS = {"workers": (1, 100_000), "cpus": (1, 4096), "gpus": (0, 1024), "time": (1, 525_600), "mem": (0.1, 1e6)}
+"""Option of clusters -> the least and the most that it may be: more is a slip, which a cluster would wait for."""
+
+
 def add_execution_options(parser: Parser) -> None:
     """How runs are executed; nothing here changes what they compute, but for the order of floating-point sums."""
     group = parser.add_argument_group("execution")
@@ -72,9 +76,9 @@ def pool_of(options: dict[str, Any], folder: Path) -> Pool | None:
         UserError: an option that is out of range or of another executor, a missing package, or no such cluster.
     """
     executor = options["executor"]
-    for name, least in (("workers", 1), ("cpus", 1), ("gpus", 0), ("time", 1)):
-        if options[name] is not None and options[name] < least:
-            raise UserError(f"{flag(name)} {options[name]} must be at least {least}")
+    for name, (least, most) in BOUNDS.items():
+        if options[name] is not None and not least <= options[name] <= most:
+            raise UserError(f"{flag(name)} {options[name]} must be from {least} to {most}")
     for name, of in (("address", "ray"), ("partition", "slurm"), ("mem", "slurm"), ("slurm", "slurm")):
         if options[name] and executor != of:
             raise UserError(f"{flag(name)} is for --executor {of}, not for {executor}; add that, or leave it out")
