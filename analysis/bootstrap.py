@@ -51,7 +51,7 @@ FEWEST_RUNS = 5
 the truth in 92 % or more on the distributions of docs/statistics.md, but where three runs of ten fail, or half of them
 tie: there five to seven runs are too often all of one kind."""
 FEWEST_TO_COMPARE = 3
-"""Runs of each label on every task that a score interval of P(X > Y) needs. From three on it holds the truth in 93 % or
+"""Runs of each label on every task that a score interval of P(X > Y) needs. From three on it holds the truth in 91 % or
 more there; with two it holds nearly every value."""
 FEWEST_FOR_A_MEAN = 20
 """Runs on all tasks together that a statistic needs which is made of means, and lets the tails in: there, the interval
@@ -249,7 +249,7 @@ def interval(
         method: `percentile` takes the percentiles of the resamples, as rliable does. They lie too close together where
             runs are few: a resample of n runs varies as if its variance were divided by n and not by n - 1, and
             percentiles know no Student's t. `expanded` goes as far out as makes up for both (Hesterberg 2015, The
-            American Statistician 69, 371-386, section 5.3.3).
+            American Statistician 69, 371-386).
         withhold: no bounds where they would be no interval, see `Interval`. False gives the percentiles all the same,
             for their spread, or to ask how often they hold the truth.
 
@@ -426,7 +426,7 @@ def improvement(
     _check_confidence(confidence)
     if min(sizes) < (FEWEST_TO_COMPARE if withhold else 2):
         return Interval(point, math.nan, math.nan)
-    low, high = win_rate.interval(win_rate.of_scores(x_tasks, y_tasks), confidence)
+    low, high = win_rate.interval(win_rate.from_scores(x_tasks, y_tasks), confidence)
     return Interval(point, float(low), float(high))
 
 

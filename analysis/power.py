@@ -100,7 +100,7 @@ def power(pilot: Pilot, runs: int, *, confidence: float = 0.95, seed: int = 0) -
         # Unlike the default method, this one cuts a share of `tail` on average, however few resamples there are.
         low, high = np.quantile(x_iqm(in_x) - y_iqm(in_y), [tail, 1.0 - tail], axis=1, method="weibull")
         seen[0] += np.sum(low > 0.0) if pilot.difference > 0 else np.sum(high < 0.0)
-        rates = [win_rate.of_counts(w, x, y) for w, x, y in zip(wins, *drawn, strict=True)]
+        rates = [win_rate.from_counts(w, x, y) for w, x, y in zip(wins, *drawn, strict=True)]
         estimates, variances = (np.stack(each, axis=-1) for each in zip(*rates, strict=True))
         sizes = np.full(len(wins), runs)
         found = win_rate.excludes(win_rate.WinRate(estimates, variances, sizes, sizes), 0.5, confidence)

@@ -145,7 +145,7 @@ def render(scores: Scores, summary: pd.DataFrame, console: Console) -> None:
     console.print(
         "\nEpisode return, untrained and final: IQM over runs, which is the mean of their middle half.\n"
         + (f"Last {LAST}: the same of each run's mean over its last {LAST} evaluations.\n" if offline else "")
-        + f"In brackets: {CONFIDENCE:.0%} interval, stratified bootstrap over runs.\n"
+        + f"In brackets: {CONFIDENCE:.0%} interval, stratified bootstrap over runs (of P(X > Y) a score interval).\n"
         "A diverged run counts with its last finite score, else with the environment's floor."
     )
     environments, left_out = scores.comparable()

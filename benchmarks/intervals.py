@@ -122,14 +122,18 @@ def improvement() -> None:
     for name, (x_sample, y_sample) in PAIRS.items():
         rng = np.random.default_rng(1)
         many = x_sample(rng, 1_000_000), y_sample(rng, 1_000_000)
-        [truth] = win_rate.of_scores(many[:1], many[1:]).estimates
+        [truth] = win_rate.from_scores(many[:1], many[1:]).estimates
         for runs in RUNS:
             rng = np.random.default_rng(0)
-            found = np.empty((DATASETS, 2, 3))
+            found, rates = np.empty((DATASETS, 2, 3)), []
             for seed in range(DATASETS):
                 x, y = [x_sample(rng, runs)], [y_sample(rng, runs)]
                 settings: Any = {"repetitions": REPETITIONS, "seed": seed, "withhold": False}
-                found[seed] = [bootstrap.improvement(x, y, method=each, **settings) for each in ("percentile", "score")]
+                found[seed, 0] = bootstrap.improvement(x, y, method="percentile", **settings)
+                rates.append(win_rate.from_scores(x, y))
+            estimates, variances = (np.stack(each) for each in list(zip(*rates, strict=True))[:2])
+            all_sets = rates[0]._replace(estimates=estimates, variances=variances)
+            found[:, 1] = np.stack([estimates[:, 0], *win_rate.interval(all_sets)], axis=1)
             print(f"| {name} | {runs} | {truth:.2f} | {' | '.join(cells(found, truth))} |", flush=True)
 
 

@@ -655,7 +655,7 @@ function choices() {
       ({tasks: both, pairs}) => `${both.join(", ") || "none in common"}: ${pairs.join("; ")}`)));
   }
   add("Intervals", `${confidence}, by ${grouped(repetitions)} resamples of a stratified bootstrap over runs, `
-    + `seed ${seed}. They say how the figure could have come out with other seeds. Two that overlap do not show that `
+    + `seed ${seed}; of P(X > Y) score intervals. They say how the figure could have come out with other seeds. Two that overlap do not show that `
     + "two methods are equal: see the probability of improvement.",
   ...(marks.length ? [" Without one:", bullets(marks)] : []));
   add("Diverged runs", `${grouped(report.diverged.total)} of ${grouped(runs)}. They count with their last finite score, `

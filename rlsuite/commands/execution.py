@@ -11,7 +11,6 @@ from rlsuite.sweeping.cluster import Pool
 from rlsuite.sweeping.settings import Settings, check_settings
 from rlsuite.training.plan import Limits
 
-
 BOUNDS = {"workers": (1, 100_000), "cpus": (1, 4096), "gpus": (0, 1024), "time": (1, 525_600), "mem": (0.1, 1e6)}
 """Option of clusters -> the least and the most that it may be: more is a slip, which a cluster would wait for."""
 
