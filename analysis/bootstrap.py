@@ -48,8 +48,8 @@ MANY_RUNS = 256
 """From here on counts are drawn as such."""
 FEWEST_RUNS = 5
 """Runs on every task that an interval needs. From five on, 95 % intervals of an IQM and of the difference of two hold
-the truth in 92 % or more on the distributions of docs/statistics.md, but where three runs of ten fail, or half of them
-tie: there five to seven runs are too often all of one kind."""
+the truth in 93 % or more on the distributions of docs/statistics.md, but for an IQM where three runs of ten fail: there
+five or six runs are too often all of one kind."""
 FEWEST_TO_COMPARE = 3
 """Runs of each label on every task that a score interval of P(X > Y) needs. From three on it holds the truth in 91 % or
 more there; with two it holds nearly every value."""

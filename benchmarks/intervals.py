@@ -2,10 +2,11 @@
 
     python benchmarks/intervals.py coverage
     python benchmarks/intervals.py improvement
+    python benchmarks/intervals.py figure
     python benchmarks/intervals.py speed
 
 `coverage` draws runs from distributions whose true figures are known and counts how often the 95 % interval holds them,
-`improvement` does so for P(X > Y).
+`improvement` does so for P(X > Y), and `figure` draws what these tables say.
 `speed` makes the interval of the IQM of 15 tasks with 4096 runs each from 50,000 resamples, here and with rliable 1.2.0
 on the same scores, each in a process of its own, and prints seconds, peak memory and both intervals.
 """
@@ -13,11 +14,13 @@ on the same scores, each in a process of its own, and prints seconds, peak memor
 from __future__ import annotations
 
 import argparse
+import re
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,9 +28,11 @@ import scipy.stats
 
 from analysis import bootstrap, win_rate
 
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 DATASETS = 2000
 RUNS = (3, 5, 6, 8, 10, 20, 30, 100)
 REPETITIONS = 1000
+TICKS = (3, 5, 10, 30, 100)
 
 
 class Distribution(NamedTuple):
@@ -137,6 +142,33 @@ def improvement() -> None:
             print(f"| {name} | {runs} | {truth:.2f} | {' | '.join(cells(found, truth))} |", flush=True)
 
 
+def figure() -> None:
+    """Draw docs/coverage.png: what the tables of docs/statistics.md say, against the number of runs."""
+    from matplotlib.figure import Figure
+
+    rows = re.findall(r"^\| (.+?) \| (\d+) \| (.+) \|$", (DOCS / "statistics.md").read_text("utf-8"), re.M)
+    # Places of (rliable's, ours) among the shares of a row.
+    panels = {
+        "IQM, normal scores": ("normal", 2, 3),
+        "IQM, skewed scores": ("skewed (exponential)", 2, 3),
+        "P(X > Y) = 0.98": ("X higher by three", 0, 1),
+    }
+    drawing = Figure(figsize=(9, 3), layout="constrained")
+    for axes, (title, (name, *places)) in zip(drawing.subplots(1, 3, sharey=True), panels.items(), strict=True):
+        found = [(int(runs), re.findall(r"([\d.]+)%", shares)) for row, runs, shares in rows if row == name]
+        for place, label, style in zip(places, ("rliable", "rlsuite"), ("o--", "s-"), strict=True):
+            withheld = bootstrap.FEWEST_RUNS if label == "rlsuite" and "IQM" in title else 0
+            shown = [(runs, float(shares[place])) for runs, shares in found if runs >= withheld]
+            axes.plot(*zip(*shown, strict=True), style, label=label)
+        axes.axhline(95, color="0.6", linewidth=1, zorder=0)
+        axes.set(title=title, xscale="log", xlabel="runs (of each label)", xticks=TICKS)
+        axes.minorticks_off()
+        axes.set_xticklabels(list(map(str, TICKS)))
+    drawing.axes[0].set_ylabel("sets whose 95 % interval\nholds the truth (%)")
+    drawing.axes[0].legend(loc="lower right")
+    drawing.savefig(DOCS / "coverage.png", dpi=110)
+
+
 def scores() -> dict[str, np.ndarray]:
     """`[4096 runs, 15 tasks]`"""
     return {"made up": np.random.default_rng(0).normal(0.5, 0.3, (4096, 15))}
@@ -183,10 +215,10 @@ def speed() -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("coverage", "improvement", "speed", "measure"))
+    parser.add_argument("what", choices=("coverage", "improvement", "figure", "speed", "measure"))
     parser.add_argument("way", nargs="?", choices=WAYS, help="of measure: one row of speed, in this process")
     arguments = parser.parse_args()
     if arguments.what == "measure":
         measure(arguments.way)
     else:
-        {"coverage": coverage, "improvement": improvement, "speed": speed}[arguments.what]()
+        {"coverage": coverage, "improvement": improvement, "figure": figure, "speed": speed}[arguments.what]()
