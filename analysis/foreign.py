@@ -28,6 +28,8 @@ MARK = "(imported)"
 """What the label of imported curves ends with."""
 POINTS = 20
 """Steps of a curve, where the results folder has none to take."""
+MOST_STEPS = 1e15
+"""Any more are a slip, and not every whole number beyond is one in 64 bits."""
 COLUMNS = {
     "step": ("step", "global_step", "_step", "Step", "timesteps", "num_timesteps", "total_timesteps"),
     "return": (
@@ -192,6 +194,11 @@ def _curves(frame: pd.DataFrame, file: str, columns: Mapping[str, str]) -> tuple
         steps, returns = _numbers(frame, step, file), _numbers(frame, names["return"], file)
         run = names["run"]
         labels = pd.Series("0", frame.index) if run is None else frame[run].astype(str)
+        if run is not None and frame[run].isna().any():
+            row = int(np.argmax(frame[run].isna())) + 1
+            raise ResultsError(
+                f"'{file}' has no run in column '{run}' of row {row}; name the run, or leave out the row"
+            )
         found = [
             _curve(str(name), steps[places], returns[places], file)
             for name, places in frame.groupby(labels, sort=False).indices.items()
@@ -244,11 +251,11 @@ def _curve(name: str, steps: NDArray[np.float64], returns: NDArray[np.float64], 
     """A run of a table, in the order of its steps, without the empty cells that other metrics leave."""
     there = ~np.isnan(returns)
     steps, returns = steps[there], returns[there]
-    wrong = ~(steps >= 0) | (steps != np.rint(steps))
+    wrong = ~((steps >= 0) & (steps <= MOST_STEPS)) | (steps != np.rint(steps))
     if wrong.any():
         raise ResultsError(
-            f"run '{name}' of '{file}' has a return at step {steps[wrong][0]:g}, expected a whole number from 0; "
-            "correct it"
+            f"run '{name}' of '{file}' has a return at step {steps[wrong][0]:g}, expected a whole number from 0 to "
+            f"{MOST_STEPS:.0e}; correct it"
         )
     order = np.argsort(steps, kind="stable")
     if len(np.unique(steps)) < 2:
