@@ -226,7 +226,7 @@ WRONG = {
     "step,return\n1,2\n1,3\n": "has returns at 1 steps",
     "step,return\n-1,2\n1,3\n": "has a return at step -1, expected a whole number from 0",
     "step,return\n1.5,2\n2,3\n": "has a return at step 1.5",
-    "step,return\n1,2\n9223372036854775808,3\n": "has a return at step 9.22337e+18, expected a whole number from 0 to 1e+15",
+    "step,return\n1,2\n9223372036854775808,3\n": "step 9.22337e+18, expected a whole number from 0 to 1e+15",
     "run,step,return\na,1,2\n,2,3\n": "has no run in column 'run' of row 2; name the run",
     "step,return\n,2\n2,3\n": "has a return at step nan",
     "step,return\n": "has no rows",
