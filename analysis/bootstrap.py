@@ -430,6 +430,31 @@ def improvement(
     return Interval(point, float(low), float(high))
 
 
+def improvement_p_value(x: Array | Tasks, y: Array | Tasks) -> float:
+    """Two-sided p-value of P(X > Y) = 1/2: below 0.05 where the 95 % score interval of `improvement` leaves out 1/2.
+
+    NaN where a label has fewer than `FEWEST_TO_COMPARE` runs on a task. Arguments and errors as `improvement`.
+    """
+    x_tasks, y_tasks = _same_tasks(x, y, paired=False)
+    if min(task.size for task in (*x_tasks, *y_tasks)) < FEWEST_TO_COMPARE:
+        return math.nan
+    return float(win_rate.p_value(win_rate.from_scores(x_tasks, y_tasks)))
+
+
+def holm(p_values: Sequence[float]) -> Array:
+    """p-values of several tests, corrected for their number (Holm 1979, Scandinavian Journal of Statistics 6, 65-70).
+
+    If all below a level are believed, a true hypothesis is among them no more often than the level says, however the
+    tests depend on each other. NaN stays, and counts as no test.
+    """
+    values = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(values, kind="stable")[: int(np.isfinite(values).sum())]
+    corrected = np.full(values.shape, np.nan)
+    left = np.arange(order.size, 0, -1)
+    corrected[order] = np.minimum(np.maximum.accumulate(values[order] * left), 1.0)
+    return corrected
+
+
 def _win_rate(x_tasks: Tasks, y_tasks: Tasks) -> Callable[[Counts], Array]:
     """Of the counts of all tasks of X, then of Y."""
     orders = [np.argsort(y, kind="stable") for y in y_tasks]

@@ -330,17 +330,19 @@ def _aggregates(summary: pd.DataFrame, labels: list[str]) -> dict[str, Any]:
 
 
 def _improvements(summary: pd.DataFrame, labels: list[str]) -> dict[str, Any]:
-    """By kind of score: `[label][against]`, an interval of the probability that a run of `label` scores higher; empty
-    where there are no two labels on one task."""
+    """By kind of score: `[label][against]`, an interval of the probability that a run of `label` scores higher, and
+    whether it leaves out one half when corrected for the number of pairs; empty where there are no two labels on one
+    task."""
     rows = summary[summary["section"] == "improvement"]
     found: dict[str, Any] = {kind: [[None] * len(labels) for _ in labels] for kind in KINDS if len(rows)}
     for _, row in rows.iterrows():
         x, y = labels.index(row["label"]), labels.index(row["against"])
         estimate, low, high, mark = _interval(row)
+        survives = bool(row["p_holm"] < 1 - CONFIDENCE)
         matrix = found[row["score"]]
-        matrix[x][y] = [estimate, low, high, mark]
+        matrix[x][y] = [estimate, low, high, mark, survives]
         # A tie counts one half for either, so that the other way round is the rest.
-        matrix[y][x] = [*(None if value is None else 1 - value for value in (estimate, high, low)), mark]
+        matrix[y][x] = [*(None if value is None else 1 - value for value in (estimate, high, low)), mark, survives]
     return found
 
 

@@ -29,7 +29,7 @@ TITLES = {"iqm": "IQM", "mean": "mean", "median": "median", "optimality_gap": "o
 COLUMNS = (
     *("section", "environment", "label", "against", "score", "statistic", "estimate", "low", "high", "confidence"),
     *("no_interval", "runs", "planned_runs", "diverged", "first_final_step", "last_final_step", "steps_per_second"),
-    *("setting", "tasks", "evidence"),
+    *("setting", "tasks", "evidence", "p_value", "p_holm"),
 )
 MARKS = {bootstrap.FEW_RUNS: "*", bootstrap.NO_SPREAD: "="}
 """What stands behind an estimate without interval, by the reason."""
@@ -38,6 +38,8 @@ MEANINGS = {
     f"{bootstrap.FEWEST_TO_COMPARE} of a label), or of means than {bootstrap.FEWEST_FOR_A_MEAN} on all: too few",
     bootstrap.NO_SPREAD: "no interval, all resamples are alike, as runs are equal",
 }
+SURVIVES = "†"
+"""What stands behind a probability of improvement that differs from one half, corrected for the number of pairs."""
 LAST = 5
 """Evaluations at the end of which the mean is reported too, beside the score of the last one."""
 WIDTH = 100
@@ -71,7 +73,9 @@ def summarise(scores: Scores, *, repetitions: int = 2000, seed: int = 0, tasks_a
         the `tasks` that the two share, and on those that lack nothing but a reference), each for both `KINDS` of
         `score`, and `setting` (`setting_iqm`, the final IQM in episode return of each `setting` of a label that pools
         several, the best first). Where an estimate has no interval, `low` and `high` are NaN and `no_interval` says
-        why, a key of `MEANINGS`. `evidence` is the level of the label's method, as `Scores.evidence` has it.
+        why, a key of `MEANINGS`. `p_value` is that of a probability of improvement of 1/2, and `p_holm` the same,
+        corrected for the number of pairs of labels. `evidence` is the level of the label's method, as
+        `Scores.evidence` has it.
     """
     rows: list[dict[str, object]] = []
 
@@ -118,7 +122,8 @@ def summarise(scores: Scores, *, repetitions: int = 2000, seed: int = 0, tasks_a
             x, y = ([scores.tasks[each, task].scores(kind) for task in shared] for each in (label, against))
             found = bootstrap.improvement(x, y, repetitions=repetitions, seed=seed, confidence=CONFIDENCE)
             sizes = [task.size for task in (*x, *y)]
-            facts = {"against": against, "score": kind, "tasks": LISTED.join(shared)}
+            p_value = bootstrap.improvement_p_value(x, y)
+            facts = {"against": against, "score": kind, "tasks": LISTED.join(shared), "p_value": p_value}
             add("improvement", label, "probability_of_improvement", found, _why(found, sizes), **facts)
 
     for (label, environment), task in () if tasks_alone else scores.tasks.items():
@@ -127,6 +132,9 @@ def summarise(scores: Scores, *, repetitions: int = 2000, seed: int = 0, tasks_a
 
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     frame["evidence"] = frame["label"].map(scores.evidence)
+    for kind in KINDS:
+        pairs_rows = (frame["section"] == "improvement") & (frame["score"] == kind)
+        frame.loc[pairs_rows, "p_holm"] = bootstrap.holm(frame.loc[pairs_rows, "p_value"].astype(float).tolist())
     counts = ["runs", "planned_runs", "diverged", "first_final_step", "last_final_step"]
     frame[counts] = frame[counts].astype("Int64")  # whole numbers in the CSV, although some rows have none
     return frame
@@ -480,8 +488,14 @@ def _print_aggregates(console: Console, aggregates: pd.DataFrame) -> None:
 
 
 def _print_improvements(console: Console, improvements: pd.DataFrame) -> None:
-    group = [[f"{row['label']} > {row['against']}", _interval(row, 3)] for _, row in improvements.iterrows()]
+    survives = {True: f" {SURVIVES}", False: ""}
+    group = [
+        [f"{row['label']} > {row['against']}", _interval(row, 3) + survives[bool(row["p_holm"] < 1 - CONFIDENCE)]]
+        for _, row in improvements.iterrows()
+    ]
     print_table(console, "Probability of improvement", ["P(X > Y)"], [f"[{CONFIDENCE:.0%} interval]"], [group])
+    if len(group) > 1 and any(SURVIVES in found for _, found in group):
+        console.print(f"{SURVIVES} leaves out one half after Holm's correction for {len(group)} pairs too.")
 
 
 LATEX = {

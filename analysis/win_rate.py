@@ -99,13 +99,31 @@ def excludes(rate: WinRate, value: float, confidence: float = 0.95) -> Values:
     return found
 
 
+def p_value(rate: WinRate, value: float = 0.5) -> Values:
+    """`[...]` two-sided, of the test whose intervals these are: how surprising the runs are if this is the mean."""
+    mean = rate.estimates.mean(axis=-1)
+    errors = np.abs(mean - value) / _standard_error(rate, _shift_to(rate, np.full_like(mean, value)))
+    found: Values = 2 * scipy.stats.t.sf(errors, _freedom(rate))
+    return found
+
+
+def _freedom(rate: WinRate) -> int:
+    return int(np.sum(rate.x_runs + rate.y_runs - 2))
+
+
 def _reach(rate: WinRate, confidence: float) -> float:
     """How many standard errors an interval goes to each side."""
-    return float(scipy.stats.t.ppf((1 + confidence) / 2, np.sum(rate.x_runs + rate.y_runs - 2)))
+    return float(scipy.stats.t.ppf((1 + confidence) / 2, _freedom(rate)))
 
 
 def _excess(rate: WinRate, shift: Values, reach: float) -> Values:
     """`[...]` how far the estimate lies from the probability at a shift, less what an interval holds of it."""
+    distance: Values = np.abs(rate.estimates.mean(axis=-1) - _means(rate, shift))
+    return distance - reach * _standard_error(rate, shift)
+
+
+def _standard_error(rate: WinRate, shift: Values) -> Values:
+    """`[...]` that the estimate would have if the tasks' probabilities were those at a shift."""
     estimates, x, y = rate.estimates, rate.x_runs, rate.y_runs
     probabilities = _probabilities(rate, shift)
     same_form, at_estimate = (_same_form_variance(each, x, y) for each in (probabilities, estimates))
@@ -113,8 +131,7 @@ def _excess(rate: WinRate, shift: Values, reach: float) -> Values:
     wider = np.maximum(rate.variances / np.where(at_estimate > 0, at_estimate, np.inf), 1.0)
     largest = probabilities * (1 - probabilities) / np.minimum(x, y)
     variance = np.minimum(same_form * wider, np.maximum(largest, same_form)).mean(axis=-1) / estimates.shape[-1]
-    found: Values = np.abs(estimates.mean(axis=-1) - probabilities.mean(axis=-1)) - reach * np.sqrt(variance)
-    return found
+    return np.sqrt(variance)
 
 
 def _same_form_variance(probability: Values, x_runs: Counts, y_runs: Counts) -> Values:

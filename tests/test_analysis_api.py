@@ -21,7 +21,7 @@ def test_the_page_runs_from_its_first_block_to_its_last(
 ) -> None:
     for seed, label in enumerate(("ppo", "sac", "td3")):
         for task in "ab":
-            returns = ramp(6, 60, seed) + 5 * np.random.default_rng(seed).normal(size=(6, 1))
+            returns = ramp(4, 60, seed) + 5 * np.random.default_rng(seed).normal(size=(4, 1))
             write_shard(tmp_path / "results" / "quick", label, task, returns, extra={"metric/value_loss": 0.5})
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / "analysis_api.md").read_text("utf-8"), re.M | re.S)
@@ -34,7 +34,7 @@ def test_the_page_runs_from_its_first_block_to_its_last(
     assert {file.name for file in tmp_path.iterdir()} == {
         *("results", "curves.pdf", "curves.png", "intervals.pdf", "profile.pdf")
     }
-    assert names["losses"].tasks["ppo", "a"].final.tolist() == [0.5] * 6
+    assert names["losses"].tasks["ppo", "a"].final.tolist() == [0.5] * 4
 
 
 STATISTICS: list[Callable[..., Any]] = [

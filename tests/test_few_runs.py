@@ -85,7 +85,7 @@ def test_no_interval_is_shown_that_cannot_hold(
     pairs = [matrix[x][1 - x] for matrix in document["improvements"].values() for x in range(2)]
     assert all(None not in pair and pair[3] == "" for pair in pairs) if compared else True
     shown += [] if compared else pairs
-    assert all(each[1:] == [None, None, mark] for each in shown)
+    assert all(each[1:4] == [None, None, mark] and not any(each[4:]) for each in shown)
     assert [each["mark"] for each in document["marks"] if each["used"]] == [mark]
     bands = [*document["cells"], *(band for profile in document["profiles"].values() for band in profile["bands"])]
     for band in bands:

@@ -143,7 +143,8 @@ def test_aggregates_and_probabilities_are_those_of_the_bootstrap(folder: Path, d
             assert document["aggregates"][kind][statistic] == [[*found[label], ""] for label in scores.labels]
         better = bootstrap.improvement(*normalised.values(), **settings)
         matrix = document["improvements"][kind]
-        assert matrix[0][1] == [*better, ""]
+        survives = bootstrap.improvement_p_value(*normalised.values()) < 0.05  # the only pair: nothing to correct
+        assert matrix[0][1] == [*better, "", survives] and matrix[1][0][3:] == ["", survives]
         assert matrix[1][0][:3] == pytest.approx([1 - better.estimate, 1 - better.high, 1 - better.low])
         assert matrix[0][0] is None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -57,6 +58,34 @@ def test_each_pair_is_compared_on_the_tasks_that_it_shares(folder: Path, capsys:
     assert "\nb: ppo > sac.\n" in printed and "\nc: sac > td3.\n" in printed
     assert re.search(r"^none in common: .*ddpg", printed, re.M)
     assert "No aggregate over tasks" in printed and "needs a task that every label ran; `--labels`" in printed
+
+
+def test_pairs_that_survive_the_correction_for_their_number_are_marked(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`far` is above all; of the others one pair differs by itself, and no longer among six."""
+    rng = np.random.default_rng(3)
+    labels = {"far": 100.0, "a": 50.0, "b": 52.4, "c": 51.5}
+    for label, top in labels.items():
+        curves = np.tile([10.0, 20.0, top], (12, 1))
+        curves[:, 2] += np.linspace(-3, 3, 12) + 0.01 * rng.normal(size=12)
+        write_shard(folder, label, "t", curves)
+    assert main([str(folder), "--repetitions", "40"]) == 0
+    printed = capsys.readouterr().out
+    csv = pd.read_csv(folder / "report.csv")
+    final = csv[(csv["section"] == "improvement") & (csv["score"] == "final")]
+    assert len(final) == 6 and final["p_holm"].tolist() == pytest.approx(bootstrap.holm(final["p_value"]).tolist())
+    far = (final["label"] == "far") | (final["against"] == "far")
+    assert (final[far]["p_holm"] < 0.05).all() and (final[~far]["p_holm"] > 0.05).all()
+    assert (final[~far]["p_value"] < 0.05).sum() == 1
+    assert csv.loc[csv["section"] != "improvement", ["p_value", "p_holm"]].isna().all(axis=None)
+    table = printed[printed.index("Probability of improvement") :]
+    marked = {line.strip().rpartition("  ")[0].strip() for line in table.splitlines() if line.rstrip().endswith("†")}
+    assert marked == {f"{row['label']} > {row['against']}" for _, row in final[far].iterrows()}
+    assert "† leaves out one half after Holm's correction for 6 pairs too." in printed
+    document = json.loads(re.findall(r'id="data">(.*?)</script>', (folder / "report.html").read_text())[0])
+    shown = [cell for row in document["improvements"]["final"] for cell in row if cell]
+    assert sum(cell[4] for cell in shown) == 2 * far.sum()
 
 
 def test_several_tasks_in_common_are_averaged_and_named(folder: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from benchmark_scripts import load
+from statsmodels.stats.multitest import multipletests
 
 from analysis import bootstrap, win_rate
 from analysis.win_rate import WinRate
@@ -111,6 +112,42 @@ def test_too_few_runs_have_no_interval() -> None:
     assert np.isnan(bootstrap.improvement([x[:1]], [x], withhold=False).low)
     with pytest.raises(ValueError, match="unknown method 'bca', expected 'score' or 'percentile'"):
         bootstrap.improvement([x], [x], method="bca")
+
+
+def test_p_values_are_those_of_the_intervals() -> None:
+    for seed in range(20):
+        tasks = [scores(100 * seed + task, 5, 7) for task in range(2)]
+        xs, ys = zip(*tasks, strict=True)
+        found = win_rate.from_scores(xs, ys)
+        p_value = bootstrap.improvement_p_value(xs, ys)
+        assert p_value == win_rate.p_value(found)
+        # One half is the bound of the interval with just that confidence.
+        low, high = win_rate.interval(found, 1 - p_value)
+        assert min(abs(low - 0.5), abs(high - 0.5)) < 1e-8
+    assert np.isnan(bootstrap.improvement_p_value([np.arange(2.0)], [np.arange(9.0)]))
+
+
+def test_correction_is_that_of_statsmodels() -> None:
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 7, 30):
+        values = rng.random(count) ** 3
+        np.testing.assert_allclose(bootstrap.holm(values), multipletests(values, method="holm")[1], rtol=1e-12)
+    corrected = bootstrap.holm([0.02, np.nan, 0.01])
+    assert corrected.tolist()[::2] == [0.02, 0.02] and np.isnan(corrected[1])
+    assert bootstrap.holm([]).size == 0
+
+
+def test_equal_labels_seldom_differ_once_corrected() -> None:
+    """Four labels of five runs each, six pairs: without correction one of them differs far more often than 5 %."""
+    rng = np.random.default_rng(0)
+    sets = 600
+    plain = corrected = 0
+    for _ in range(sets):
+        runs = rng.normal(size=(4, 5))
+        p_values = [bootstrap.improvement_p_value([x], [y]) for x, y in itertools.combinations(runs, 2)]
+        plain += min(p_values) < 0.05
+        corrected += bootstrap.holm(p_values).min() < 0.05
+    assert corrected / sets < 0.05 < plain / sets
 
 
 SETS = 1000

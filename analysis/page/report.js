@@ -484,7 +484,8 @@ function matrix() {
       const [estimate, low, high] = cell;
       const decided = there(low) && (low > 0.5 || high < 0.5);
       const shade = Math.round(Math.abs(estimate - 0.5) * 200);
-      const td = el("td", {}, el(decided ? "strong" : "span", {}, marked(number(estimate, 2), cell)),
+      const survives = cell[4] ? "†" : "";
+      const td = el("td", {}, el(decided ? "strong" : "span", {}, marked(number(estimate, 2), cell) + survives),
         el("small", {}, there(low) ? `${number(low, 2)}–${number(high, 2)}` : ""));
       const side = estimate > 0.5 ? "better" : "worse";
       td.style.background = `color-mix(in srgb, var(--${side}) ${shade}%, var(--surface))`;
