@@ -12,9 +12,9 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from analysis.scores import FORMAT, Manifest, ResultsError, load, manifests
+from analysis.scores import FORMAT, Manifest, ResultsError, _listed, _one_line, load, manifests
 
 MARK = "(imported)"
 """What the label of imported curves ends with."""
@@ -177,7 +177,7 @@ def _frame(file: Path) -> pd.DataFrame:
     except FileNotFoundError:
         raise ResultsError(f"no such file '{file}'; name one that is there") from None
     except (OSError, ValueError, pa.ArrowException) as error:  # pandas' errors of parsing are ValueErrors
-        raise ResultsError(f"cannot read '{file}' ({' '.join(str(error).split())}); save it again") from error
+        raise ResultsError(f"cannot read '{file}' ({_one_line(error)}); save it again") from error
     if frame.empty:
         raise ResultsError(f"'{file}' has no rows; save it again")
     return frame
@@ -193,12 +193,12 @@ def _curves(frame: pd.DataFrame, file: str, columns: Mapping[str, str]) -> tuple
     if names["return"] is not None:
         steps, returns = _numbers(frame, step, file), _numbers(frame, names["return"], file)
         run = names["run"]
-        labels = pd.Series("0", frame.index) if run is None else frame[run].astype(str)
         if run is not None and frame[run].isna().any():
             row = int(np.argmax(frame[run].isna())) + 1
             raise ResultsError(
                 f"'{file}' has no run in column '{run}' of row {row}; name the run, or leave out the row"
             )
+        labels = pd.Series("0", frame.index) if run is None else frame[run].astype(str)
         found = [
             _curve(str(name), steps[places], returns[places], file)
             for name, places in frame.groupby(labels, sort=False).indices.items()
@@ -228,10 +228,6 @@ def _missing(frame: pd.DataFrame, what: str, file: str) -> str:
         f"'{file}' has no column that is known to be the {what}; it has {_listed(frame)}; name the right one with "
         f"--columns {what}=NAME"
     )
-
-
-def _listed(names: Iterable[Any]) -> str:
-    return ", ".join(f"'{name}'" for name in names)
 
 
 def _numbers(frame: pd.DataFrame, name: str, file: str) -> NDArray[np.float64]:

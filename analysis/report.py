@@ -29,7 +29,7 @@ from analysis.bootstrap import CurveInterval
 from analysis.curves import Curve, Curves, Profiles
 from analysis.plots import look_of
 from analysis.scores import KINDS, RUN_KEYS, Array, Manifest, Scores, TaskScores, by_task, once
-from analysis.tables import AGGREGATES, CONFIDENCE, LAST, MARKS, MEANINGS, TITLES, by_tasks
+from analysis.tables import AGGREGATES, CONFIDENCE, LAST, MARKS, MEANINGS, TITLES, by_tasks, survives
 
 MAX_RUNS = 50
 """Runs of a label that are drawn one by one on a task; more would only make the file larger."""
@@ -338,11 +338,10 @@ def _improvements(summary: pd.DataFrame, labels: list[str]) -> dict[str, Any]:
     for _, row in rows.iterrows():
         x, y = labels.index(row["label"]), labels.index(row["against"])
         estimate, low, high, mark = _interval(row)
-        survives = bool(row["p_holm"] < 1 - CONFIDENCE)
         matrix = found[row["score"]]
-        matrix[x][y] = [estimate, low, high, mark, survives]
+        matrix[x][y] = [estimate, low, high, mark, survives(row)]
         # A tie counts one half for either, so that the other way round is the rest.
-        matrix[y][x] = [*(None if value is None else 1 - value for value in (estimate, high, low)), mark, survives]
+        matrix[y][x] = [*(None if value is None else 1 - value for value in (estimate, high, low)), mark, survives(row)]
     return found
 
 

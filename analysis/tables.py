@@ -39,7 +39,7 @@ MEANINGS = {
     bootstrap.NO_SPREAD: "no interval, all resamples are alike, as runs are equal",
 }
 SURVIVES = "†"
-"""What stands behind a probability of improvement that differs from one half, corrected for the number of pairs."""
+"""What stands behind a probability of improvement that `survives`."""
 LAST = 5
 """Evaluations at the end of which the mean is reported too, beside the score of the last one."""
 WIDTH = 100
@@ -487,10 +487,14 @@ def _print_aggregates(console: Console, aggregates: pd.DataFrame) -> None:
     print_table(console, "Normalised final scores over all compared tasks", ["label"], list(TITLES.values()), [group])
 
 
+def survives(row: pd.Series) -> bool:
+    """Whether a probability of improvement differs from one half, corrected for the number of pairs."""
+    return bool(row["p_holm"] < 1 - CONFIDENCE)
+
+
 def _print_improvements(console: Console, improvements: pd.DataFrame) -> None:
-    survives = {True: f" {SURVIVES}", False: ""}
     group = [
-        [f"{row['label']} > {row['against']}", _interval(row, 3) + survives[bool(row["p_holm"] < 1 - CONFIDENCE)]]
+        [f"{row['label']} > {row['against']}", _interval(row, 3) + (f" {SURVIVES}" if survives(row) else "")]
         for _, row in improvements.iterrows()
     ]
     print_table(console, "Probability of improvement", ["P(X > Y)"], [f"[{CONFIDENCE:.0%} interval]"], [group])

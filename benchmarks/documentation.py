@@ -60,10 +60,10 @@ def api_page(name: str) -> str:
     """The page of a module: each of its public names, from its docstring."""
     module = importlib.import_module(name)
     names = getattr(module, "__all__", None)
-    body = f"::: {name}\n    options:\n      show_root_heading: false\n      show_root_toc_entry: false\n"
-    if names is not None:
-        body = "\n\n".join(f"::: {name}.{each}" for each in names)
-        body = f"{(module.__doc__ or '').strip()}\n\n{body}\n"
+    if names is None:
+        body = f"::: {name}\n    options:\n      show_root_heading: false\n      show_root_toc_entry: false\n"
+    else:
+        body = "\n\n".join([(module.__doc__ or "").strip(), *(f"::: {name}.{each}" for each in names)]) + "\n"
     return f"# `{name}`\n\n{body}"
 
 

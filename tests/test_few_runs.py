@@ -83,8 +83,10 @@ def test_no_interval_is_shown_that_cannot_hold(
     shown = [row[name] for row in document["table"] for name in ("untrained", "final", "last", "auc")]
     shown += [each for labels in document["aggregates"].values() for found in labels.values() for each in found]
     pairs = [matrix[x][1 - x] for matrix in document["improvements"].values() for x in range(2)]
-    assert all(None not in pair and pair[3] == "" for pair in pairs) if compared else True
-    shown += [] if compared else pairs
+    if compared:
+        assert all(None not in pair and pair[3] == "" for pair in pairs)
+    else:
+        shown += pairs
     assert all(each[1:4] == [None, None, mark] and not any(each[4:]) for each in shown)
     assert [each["mark"] for each in document["marks"] if each["used"]] == [mark]
     bands = [*document["cells"], *(band for profile in document["profiles"].values() for band in profile["bands"])]

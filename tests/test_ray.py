@@ -91,9 +91,7 @@ def test_what_no_node_has_is_one_line(tmp_path: Path, nodes: Cluster) -> None:
         RayPool(tmp_path, nodes.address, Resources(cpus=64))
 
 
-def test_a_node_on_which_something_is_wrong_gets_no_more_work(
-    tmp_path: Path, nodes: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_node_on_which_something_is_wrong_gets_no_more_work(tmp_path: Path, nodes: Cluster) -> None:
     """Such as a full disk: the second of two nodes that say so ends the sweep."""
     pool = RayPool(tmp_path, nodes.address, Resources())
     full = worker.Failed("the disk is full", elsewhere=True)
